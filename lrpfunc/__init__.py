@@ -1,0 +1,44 @@
+"""Layer-wise relevance propagation for PyTorch as pure functions.
+
+A model is a pure function, an explanation is that function's custom vector-Jacobian product:
+
+    fmodel, params = lrpfunc.functionalize(model, x)        # a program and a flat dict of its parameters
+    fmodel, params, restore, report = lrpfunc.canonize(fmodel, params)
+    relevance = lrpfunc.attribute(fmodel, params, x, lrpfunc.composites.epsilon_plus_flat())
+
+Nothing is hooked, patched or mutated, so `vmap`, `grad`, `jvp` and `torch.compile` work on an explanation as they do on
+any other function of tensors. Read on in this order: program, operations, rules, composites, interpreter.
+"""
+
+from lrpfunc import canonizers, composites, errors, rules
+from lrpfunc.canonizers import Canonical, canonize
+from lrpfunc.composites import explain
+from lrpfunc.errors import LrpError
+from lrpfunc.interpreter import attribute, custom_vjp, vjp, with_rules
+from lrpfunc.operations import Flow
+from lrpfunc.program import Program
+from lrpfunc.rules import Rule, stabilizer
+from lrpfunc.tracing import functionalize, trace
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Canonical",
+    "Flow",
+    "LrpError",
+    "Program",
+    "Rule",
+    "attribute",
+    "canonize",
+    "canonizers",
+    "composites",
+    "custom_vjp",
+    "errors",
+    "explain",
+    "functionalize",
+    "rules",
+    "stabilizer",
+    "trace",
+    "vjp",
+    "with_rules",
+]

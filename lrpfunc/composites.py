@@ -1,0 +1,336 @@
+"""Composites: which rule each equation of a program gets.
+
+A composite is a function `Program -> {equation name: Rule}`. It need not cover every equation: combinators lay one over
+another, and what remains gets the default of its kind (`DEFAULTS`), in the end the gradient.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+
+from lrpfunc import operations, rules
+from lrpfunc.errors import RuleError, near_misses
+from lrpfunc.operations import (
+    ACTIVATION,
+    AFFINE,
+    AVERAGE_POOL,
+    BATCH_NORM,
+    CONVOLUTION,
+    DENSE,
+    KINDS,
+    LINEAR,
+    MAX_POOL,
+    MOVEMENT,
+    PRODUCT,
+    SUM,
+)
+from lrpfunc.program import Equation, Program, equation_row, format_table
+from lrpfunc.rules import Rule
+from lrpfunc.rules.rule import StabilizerLike
+
+Assignment = dict[str, Rule]
+Composite = Callable[[Program], Assignment]
+Entries = Composite | Mapping[str, Rule] | Rule | None
+
+FALLBACK = rules.gradient()._replace(label="gradient (fallback)")
+DEFAULT_LINEAR = rules.epsilon()
+DEFAULTS = {
+    BATCH_NORM: rules.pass_through(),
+    ACTIVATION: rules.pass_through(),
+    AFFINE: rules.pass_through(),
+    SUM: rules.norm(),
+    AVERAGE_POOL: rules.norm(),
+    MAX_POOL: rules.gradient(),
+    MOVEMENT: rules.gradient(),
+    CONVOLUTION: DEFAULT_LINEAR,
+    DENSE: DEFAULT_LINEAR,
+}
+
+
+# -- combinators ------------------------------------------------------------------------------------------------------
+
+
+def by_kind(kinds: Mapping[str, Rule]) -> Composite:
+    """A rule for every equation of a kind: `by_kind({"convolution": zplus(), "dense": epsilon()})`.
+
+    "linear" covers convolutions and dense layers, "*" whatever is not named. Errors: `RuleError` for an unknown kind.
+    """
+    for name in kinds:
+        if name not in (*KINDS, LINEAR, "*"):
+            raise RuleError(f"no kind is called '{name}': there are {', '.join((*KINDS, LINEAR))}.{near_misses(name, KINDS)}")
+    _check_rules(kinds)
+
+    def composite(program):
+        assigned = {}
+        for equation in operations.active_equations(program):
+            kind = operations.kind(program, equation)
+            group = LINEAR if kind in (CONVOLUTION, DENSE) else kind
+            rule = kinds.get(kind, kinds.get(group, kinds.get("*")))
+            if rule is not None:
+                assigned[equation.name] = rule
+        return assigned
+
+    return composite
+
+
+def by_name(patterns: Mapping[str, Rule]) -> Composite:
+    """A rule for every equation whose name matches: an fnmatch pattern, or a prefix such as "layer1" for all below it.
+
+    Below a prefix, and where a pattern has wildcards, only weighted equations are meant, unless nothing there has
+    weights. The first pattern that matches counts. Errors: `RuleError` for a pattern that matches no equation.
+    """
+    _check_rules(patterns)
+
+    def composite(program):
+        assigned: Assignment = {}
+        for pattern, rule in patterns.items():
+            for name in matching(program, pattern):
+                assigned.setdefault(name, rule)
+        return assigned
+
+    return composite
+
+
+def matching(program: Program, pattern: str) -> list[str]:
+    """The names of the active equations that a pattern means. Errors: `RuleError` with near misses if there are none."""
+    names = [equation.name for equation in operations.active_equations(program)]
+    if pattern in names:
+        return [name for name in names if name == pattern or name.startswith(f"{pattern}:")]
+    matches = [name for name in names if _matches(name, pattern)]
+    if not matches:
+        prefixes = {".".join(name.split(".")[:i]) for name in names for i in range(1, name.count(".") + 1)}
+        candidates = [*names, *(f"{prefix}.*" for prefix in prefixes), *prefixes]
+        hint = near_misses(pattern, candidates)
+        raise RuleError(f"no layer matches the pattern '{pattern}'.{hint} `print(fmodel)` lists all names.")
+    weighted = [name for name in matches if name in _weighted(program)]
+    return weighted or matches
+
+
+@torch.compiler.assume_constant_result
+def _matches(name: str, pattern: str) -> bool:
+    return name.startswith((f"{pattern}.", f"{pattern}:")) or fnmatch.fnmatchcase(name, pattern)
+
+
+def first_layer(rule: Rule) -> Composite:
+    """A rule for the first weighted equations on the way from each input, by data flow."""
+    _check_rules({"first_layer": rule})
+
+    def composite(program):
+        return dict.fromkeys(_first(program), rule)
+
+    return composite
+
+
+def first_match(*composites: Entries) -> Composite:
+    """Composites one over another: each equation gets the rule of the first composite that has one for it."""
+    parts = [as_composite(part) for part in composites if part is not None]
+
+    def composite(program):
+        assigned: Assignment = {}
+        for part in parts:
+            assigned = {**part(program), **assigned}
+        return assigned
+
+    return composite
+
+
+def as_composite(entries: Entries) -> Composite:
+    """A composite of whatever may be given as rules: a composite, a mapping from patterns, or one rule for all weights.
+
+    Errors: `RuleError` for anything else.
+    """
+    if isinstance(entries, Rule):
+        return by_kind({LINEAR: entries})
+    if isinstance(entries, Mapping):
+        return by_name(entries)
+    if callable(entries):
+        return entries
+    raise RuleError(
+        f"rules must be a composite, a mapping {{name pattern: rule}} or one rule, but is {type(entries).__name__}. "
+        "Call the constructor: rules.epsilon(), composites.epsilon_plus()."
+    )
+
+
+def assign(program: Program, entries: Entries, strict: bool = False) -> Assignment:
+    """The rule of every active equation: the composite's, else the default of its kind, else the gradient.
+
+    Errors: with `strict`, `RuleError` if an equation is left to the gradient.
+    """
+    given = as_composite(entries)(program)
+    if not isinstance(given, Mapping):
+        raise RuleError(
+            f"a composite must return a mapping {{equation name: rule}}, but returned {type(given).__name__}. "
+            "A constructor must be called: composites.epsilon_plus()."
+        )
+    _check_rules(given)
+    assigned, fallbacks = {}, []
+    for equation in operations.active_equations(program):
+        rule = given.get(equation.name) or _default(program, equation)
+        assigned[equation.name] = rule
+        if rule is FALLBACK:
+            fallbacks.append(equation)
+    if strict and fallbacks:
+        listed = ", ".join(f"'{equation.name}' ({equation.operator})" for equation in fallbacks[:5])
+        more = f" and {len(fallbacks) - 5} more" if len(fallbacks) > 5 else ""
+        raise RuleError(f"no rule for {listed}{more}: strict=True allows no fallback to the gradient. Name them in rules.")
+    return assigned
+
+
+def _default(program: Program, equation: Equation) -> Rule:
+    kind = operations.kind(program, equation)
+    if kind == PRODUCT:
+        gate = operations.gate_of(program, equation)
+        return rules.halve() if gate is None else rules.gate(signal=1 - gate)
+    return DEFAULTS.get(kind, FALLBACK)
+
+
+def _check_rules(entries: Mapping[str, Rule]) -> None:
+    for name, rule in entries.items():
+        if not isinstance(rule, Rule):
+            raise RuleError(f"'{name}' must be given a rule such as rules.epsilon(), but got {type(rule).__name__}.")
+
+
+def _weighted(program: Program) -> set[str]:
+    linear = (CONVOLUTION, DENSE)
+    return {e.name for e in operations.active_equations(program) if operations.kind(program, e) in linear}
+
+
+def _first(program: Program) -> list[str]:
+    """Weighted equations that no other weighted equation comes before."""
+    weighted, below, first = _weighted(program), set(), []
+    for equation in operations.active_equations(program):
+        comes_after = any(variable.name in below for variable in operations.active_inputs(program, equation))
+        if equation.name in weighted and not comes_after:
+            first.append(equation.name)
+        if equation.name in weighted or comes_after:
+            below.update(variable.name for variable in equation.outputs)
+    return first
+
+
+# -- presets ----------------------------------------------------------------------------------------------------------
+
+
+def epsilon(epsilon: StabilizerLike = 1e-6, zero_bias: bool = False, entries: Entries = None) -> Composite:
+    """The epsilon rule for all layers. epsilon = 0 is input times gradient for piecewise linear networks."""
+    return first_match(entries, by_kind({LINEAR: rules.epsilon(epsilon, zero_bias)}))
+
+
+def epsilon_plus(
+    epsilon: StabilizerLike = 1e-6, stabilizer: StabilizerLike = 1e-6, zero_bias: bool = False, entries: Entries = None
+) -> Composite:
+    """z+ for convolutions, epsilon for dense layers. Source: Montavon et al. 2019, doi:10.1007/978-3-030-28954-6_10."""
+    return _layers(rules.zplus(stabilizer, zero_bias), epsilon, stabilizer, zero_bias, entries)
+
+
+def epsilon_plus_flat(
+    epsilon: StabilizerLike = 1e-6, stabilizer: StabilizerLike = 1e-6, zero_bias: bool = False, entries: Entries = None
+) -> Composite:
+    """As `epsilon_plus`, with the flat rule for the first layer."""
+    over = first_match(entries, first_layer(rules.flat(stabilizer)))
+    return epsilon_plus(epsilon, stabilizer, zero_bias, over)
+
+
+def epsilon_alpha2_beta1(
+    epsilon: StabilizerLike = 1e-6, stabilizer: StabilizerLike = 1e-6, zero_bias: bool = False, entries: Entries = None
+) -> Composite:
+    """alpha_beta(2, 1) for convolutions, epsilon for dense layers."""
+    return _layers(rules.alpha_beta(2, 1, stabilizer, zero_bias), epsilon, stabilizer, zero_bias, entries)
+
+
+def epsilon_alpha2_beta1_flat(
+    epsilon: StabilizerLike = 1e-6, stabilizer: StabilizerLike = 1e-6, zero_bias: bool = False, entries: Entries = None
+) -> Composite:
+    """As `epsilon_alpha2_beta1`, with the flat rule for the first layer."""
+    over = first_match(entries, first_layer(rules.flat(stabilizer)))
+    return epsilon_alpha2_beta1(epsilon, stabilizer, zero_bias, over)
+
+
+def epsilon_gamma_box(
+    low: float | torch.Tensor,
+    high: float | torch.Tensor,
+    epsilon: StabilizerLike = 1e-6,
+    gamma: float = 0.25,
+    stabilizer: StabilizerLike = 1e-6,
+    zero_bias: bool = False,
+    entries: Entries = None,
+) -> Composite:
+    """z-box for the first layer (inputs between `low` and `high`), gamma for other convolutions, epsilon for dense layers."""
+    over = first_match(entries, first_layer(rules.zbox(low, high, stabilizer, zero_bias)))
+    return _layers(rules.gamma(gamma, stabilizer, zero_bias), epsilon, stabilizer, zero_bias, over)
+
+
+def excitation_backprop(
+    stabilizer: StabilizerLike = 1e-6, zero_bias: bool = False, entries: Entries = None
+) -> Composite:
+    """z+ for all layers. Source: Zhang et al. 2016, doi:10.1007/978-3-319-46493-0_33."""
+    plus = rules.zplus(stabilizer, zero_bias)
+    return first_match(entries, by_kind({LINEAR: plus, **_without_parameters(stabilizer)}))
+
+
+def deconvnet(entries: Entries = None) -> Composite:
+    """The gradient, of which each activation passes what is positive. Source: Zeiler and Fergus 2014."""
+    return _gradient_like(rules.relu_deconvnet(), entries)
+
+
+def guided_backprop(entries: Entries = None) -> Composite:
+    """The gradient, of which each activation passes what is positive where it is active. Source: Springenberg et al. 2015."""
+    return _gradient_like(rules.relu_guided_backprop(), entries)
+
+
+def beta_smooth(beta: float = 10.0, entries: Entries = None) -> Composite:
+    """The gradient, with activations as smooth as a softplus of sharpness beta. Source: Dombrowski et al. 2019."""
+    return _gradient_like(rules.relu_beta_smooth(beta), entries)
+
+
+def _layers(convolution: Rule, epsilon, stabilizer, zero_bias: bool, entries: Entries) -> Composite:
+    dense = rules.epsilon(epsilon, zero_bias)
+    kinds = {CONVOLUTION: convolution, DENSE: dense, **_without_parameters(stabilizer)}
+    return first_match(entries, by_kind(kinds))
+
+
+def _without_parameters(stabilizer: StabilizerLike) -> dict[str, Rule]:
+    return {SUM: rules.norm(stabilizer), AVERAGE_POOL: rules.norm(stabilizer)}
+
+
+def _gradient_like(activation: Rule, entries: Entries) -> Composite:
+    return first_match(entries, by_kind({ACTIVATION: activation, "*": rules.gradient()}))
+
+
+# -- explain ----------------------------------------------------------------------------------------------------------
+
+
+class Explanation(NamedTuple):
+    """The listing equation => rule; `print` shows it. `fallbacks` names the equations that are left to the gradient."""
+
+    rows: Sequence[tuple[str, ...]]
+    fallbacks: tuple[str, ...]
+
+    def __str__(self) -> str:
+        table = format_table(("", "name", "kind", "operation", "input", "output", "rule"), self.rows)
+        if not self.fallbacks:
+            return table
+        count = len(self.fallbacks)
+        return f"{table}\n! {count} equation{'s' * (count > 1)} without a rule: the gradient moves what arrives there."
+
+    __repr__ = __str__
+
+
+def explain(fmodel: Program, rules: Entries, strict: bool = False) -> Explanation:
+    """Which rule each equation gets, one line per equation; those that fall back to the gradient begin with "!".
+
+    Errors: `RuleError` for a pattern that matches nothing and, with `strict`, for fallbacks.
+    """
+    assigned = assign(fmodel, rules, strict)
+    rows, fallbacks = [], []
+    for equation in operations.active_equations(fmodel):
+        rule = assigned[equation.name]
+        if rule is FALLBACK:
+            fallbacks.append(equation.name)
+        name, *shapes = equation_row(equation)
+        mark = "!" if rule is FALLBACK else ""
+        rows.append((mark, name, operations.kind(fmodel, equation), *shapes, rule.label))
+    return Explanation(tuple(rows), tuple(fallbacks))

@@ -1,0 +1,38 @@
+"""The errors of lrpfunc: each names who, what was needed, what came, and the way out."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class LrpError(Exception):
+    """The parent of every error that lrpfunc raises on purpose."""
+
+
+class TraceError(LrpError):
+    """A model or function cannot be turned into a program."""
+
+
+class ParameterError(LrpError):
+    """A parameter pytree does not fit the program: leaves missing, left over, or of a wrong shape."""
+
+
+class InputError(LrpError):
+    """An input does not fit the program: wrong structure, rank, size, dtype or device."""
+
+
+class TargetError(LrpError):
+    """A target does not select one relevance seed per sample."""
+
+
+class RuleError(LrpError):
+    """A rule or composite is ill-formed, matches nothing, or cannot handle an equation."""
+
+
+class CanonizeError(LrpError):
+    """A canonization pass cannot be applied."""
+
+
+def near_misses(name: str, names: Iterable[str]) -> str:
+    """The sentence "Did you mean ...?" for a misspelt name, empty if nothing is near."""
+    close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
+    return f" Did you mean {' or '.join(repr(match) for match in close)}?" if close else ""

@@ -1,0 +1,455 @@
+"""What each operation is: its kind, its linear map and adjoint, its own functions; and the flow between operations.
+
+The table `OPERATORS` is the one place that knows ATen. Whatever is not in it is of kind "other" and is moved by its
+vector-Jacobian product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lrpfunc.errors import RuleError
+from lrpfunc.program import Equation, Program, Variable, operator_name
+
+# -- flow -------------------------------------------------------------------------------------------------------------
+
+
+class Flow:
+    """What travels backwards on an edge with value v: a relevance R, or a coefficient c with R = v * c.
+
+    An equation with several outputs has a flow whose `tensor` is a tuple. Source: Montavon et al. 2019,
+    doi:10.1007/978-3-030-28954-6_10, who write R_j = a_j c_j.
+    """
+
+    __slots__ = ("is_relevance", "tensor")
+
+    def __init__(self, relevance: Tensor | tuple | None = None, coefficient: Tensor | tuple | None = None):
+        if (relevance is None) == (coefficient is None):
+            raise RuleError("a Flow is either a relevance or a coefficient: give exactly one.")
+        self.is_relevance = relevance is not None
+        self.tensor = relevance if relevance is not None else coefficient
+
+    def relevance(self, value: Tensor) -> Tensor:
+        """R, by R = v * c."""
+        return self.tensor if self.is_relevance else value * self.tensor
+
+    def coefficient(self, value: Tensor, stabilize: Callable[[Tensor], Tensor]) -> Tensor:
+        """R / S(v). A coefficient c is v * c / S(v): bounded where v cancels to zero, and c itself where S(v) = v."""
+        if getattr(stabilize, "is_identity", False):
+            return _safe_divide(self.tensor, value) if self.is_relevance else self.tensor
+        stable = stabilize(value)
+        return self.tensor / stable if self.is_relevance else self.tensor * (value / stable)
+
+    def moved(self, tensor) -> Flow:
+        """The same form with another tensor."""
+        return Flow(relevance=tensor) if self.is_relevance else Flow(coefficient=tensor)
+
+
+def _safe_divide(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """Zero where the denominator is zero, with a derivative that is zero there as well."""
+    is_zero = denominator == 0
+    return torch.where(is_zero, 0.0, numerator / torch.where(is_zero, 1.0, denominator))
+
+
+# -- functions that ATen does not have --------------------------------------------------------------------------------
+
+
+def batch_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps) -> Tensor:
+    """Batch normalization with given statistics, whose eps may be a tensor: the same kernel, eps added beforehand."""
+    return torch.batch_norm(x, weight, bias, mean, var + eps, False, 0.0, 0.0, torch.backends.cudnn.enabled)
+
+
+def frozen_batch_norm(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps) -> Tensor:
+    """Batch normalization as torchvision's FrozenBatchNorm2d writes it, operation by operation."""
+    weight, bias, mean, var = (p.reshape(1, -1, *[1] * (x.dim() - 2)) for p in (weight, bias, mean, var))
+    scale = weight * (var + eps).rsqrt()
+    return x * scale + (bias - mean * scale)
+
+
+def overwrite(base: Tensor, value: Tensor, views: Sequence[tuple[Callable, tuple, dict]]) -> Tensor:
+    """`base` after `value` was written into a view of it; `views` leads from the base to the view."""
+    places = torch.arange(base.numel(), device=base.device).reshape(base.shape)
+    for view, arguments, keywords in views:
+        places = view(places, *arguments, **keywords)
+    written = value.to(base.dtype).expand(places.shape).reshape(-1)
+    return base.reshape(-1).scatter(0, places.reshape(-1), written).reshape(base.shape)
+
+
+def size(x: Tensor, dim: int) -> int:
+    return x.shape[dim]
+
+
+# -- operations -------------------------------------------------------------------------------------------------------
+
+
+class Slot(NamedTuple):
+    """The place of an operation's input among its arguments."""
+
+    index: int
+
+
+class Operation:
+    """One equation as a function of its active inputs; everything else, parameters included, is bound.
+
+    `operation(*inputs)` is its value. `adjoint(s)` is the transposed linear map, which needs no forward pass; it gives
+    one tensor for one input and a tuple for several. `linear(weight, bias)` is the same map with other parameters.
+    """
+
+    def __init__(self, name: str, function: Callable, arguments: Sequence, keywords: dict, likes: Sequence[Tensor]):
+        self.name = name
+        self.function = function
+        self.arguments = arguments
+        self.keywords = keywords
+        self.operator = OPERATORS.get(operator_name(function), UNKNOWN)
+        self.shapes = [like.shape for like in likes]
+        self.dtype, self.device = likes[0].dtype, likes[0].device
+
+    def __call__(self, *inputs: Tensor):
+        return self.function(*_fill(self.arguments, inputs), **self.keywords)
+
+    @property
+    def description(self) -> str:
+        return f"'{self.name}' ({operator_name(self.function)})"
+
+    # -- parameters
+
+    @property
+    def is_weighted(self) -> bool:
+        return self.operator.weight is not None and isinstance(self.weight, Tensor)
+
+    @property
+    def weight(self) -> Tensor:
+        return self.arguments[self._weight_position()]
+
+    @property
+    def bias(self) -> Tensor | None:
+        position = self.operator.bias
+        return self.arguments[position] if position is not None and position < len(self.arguments) else None
+
+    def linear(self, weight: Tensor, bias: Tensor | None = None) -> Operation:
+        """The operation with another weight and bias (None: no bias). Errors: `RuleError` if it has no weight."""
+        if not self.is_weighted:
+            raise RuleError(f"{self.description} has no weight, but the rule needs a weighted equation.")
+        arguments = list(self.arguments)
+        arguments[self._weight_position()] = weight
+        if self.operator.bias is not None and self.operator.bias < len(arguments):
+            arguments[self.operator.bias] = bias
+        return self._with(arguments)
+
+    def without_bias(self) -> Operation:
+        return self.linear(self.weight) if self.bias is not None else self
+
+    def _with(self, arguments: Sequence) -> Operation:
+        other = object.__new__(Operation)
+        other.__dict__.update(self.__dict__)
+        other.arguments = arguments
+        return other
+
+    def _weight_position(self) -> int:
+        position = self.operator.weight
+        # In a matrix product either operand may be the input; the other one is the weight.
+        return 1 - position if isinstance(self.arguments[position], Slot) else position
+
+    # -- adjoints
+
+    @property
+    def is_linear(self) -> bool:
+        return self.is_weighted or self.operator.is_linear
+
+    def adjoint(self, s):
+        """The transposed linear map applied to s. Errors: `RuleError` if the operation is not linear in its inputs."""
+        if not self.is_linear:
+            raise RuleError(f"{self.description} is not linear in its inputs, but the rule needs a linear equation.")
+        if self.operator.adjoint is not None:
+            result = self.operator.adjoint(self, s)
+            if result is not None:
+                return result
+        return self.vjp([torch.zeros(shape, dtype=self.dtype, device=self.device) for shape in self.shapes], s)
+
+    def vjp(self, inputs: Sequence[Tensor], s):
+        """The vector-Jacobian product at `inputs`: one tensor for one input, a tuple for several."""
+        _, pullback = torch.func.vjp(lambda *inputs: _floating(self(*inputs)), *inputs)
+        moved = pullback(s)
+        return moved[0] if len(moved) == 1 else moved
+
+
+def bind(equation: Equation, values: dict[str, Any], active: Collection[str]) -> tuple[Operation, list[Tensor]]:
+    """The operation of an equation and its active inputs, in the order of its arguments."""
+    inputs: list[Tensor] = []
+
+    def fill(template):
+        if isinstance(template, Variable):
+            if template.name not in active:
+                return values[template.name]
+            inputs.append(values[template.name])
+            return Slot(len(inputs) - 1)
+        if isinstance(template, (list, tuple)):
+            return type(template)([fill(item) for item in template])
+        return template
+
+    arguments = [fill(argument) for argument in equation.arguments]
+    keywords = {name: fill(argument) for name, argument in equation.keywords.items()}
+    return Operation(equation.name, equation.function, arguments, keywords, inputs), inputs
+
+
+def _fill(template, inputs: Sequence[Tensor]):
+    if isinstance(template, Slot):
+        return inputs[template.index]
+    if isinstance(template, (list, tuple)):
+        return type(template)([_fill(item, inputs) for item in template])
+    return template
+
+
+def _floating(result):
+    """The floating-point part of a result: what flows can arrive at."""
+    if isinstance(result, (tuple, list)):
+        return tuple(tensor for tensor in result if tensor.is_floating_point())
+    return result
+
+
+# -- kinds ------------------------------------------------------------------------------------------------------------
+
+
+class Operator(NamedTuple):
+    """A row of the table: what is known of an operation, whatever its arguments.
+
+    `kind` holds with one active input, `joint` with several. `input`, `weight` and `bias` are positions among the
+    arguments, `input` None where either operand may be the input; `output_axis` is the weight's axis of output channels (None: a transposed convolution's grouped layout);
+    `ratio` is f(x) / x of an activation, with f'(0) at 0; `is_gate` marks activations that scale a signal.
+    """
+
+    kind: str
+    joint: str | None = None
+    input: int | None = None
+    weight: int | None = None
+    bias: int | None = None
+    output_axis: int | None = None
+    is_linear: bool = False
+    adjoint: Callable[[Operation, Tensor], Any] | None = None
+    ratio: Callable[..., Tensor] | None = None
+    is_gate: bool = False
+
+
+CONVOLUTION, DENSE, BATCH_NORM, ACTIVATION, AFFINE, SUM = (
+    "convolution", "dense", "batch_norm", "activation", "affine", "sum",
+)  # fmt: skip
+AVERAGE_POOL, MAX_POOL, PRODUCT, BILINEAR = "average_pool", "max_pool", "product", "bilinear"
+SOFTMAX, ATTENTION, NORMALIZATION, MOVEMENT, OTHER = "softmax", "attention", "normalization", "movement", "other"
+LINEAR = "linear"  # a convolution or a dense layer
+
+KINDS = (
+    CONVOLUTION, DENSE, BATCH_NORM, ACTIVATION, AFFINE, SUM, AVERAGE_POOL, MAX_POOL, PRODUCT, BILINEAR, SOFTMAX,
+    ATTENTION, NORMALIZATION, MOVEMENT, OTHER,
+)  # fmt: skip
+
+
+def kind(program: Program, equation: Equation) -> str:
+    """The kind of an active equation, one of `KINDS`."""
+    operator = OPERATORS.get(equation.operator, UNKNOWN)
+    if operator.joint is not None and len(active_inputs(program, equation)) > 1:
+        return operator.joint
+    if operator.input is not None and not _is_active(program, equation.arguments[operator.input]):
+        return OTHER  # a layer whose weight depends on the input while its input does not is no layer to a rule
+    return operator.kind
+
+
+def active_inputs(program: Program, equation: Equation) -> list[Variable]:
+    return [variable for variable in equation.reads if variable.name in program.active]
+
+
+def is_active(program: Program, equation: Equation) -> bool:
+    return any(variable.name in program.active for variable in equation.outputs)
+
+
+def active_equations(program: Program) -> Iterator[Equation]:
+    return (equation for equation in program.equations if is_active(program, equation))
+
+
+def gate_of(program: Program, equation: Equation) -> int | None:
+    """Which of a product's two active factors is a gate (0 or 1), None if neither is.
+
+    A denominator always is; a factor is one if it comes, but for movements, from a sigmoid, tanh or softmax. Between two
+    such factors a tanh is the signal.
+    """
+    if equation.operator.startswith("div"):
+        return 1
+    origins = [_origin(program, variable) for variable in active_inputs(program, equation)]
+    gates = [OPERATORS.get(origin, UNKNOWN).is_gate for origin in origins]
+    if all(gates):
+        gates = [origin != "tanh" for origin in origins]
+    return gates.index(True) if gates.count(True) == 1 else None
+
+
+def _origin(program: Program, variable: Variable) -> str | None:
+    """The operator that made a value, seen through movements."""
+    equation = program.producers.get(variable.name)
+    while equation is not None and kind(program, equation) == MOVEMENT:
+        sources = active_inputs(program, equation)
+        equation = program.producers.get(sources[0].name) if sources else None
+    return equation.operator if equation is not None else None
+
+
+def _is_active(program: Program, argument) -> bool:
+    return isinstance(argument, Variable) and argument.name in program.active
+
+
+# -- adjoints of the linear operations --------------------------------------------------------------------------------
+
+
+def _broadcast(value, dimensions: int) -> list[int]:
+    value = list(value) if isinstance(value, (list, tuple)) else [value]
+    return value * dimensions if len(value) == 1 else value
+
+
+def _convolution_adjoint(operation: Operation, s: Tensor) -> Tensor | None:
+    """The transposed convolution; `output_padding` restores the rows that the stride left over."""
+    weight = operation.weight
+    _, _, _, stride, padding, dilation, groups = operation.arguments
+    if isinstance(padding, str):
+        return None
+    dimensions = weight.dim() - 2
+    stride, padding, dilation = (_broadcast(value, dimensions) for value in (stride, padding, dilation))
+    sizes = operation.shapes[0][-dimensions:]
+    left_over = [
+        n - ((m - 1) * t - 2 * p + d * (k - 1) + 1)
+        for n, m, t, p, d, k in zip(
+            sizes, s.shape[-dimensions:], stride, padding, dilation, weight.shape[2:], strict=True
+        )
+    ]
+    transpose = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[dimensions - 1]
+    return transpose(s, weight, None, stride, padding, left_over, groups, dilation)
+
+
+def _transposed_adjoint(operation: Operation, s: Tensor) -> Tensor | None:
+    weight = operation.weight
+    _, _, _, stride, padding, _, groups, dilation = operation.arguments
+    convolve = (F.conv1d, F.conv2d, F.conv3d)[weight.dim() - 3]
+    moved = convolve(s, weight, None, stride, padding, dilation, groups)
+    # A transposed convolution with output_padding has rows that reach no input; the convolution may then see one more.
+    for axis, size in enumerate(operation.shapes[0][2 - weight.dim() :], start=2 - weight.dim()):
+        moved = moved.narrow(axis, 0, size)
+    return moved
+
+
+def _linear_adjoint(operation: Operation, s: Tensor) -> Tensor:
+    return s @ operation.weight
+
+
+def _mm_adjoint(operation: Operation, s: Tensor) -> Tensor:
+    left, right = operation.arguments[:2]
+    return s @ right.mT if isinstance(left, Slot) else left.mT @ s
+
+
+def _addmm_adjoint(operation: Operation, s: Tensor) -> Tensor:
+    return (s @ operation.weight.mT) * operation.keywords.get("alpha", 1)
+
+
+def _reshape_adjoint(operation: Operation, s: Tensor) -> Tensor:
+    return s.reshape(operation.shapes[0])
+
+
+def _transpose_adjoint(operation: Operation, s: Tensor) -> Tensor:
+    return s.transpose(*operation.arguments[1:3])
+
+
+def _permute_adjoint(operation: Operation, s: Tensor) -> Tensor:
+    order = [axis % s.dim() for axis in operation.arguments[1]]
+    return s.permute([order.index(axis) for axis in range(len(order))])
+
+
+def _identity_adjoint(operation: Operation, s: Tensor) -> Tensor:
+    return s
+
+
+def _expand_adjoint(operation: Operation, s: Tensor) -> Tensor:
+    return s.sum_to_size(operation.shapes[0])
+
+
+def _cat_adjoint(operation: Operation, s: Tensor):
+    tensors, axis = operation.arguments[:2]
+    if not all(isinstance(tensor, Slot) for tensor in tensors):
+        return None
+    parts = s.split([shape[axis] for shape in operation.shapes], axis)
+    return parts if len(parts) > 1 else parts[0]
+
+
+def _add_adjoint(operation: Operation, s: Tensor):
+    if operation.keywords.get("alpha", 1) != 1 or len(operation.shapes) != 2:
+        return None
+    return tuple(s.sum_to_size(shape) for shape in operation.shapes)
+
+
+# -- f(x) / x of the activations --------------------------------------------------------------------------------------
+
+
+def _tanh_ratio(x: Tensor) -> Tensor:
+    is_zero = x == 0
+    divisor = torch.where(is_zero, 1.0, x)
+    return torch.where(is_zero, 1.0, torch.tanh(divisor) / divisor)
+
+
+def _relu_ratio(x: Tensor) -> Tensor:
+    return (x > 0).to(x.dtype)
+
+
+# -- the table --------------------------------------------------------------------------------------------------------
+
+
+def _rows(names: str, operator: Operator) -> dict[str, Operator]:
+    return dict.fromkeys(names.split(), operator)
+
+
+UNKNOWN = Operator(OTHER)
+
+OPERATORS: dict[str, Operator] = {
+    **_rows("conv1d conv2d conv3d", Operator(CONVOLUTION, BILINEAR, 0, 1, 2, 0, adjoint=_convolution_adjoint)),
+    **_rows("conv_transpose1d conv_transpose2d conv_transpose3d",
+            Operator(CONVOLUTION, BILINEAR, 0, 1, 2, adjoint=_transposed_adjoint)),
+    "linear": Operator(DENSE, BILINEAR, 0, 1, 2, 0, adjoint=_linear_adjoint),
+    "addmm": Operator(DENSE, BILINEAR, 1, 2, 0, 1, adjoint=_addmm_adjoint),
+    **_rows("mm bmm", Operator(DENSE, BILINEAR, weight=1, adjoint=_mm_adjoint)),
+    **_rows("matmul mv dot inner", Operator(DENSE, BILINEAR, weight=1)),
+    "einsum": Operator(DENSE, BILINEAR, is_linear=True),
+    **_rows("baddbmm addbmm", Operator(DENSE, BILINEAR, 1, 2, 0)),
+    **_rows("batch_norm frozen_batch_norm", Operator(BATCH_NORM)),
+    "relu": Operator(ACTIVATION, ratio=_relu_ratio),
+    "silu": Operator(ACTIVATION, ratio=torch.sigmoid),
+    "tanh": Operator(ACTIVATION, ratio=_tanh_ratio, is_gate=True),
+    "hardswish": Operator(ACTIVATION, ratio=F.hardsigmoid),
+    "leaky_relu": Operator(ACTIVATION, ratio=lambda x, slope=0.01: torch.where(x > 0, 1.0, slope).to(x.dtype)),
+    **_rows("sigmoid hardsigmoid", Operator(ACTIVATION, is_gate=True)),
+    **_rows("relu6 hardtanh gelu elu celu selu softplus mish prelu rrelu log_sigmoid threshold clamp clamp_min "
+            "clamp_max hardshrink softshrink tanhshrink softsign", Operator(ACTIVATION)),
+    "add": Operator(AFFINE, SUM, is_linear=True, adjoint=_add_adjoint),
+    **_rows("sub rsub", Operator(AFFINE, SUM, is_linear=True)),
+    **_rows("mul div multiply divide true_divide", Operator(AFFINE, PRODUCT)),
+    "neg": Operator(AFFINE, is_linear=True),
+    **_rows("sum mean cumsum", Operator(SUM, is_linear=True)),
+    **_rows("avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
+            "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d "
+            "upsample_bicubic2d upsample_trilinear3d", Operator(AVERAGE_POOL, is_linear=True)),
+    **_rows("max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d max amax "
+            "min amin maximum minimum", Operator(MAX_POOL, MAX_POOL)),
+    **_rows("softmax log_softmax", Operator(SOFTMAX)),
+    **_rows("scaled_dot_product_attention", Operator(ATTENTION, ATTENTION)),
+    **_rows("layer_norm group_norm instance_norm rms_norm linalg_vector_norm", Operator(NORMALIZATION)),
+    **_rows("view reshape flatten unflatten unsqueeze squeeze view_as reshape_as _unsafe_view",
+            Operator(MOVEMENT, is_linear=True, adjoint=_reshape_adjoint)),
+    **_rows("transpose swapaxes swapdims", Operator(MOVEMENT, is_linear=True, adjoint=_transpose_adjoint)),
+    "permute": Operator(MOVEMENT, is_linear=True, adjoint=_permute_adjoint),
+    **_rows("contiguous clone alias lift_fresh lift_fresh_copy",
+            Operator(MOVEMENT, is_linear=True, adjoint=_identity_adjoint)),
+    **_rows("expand expand_as broadcast_to", Operator(MOVEMENT, is_linear=True, adjoint=_expand_adjoint)),
+    "cat": Operator(MOVEMENT, MOVEMENT, is_linear=True, adjoint=_cat_adjoint),
+    **_rows("t mT numpy_T movedim select slice narrow index index_select gather take_along_dim repeat "
+            "repeat_interleave tile pad constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d "
+            "replication_pad1d replication_pad2d replication_pad3d roll flip rot90 chunk split split_with_sizes "
+            "tensor_split unbind stack unfold im2col col2im pixel_shuffle pixel_unshuffle channel_shuffle where "
+            "masked_fill masked_scatter diagonal tril triu to _to_copy type_as overwrite copy slice_scatter "
+            "select_scatter scatter index_put index_copy", Operator(MOVEMENT, MOVEMENT, is_linear=True)),
+}  # fmt: skip

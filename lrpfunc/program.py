@@ -1,0 +1,338 @@
+"""A model as data: variables, equations and the program that they make, in the manner of a jaxpr.
+
+A program knows nothing of rules, of `torch.export` or of modules. It evaluates, checks what it is called with,
+prints itself and can be rewritten; everything else in lrpfunc is a function of programs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import optree
+import torch
+from torch import Tensor
+
+from lrpfunc.errors import InputError, ParameterError, near_misses
+
+# Values that no equation makes: factory functions inside a model follow the call, not the machine it was traced on.
+DEVICE, DTYPE = "@device", "@dtype"
+
+PARAMETER = "params."  # how the variables of parameter leaves begin
+
+NAMESPACE = "lrpfunc"  # optree's registry of the dataclasses that we met, kept apart from everybody else's
+
+
+@dataclass(frozen=True, eq=False)
+class Variable:
+    """One edge of a program. `shape` has a name in place of a size that may differ from call to call."""
+
+    name: str
+    shape: tuple[int | str, ...] | None = None
+    dtype: torch.dtype | None = None
+
+    @property
+    def is_floating(self) -> bool:
+        return self.dtype is not None and self.dtype.is_floating_point
+
+    def __str__(self) -> str:
+        return "(" + ", ".join(map(str, self.shape)) + ")" if self.shape is not None else "size"
+
+
+@dataclass(frozen=True, eq=False)
+class Equation:
+    """`outputs = function(*arguments, **keywords)`, where variables stand for values."""
+
+    name: str
+    function: Callable
+    arguments: tuple
+    keywords: Mapping[str, Any]
+    outputs: tuple[Variable, ...]
+    source: str = ""
+
+    @property
+    def operator(self) -> str:
+        """The name of the function without its overload: `conv2d`, `add`, `frozen_batch_norm`."""
+        return operator_name(self.function)
+
+    @property
+    def reads(self) -> tuple[Variable, ...]:
+        return tuple(variables_in((self.arguments, tuple(self.keywords.values()))))
+
+    def evaluate(self, values: Mapping[str, Any]) -> tuple:
+        result = self.function(
+            *substitute(self.arguments, values), **{k: substitute(v, values) for k, v in self.keywords.items()}
+        )
+        return tuple(result) if isinstance(result, (tuple, list)) else (result,)
+
+
+class Leaf(NamedTuple):
+    """One leaf of the inputs: its path, as text for messages too, and its variable or the literal it was traced with."""
+
+    path: tuple
+    label: str
+    value: Variable | Any
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A model as a pure function: `program(params, *inputs)`.
+
+    Equations come in an order in which they can be evaluated. `parameters` maps the leaf names of the parameter pytree,
+    in flattening order, to variables, and `parameter_paths` has the same leaves' paths. `output` is the output's pytree
+    with variables for tensors. `active` holds the names of the floating-point variables that depend on an input.
+    """
+
+    parameters: Mapping[str, Variable]
+    parameter_paths: tuple[tuple, ...]
+    input_names: tuple[str, ...]
+    input_leaves: tuple[Leaf, ...]
+    equations: tuple[Equation, ...]
+    output: Any
+    size_ranges: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
+    takes_keywords: bool = False
+    active: frozenset[str] = field(init=False)
+    producers: Mapping[str, Equation] = field(init=False)
+    output_leaves: tuple = field(init=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "producers", {v.name: e for e in self.equations for v in e.outputs})
+        object.__setattr__(self, "active", _active(self))
+        object.__setattr__(self, "output_leaves", tuple(optree.tree_leaves(self.output, namespace=NAMESPACE)))
+
+    # -- evaluation ---------------------------------------------------------------------------------------------------
+
+    def __call__(self, params, *inputs, **keywords):
+        """The model's output, equal to `functional_call(model, params, inputs)`.
+
+        Errors: `ParameterError`, `InputError` where what is given does not fit what was traced.
+        """
+        values = self.bind(params, self.collect(inputs, keywords))
+        for equation in self.equations:
+            self.store(equation, equation.evaluate(values), values)
+        return self.result(values)
+
+    def collect(self, inputs: Sequence, keywords: Mapping[str, Any]) -> tuple:
+        """Positional and keyword inputs as one tuple, in the order of `input_names`."""
+        if len(inputs) > len(self.input_names):
+            raise InputError(f"the program takes {self._signature()}, but got {len(inputs)} positional inputs.")
+        given = dict(zip(self.input_names, inputs, strict=False))
+        for name, value in keywords.items():
+            if name not in self.input_names:
+                hint = near_misses(name, self.input_names)
+                raise InputError(f"no input is called '{name}': the program takes {self._signature()}.{hint}")
+            if name in given:
+                raise InputError(f"input '{name}' was given twice, by position and by name.")
+            given[name] = value
+        if missing := [name for name in self.input_names if name not in given]:
+            raise InputError(f"input '{missing[0]}' is missing: the program takes {self._signature()}.")
+        return tuple(given[name] for name in self.input_names)
+
+    def bind(self, params, inputs: tuple) -> dict[str, Any]:
+        """The first values of an evaluation, checked: parameters, inputs, and the device and dtype that rule the call."""
+        names = (variable.name for variable in self.parameters.values())
+        values: dict[str, Any] = dict(zip(names, self.flatten_params(params), strict=True))
+        leaves = self.flatten_inputs(inputs)
+        values[DEVICE], values[DTYPE] = self._reference(values, leaves)
+        self._check_inputs(leaves, values)
+        for leaf, value in zip(self.input_leaves, leaves, strict=True):
+            if isinstance(leaf.value, Variable):
+                values[leaf.value.name] = value
+        return values
+
+    def store(self, equation: Equation, results: Sequence, values: dict[str, Any]) -> None:
+        for variable, result in zip(equation.outputs, results, strict=True):
+            values[variable.name] = result
+
+    def result(self, values: Mapping[str, Any]):
+        return optree.tree_map(lambda leaf: substitute(leaf, values), self.output, namespace=NAMESPACE)
+
+    # -- structure ----------------------------------------------------------------------------------------------------
+
+    def flatten_params(self, params) -> list[Tensor]:
+        # Paths instead of structures, here and below: torch.compile cannot compare optree's structures.
+        leaves = optree.tree_leaves(params, namespace=NAMESPACE)
+        if tuple(optree.tree_paths(params, namespace=NAMESPACE)) != self.parameter_paths:
+            raise ParameterError(_structure_difference(list(self.parameters), leaf_names(params)))
+        for (name, variable), leaf in zip(self.parameters.items(), leaves, strict=True):
+            if not isinstance(leaf, Tensor):
+                raise ParameterError(f"leaf '{name}' of params must be a tensor, but is {type(leaf).__name__}.")
+            if tuple(leaf.shape) != variable.shape:
+                raise ParameterError(
+                    f"leaf '{name}' of params must have shape {variable}, but has {tuple(leaf.shape)}. "
+                    "For several parameter sets stacked along a dimension, use torch.func.vmap over params."
+                )
+        return leaves
+
+    def flatten_inputs(self, inputs: tuple) -> list:
+        leaves = optree.tree_leaves(inputs, namespace=NAMESPACE)
+        if [leaf.path for leaf in self.input_leaves] != optree.tree_paths(inputs, namespace=NAMESPACE):
+            given = ", ".join(label_inputs(self.input_names, inputs)) or "nothing"
+            raise InputError(
+                f"the inputs must have the leaves {', '.join(leaf.label for leaf in self.input_leaves)} that they were "
+                f"traced with, but have {given}. Trace the model again for another structure."
+            )
+        return leaves
+
+    def _reference(self, values: Mapping[str, Any], leaves: Sequence) -> tuple[torch.device, torch.dtype]:
+        tensors = [value for value in (*values.values(), *leaves) if isinstance(value, Tensor)]
+        reference = next((t for t in tensors if t.dim() and t.is_floating_point()), None)
+        if reference is None:
+            reference = next(iter(tensors), torch.empty(()))
+        return reference.device, reference.dtype
+
+    def _check_inputs(self, leaves: Sequence, values: Mapping[str, Any]) -> None:
+        sizes: dict[str, tuple[int, str]] = {}
+        for (_, path, expected), value in zip(self.input_leaves, leaves, strict=True):
+            if not isinstance(expected, Variable):
+                if isinstance(value, Tensor) or value != expected:
+                    raise InputError(
+                        f"input '{path}' is part of the trace with the value {expected!r}, but is now {value!r}. "
+                        "Trace the model again for another value."
+                    )
+                continue
+            if not isinstance(value, Tensor):
+                raise InputError(f"input '{path}' must be a tensor, but is {type(value).__name__}.")
+            self._check_tensor(path, expected, value, values)
+            self._check_shape(path, expected, value, sizes)
+
+    def _check_tensor(self, path: str, expected: Variable, value: Tensor, values: Mapping[str, Any]) -> None:
+        if value.device != values[DEVICE]:
+            raise InputError(
+                f"input '{path}' is on {value.device}, but the other tensors are on {values[DEVICE]}. "
+                "Move one to the other: optree.tree_map(lambda p: p.to(device), params)."
+            )
+        if expected.is_floating and value.dtype != values[DTYPE] or expected.is_floating != value.is_floating_point():
+            needed = values[DTYPE] if expected.is_floating else expected.dtype
+            raise InputError(f"input '{path}' must be {needed} as the parameters are, but is {value.dtype}. Cast one.")
+
+    def _check_shape(self, path: str, expected: Variable, value: Tensor, sizes: dict[str, tuple[int, str]]) -> None:
+        shape = tuple(value.shape)
+        if len(shape) != len(expected.shape):
+            raise InputError(f"input '{path}' must have the {len(expected.shape)} dimensions {expected}, but has {shape}.")
+        for axis, (size, needed) in enumerate(zip(shape, expected.shape, strict=True)):
+            if isinstance(needed, str):
+                first, where = sizes.setdefault(needed, (size, path))
+                if size != first:
+                    raise InputError(f"inputs '{where}' and '{path}' must agree in '{needed}', but have {first} and {size}.")
+                low, high = self.size_ranges.get(needed, (0, None))
+                if size < low or (high is not None and size > high):
+                    bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+                    raise InputError(f"'{needed}' of input '{path}' must be {bounds}, but is {size}: the model decides on it.")
+            elif size != needed:
+                remedy = (
+                    f"The model fixes its batch size at {needed}: trace it with the batch size you need."
+                    if axis == 0
+                    else "Trace the model again for another size."
+                )
+                raise InputError(f"input '{path}' must have shape {expected}, but has {shape}. {remedy}")
+
+    def _signature(self) -> str:
+        return "(params, " + ", ".join(self.input_names) + ")"
+
+    # -- rewriting ----------------------------------------------------------------------------------------------------
+
+    def readers(self) -> dict[str, list[Equation]]:
+        """For each variable, the equations that read it; an equation that reads it twice is listed once."""
+        readers: dict[str, list[Equation]] = {}
+        for equation in self.equations:
+            for name in dict.fromkeys(variable.name for variable in equation.reads):
+                readers.setdefault(name, []).append(equation)
+        return readers
+
+    def replace(self, **changes) -> Program:
+        """A new program with other fields, without the equations whose results nobody reads."""
+        program = replace(self, **changes)
+        needed = {v.name for v in variables_in(program.output_leaves)}
+        kept = []
+        for equation in reversed(program.equations):
+            if any(variable.name in needed for variable in equation.outputs):
+                kept.append(equation)
+                needed.update(variable.name for variable in equation.reads)
+        return replace(program, equations=tuple(reversed(kept)))
+
+    def __str__(self) -> str:
+        rows = [equation_row(equation) for equation in self.equations if equation.outputs[0].shape is not None]
+        return format_table(("name", "operation", "input", "output"), rows)
+
+
+# -- helpers ----------------------------------------------------------------------------------------------------------
+
+
+def operator_name(function: Callable) -> str:
+    packet = getattr(function, "overloadpacket", function)
+    name = getattr(packet, "__name__", type(packet).__name__)
+    return name.removeprefix("aten.")
+
+
+def substitute(template, values: Mapping[str, Any]):
+    """`template` with each variable replaced by its value."""
+    if isinstance(template, Variable):
+        return values[template.name]
+    if isinstance(template, (list, tuple)):
+        return type(template)([substitute(item, values) for item in template])
+    return template
+
+
+def variables_in(template) -> Iterator[Variable]:
+    if isinstance(template, Variable):
+        yield template
+    elif isinstance(template, (list, tuple)):
+        for item in template:
+            yield from variables_in(item)
+
+
+def rename(template, renamed: Mapping[str, Variable]):
+    """`template` with variables exchanged for other variables, by name."""
+    return substitute(template, {v.name: renamed.get(v.name, v) for v in variables_in(template)})
+
+
+def leaf_names(tree) -> list[str]:
+    """Dotted names of a pytree's leaves in flattening order; for a flat dict these are its keys."""
+    return [".".join(map(str, path)) for path in optree.tree_paths(tree, namespace=NAMESPACE)]
+
+
+def label_inputs(names: Sequence[str], inputs: tuple) -> list[str]:
+    """What the leaves of the inputs are called in messages: `x`, `batch['mask']`."""
+    accessors = optree.tree_accessors(inputs, namespace=NAMESPACE)
+    return [names[a[0].entry] + "".join(entry.codify("") for entry in a[1:]) for a in accessors]
+
+
+def equation_row(equation: Equation) -> tuple[str, str, str, str]:
+    read = [str(v) for v in equation.reads if v.shape is not None and not v.name.startswith(PARAMETER)]
+    return equation.name, equation.operator, " ".join(read), " ".join(map(str, equation.outputs))
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns of text, each as wide as its widest cell."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in (header, *rows)]
+    return "\n".join(lines)
+
+
+def _active(program: Program) -> frozenset[str]:
+    active = {v.value.name for v in program.input_leaves if isinstance(v.value, Variable) and v.value.is_floating}
+    for equation in program.equations:
+        # A model's author who detaches a value declares it a constant, to relevance as to the gradient.
+        if equation.operator != "detach" and any(variable.name in active for variable in equation.reads):
+            active.update(variable.name for variable in equation.outputs if variable.is_floating)
+    return frozenset(active)
+
+
+def _structure_difference(expected: list[str], given: list[str]) -> str:
+    missing = [name for name in expected if name not in given]
+    extra = [name for name in given if name not in expected]
+    if missing:
+        return f"params lacks the leaf '{missing[0]}'{_more(missing)}. It needs the leaves that functionalize returned." + (
+            near_misses(missing[0], extra)
+        )
+    if extra:
+        return f"params has the leaf '{extra[0]}'{_more(extra)}, which the program never reads. Remove it." + (
+            near_misses(extra[0], expected)
+        )
+    return "params has the right leaves in another kind of container than the one that was traced."
+
+
+def _more(names: list[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""

@@ -1,0 +1,93 @@
+"""The rules of equations that work element by element: activations and products."""
+
+from __future__ import annotations
+
+import torch
+
+from lrpfunc.errors import RuleError
+from lrpfunc.operations import PRODUCT, Flow
+from lrpfunc.rules.rule import Rule
+
+
+def relu_deconvnet() -> Rule:
+    """Keep what is positive on its way back, whatever the input was: R_x = R+.
+
+    Source: Zeiler and Fergus 2014, doi:10.1007/978-3-319-10590-1_53.
+    """
+    return _of_input("relu_deconvnet", lambda operation, x, relevance: relevance.clamp(min=0))
+
+
+def relu_guided_backprop() -> Rule:
+    """The gradient where R is positive: R_x = f'(x) R where R > 0, else 0.
+
+    Source: Springenberg et al. 2015, arXiv:1412.6806.
+    """
+    return _of_input(
+        "relu_guided_backprop",
+        lambda operation, x, relevance: torch.where(relevance > 0, operation.vjp([x], relevance), 0.0),
+    )
+
+
+def relu_beta_smooth(beta: float = 10.0) -> Rule:
+    """The gradient of a softplus in a ReLU's place: R_x = sigmoid(beta x) R.
+
+    Source: Dombrowski et al. 2019, arXiv:1906.07983.
+    """
+    return _of_input(
+        f"relu_beta_smooth({beta:g})", lambda operation, x, relevance: torch.sigmoid(beta * x) * relevance
+    )
+
+
+def _of_input(label: str, move) -> Rule:
+    """A rule R_x = move(operation, x, R) of an equation with one input and an output of the same shape."""
+
+    def forward(operation, *inputs):
+        output = operation(*inputs)
+        if len(inputs) != 1 or output.shape != inputs[0].shape:
+            raise RuleError(f"{operation.description} must have one input, of its output's shape.")
+        return output, (inputs[0], output)
+
+    def backward(operation, residuals, flow):
+        x, output = residuals
+        return Flow(relevance=move(operation, x, flow.relevance(output)))
+
+    return Rule(label, forward, backward)
+
+
+def gate(signal: int = 0) -> Rule:
+    """In a product of two values the signal takes all, the other factor counts as a constant. `signal`: 0 or 1.
+
+    Source: Arras et al. 2019, doi:10.1007/978-3-030-28954-6_11.
+    """
+    if signal not in (0, 1):
+        raise RuleError(f"the signal of a gate must be factor 0 or 1, but is {signal!r}.")
+
+    def backward(operation, inputs, flow):
+        flows = [None, None]
+        if flow.is_relevance:
+            flows[signal] = Flow(relevance=flow.tensor.sum_to_size(inputs[signal].shape))
+        else:
+            flows[signal] = Flow(coefficient=operation.vjp(inputs, flow.tensor)[signal])
+        return flows
+
+    return Rule(f"gate(signal={signal})", _product, backward)
+
+
+def halve() -> Rule:
+    """In a product of two values each takes half: R_a = R_b = R / 2.
+
+    Source: Achtibat et al. 2024, arXiv:2402.05602 (AttnLRP), proposition 3.3.
+    """
+
+    def backward(operation, inputs, flow):
+        if flow.is_relevance:
+            return [Flow(relevance=(flow.tensor / 2).sum_to_size(x.shape)) for x in inputs]
+        return [Flow(coefficient=moved / 2) for moved in operation.vjp(inputs, flow.tensor)]
+
+    return Rule("halve", _product, backward)
+
+
+def _product(operation, *inputs):
+    if len(inputs) != 2 or operation.operator.joint != PRODUCT:
+        raise RuleError(f"{operation.description} is not a product of two values that depend on the input.")
+    return operation(*inputs), inputs

@@ -1,0 +1,145 @@
+"""What is to be explained: from a target to the relevance that enters at the output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import optree
+import torch
+from torch import Tensor
+
+from lrpfunc.errors import TargetError
+from lrpfunc.program import NAMESPACE
+
+Target = int | Tensor | Sequence | Callable | None
+
+
+def seed(output: Any, target: Target) -> Any:
+    """The relevance R_out = output * one_hot(target), in the structure of `output` and in units of the logit.
+
+    `target`: None (the arg-max class of each sample), an int, an index tensor (batch,), a tuple for outputs of higher
+    rank, a list with one of these per sample, or a function `output -> R_out`. An output of one number per sample is
+    its own seed. Errors: `TargetError` for anything out of range, of another shape, or ambiguous.
+    """
+    if callable(target) and not isinstance(target, Tensor):
+        return check(target(output), output)
+    leaves, structure = optree.tree_flatten(output, namespace=NAMESPACE)
+    position = _explained(leaves)
+    logits = leaves[position]
+    seeds = [torch.zeros_like(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    seeds[position] = logits * _one_hot(logits, target)
+    return optree.tree_unflatten(structure, seeds)
+
+
+def _explained(leaves: list) -> int:
+    floating = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    if len(floating) != 1:
+        raise TargetError(
+            f"the output has {len(floating)} floating-point tensors, so a class does not say what to explain: "
+            "give a function as target, output -> relevance of the same structure."
+        )
+    return floating[0]
+
+
+def _one_hot(logits: Tensor, target: Target) -> Tensor:
+    classes = logits.shape[1:]
+    if not classes:
+        if target is not None:
+            raise TargetError(f"the output has one number per sample, so target must be None, but is {target!r}.")
+        return torch.ones_like(logits)
+    if target is None:
+        if len(classes) != 1:
+            raise TargetError(
+                f"the output has shape {tuple(logits.shape)}, of which the arg-max of a sample is no class: "
+                "give a tuple of indices, one per dimension after the batch, or a function as target."
+            )
+        return _mark(logits, [logits.argmax(dim=1)])
+    if isinstance(target, list):
+        return _mark(logits, _per_sample(logits, target))
+    indices = list(target) if isinstance(target, tuple) else [target]
+    if len(indices) != len(classes):
+        raise TargetError(
+            f"target must have {len(classes)} indices for an output of shape {tuple(logits.shape)}, but has {len(indices)}."
+        )
+    return _mark(logits, [_index(logits, index, size) for index, size in zip(indices, classes, strict=True)])
+
+
+def _per_sample(logits: Tensor, target: list) -> list[Tensor]:
+    batch, *classes = logits.shape
+    if len(target) != batch:
+        raise TargetError(f"a list of targets must have one per sample, {batch}, but has {len(target)}.")
+    rows = [item if isinstance(item, tuple) else (item,) for item in target]
+    for row in rows:
+        if len(row) != len(classes) or not all(_is_int(i) for i in row):
+            raise TargetError(f"each target in a list must be {len(classes)} int(s), but one is {row!r}.")
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    for column, size in zip(columns, classes, strict=True):
+        for index in column:
+            _check_range(index, size)
+    return [torch.tensor(column, device=logits.device) for column in columns]
+
+
+def _index(logits: Tensor, index: Any, size: int) -> Tensor:
+    if isinstance(index, Tensor):
+        return _index_tensor(logits, index, size)
+    if not _is_int(index):
+        raise TargetError(f"a target must be an int, an index tensor, a tuple, a list or a function, but is {index!r}.")
+    _check_range(index, size)
+    return torch.full((logits.shape[0],), int(index), device=logits.device)
+
+
+def _index_tensor(logits: Tensor, index: Tensor, size: int) -> Tensor:
+    if index.is_floating_point() or index.dtype == torch.bool:
+        raise TargetError(f"an index tensor must hold integers, but is {index.dtype}.")
+    if index.dim() and tuple(index.shape) != (logits.shape[0],):
+        raise TargetError(f"an index tensor must have shape ({logits.shape[0]},), but has {tuple(index.shape)}.")
+    lowest, highest = _known_range(index)
+    for extreme in (lowest, highest):
+        _check_range(extreme, size)
+    return index.to(logits.device, torch.long).expand(logits.shape[0])
+
+
+def _known_range(index: Tensor) -> tuple[int, int]:
+    """The extremes of an index tensor; (0, 0) where its values are not known, as under vmap or torch.compile."""
+    if torch.compiler.is_compiling() or index.numel() == 0:
+        return 0, 0
+    try:
+        return int(index.min()), int(index.max())
+    except RuntimeError:
+        return 0, 0
+
+
+def _check_range(index: int, size: int) -> None:
+    if not -size <= index < size:
+        raise TargetError(f"target {index} is out of range: the output has {size} classes, 0 to {size - 1}.")
+
+
+def _is_int(value: Any) -> bool:
+    return hasattr(value, "__index__") and not isinstance(value, (bool, Tensor))
+
+
+def _mark(logits: Tensor, indices: list[Tensor]) -> Tensor:
+    """One where all indices of a sample agree, zero elsewhere: comparisons only, so that it maps over any transform."""
+    mask = torch.ones_like(logits, dtype=torch.bool)
+    for axis, index in enumerate(indices, start=1):
+        size = logits.shape[axis]
+        places = torch.arange(size, device=logits.device).reshape([-1 if a == axis else 1 for a in range(logits.dim())])
+        wanted = torch.where(index < 0, index + size, index).reshape([-1] + [1] * (logits.dim() - 1))
+        mask = mask & (places == wanted)
+    return mask.to(logits.dtype)
+
+
+def check(relevance: Any, output: Any) -> Any:
+    given, structure = optree.tree_flatten(relevance, namespace=NAMESPACE)
+    expected, expected_structure = optree.tree_flatten(output, namespace=NAMESPACE)
+    if structure != expected_structure:
+        raise TargetError(f"the relevance of the output must have its structure, {expected_structure}, but has {structure}.")
+    for got, needed in zip(given, expected, strict=True):
+        if isinstance(needed, Tensor) and (not isinstance(got, Tensor) or got.shape != needed.shape):
+            shape = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
+            raise TargetError(f"the relevance of the output must have its shape, {tuple(needed.shape)}, but has {shape}.")
+    return relevance
+
+
+
