@@ -215,8 +215,8 @@ def _first(program: Program) -> list[str]:
 
 
 def epsilon(epsilon: StabilizerLike = 1e-6, zero_bias: bool = False, entries: Entries = None) -> Composite:
-    """The epsilon rule for all layers. epsilon = 0 is input times gradient for piecewise linear networks."""
-    return first_match(entries, by_kind({LINEAR: rules.epsilon(epsilon, zero_bias)}))
+    """The epsilon rule for all layers, sums and average pooling. With 0 it is LRP-0: input times gradient on ReLU networks."""
+    return first_match(entries, by_kind({LINEAR: rules.epsilon(epsilon, zero_bias), **_without_parameters(epsilon)}))
 
 
 def epsilon_plus(

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 
 from lrpfunc.errors import RuleError
 from lrpfunc.program import Equation, Program, Variable, operator_name
@@ -173,9 +174,21 @@ class Operation:
 
     def vjp(self, inputs: Sequence[Tensor], s):
         """The vector-Jacobian product at `inputs`: one tensor for one input, a tuple for several."""
-        _, pullback = torch.func.vjp(lambda *inputs: _floating(self(*inputs)), *inputs)
-        moved = pullback(s)
+        moved = _pull_back(lambda *inputs: _floating(self(*inputs)), tuple(inputs), s)
         return moved[0] if len(moved) == 1 else moved
+
+
+def _pull_back(function: Callable, inputs: tuple, s) -> tuple:
+    """The vector-Jacobian product of a function at `inputs`."""
+
+    def pull(inputs, s):
+        return torch.func.vjp(function, *inputs)[1](s)
+
+    if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
+        # torch.export (non-strict) would take the values inside a transform for constants: give it plain operations.
+        with disable_proxy_modes_tracing(), torch._C.DisableTorchFunction():
+            pull = make_fx(pull)(inputs, s)
+    return pull(inputs, s)
 
 
 def bind(equation: Equation, values: dict[str, Any], active: Collection[str]) -> tuple[Operation, list[Tensor]]:
