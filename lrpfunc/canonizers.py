@@ -7,7 +7,7 @@ Layers and batch norms are matched by data flow: no pass knows modules or the or
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import optree
@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 
 from lrpfunc.errors import CanonizeError
-from lrpfunc.operations import BATCH_NORM, OPERATORS, UNKNOWN, kind
+from lrpfunc.operations import BATCH_NORM, DENSE, OPERATORS, OTHER, UNKNOWN, Layout, kind
 from lrpfunc.program import NAMESPACE, PARAMETER, Equation, Program, Variable, format_table, rename, variables_in
 
 Parameters = dict[str, Tensor]
 Pass = Callable[[Program, Parameters], tuple[Program, Parameters]]
 
 
-class Report(NamedTuple):
+@dataclass(frozen=True, repr=False)
+class Report:
     """What became of each batch norm; `print` shows it as a table."""
 
     fates: Mapping[str, str]
@@ -30,7 +31,8 @@ class Report(NamedTuple):
     def __str__(self) -> str:
         return format_table(("batch norm", "became"), list(self.fates.items())) if self.fates else "no batch norms"
 
-    __repr__ = __str__
+    def __repr__(self) -> str:
+        return str(self)
 
 
 class Canonical(NamedTuple):
@@ -52,7 +54,9 @@ def canonize(fmodel: Program, params: Parameters) -> Canonical:
     """
     fmodel.flatten_params(params)
     if not isinstance(params, dict) or set(params) != set(fmodel.parameters):
-        raise CanonizeError("canonize needs the parameters as a flat dict {name: tensor}, as functionalize returns them.")
+        raise CanonizeError(
+            "canonize needs the parameters as a flat dict {name: tensor}, as functionalize returns them."
+        )
     report = Report({equation.name: _fate(fmodel, equation) for equation in _batch_norms(fmodel)})
     canonical, changed = merge_batch_norm(fmodel, params)
     originals = {name: params[name] for name in params if changed[name] is not params[name]}
@@ -82,8 +86,7 @@ def merge_batch_norm(program: Program, params: Parameters) -> tuple[Program, Par
         weight, bias = _folded(fold, params)
         layer = fold.layer
         arguments = list(layer.arguments)
-        operator = OPERATORS[layer.operator]
-        for position, part, tensor in ((operator.weight, "weight", weight), (operator.bias, "bias", bias)):
+        for position, part, tensor in ((fold.layout.weight, "weight", weight), (fold.bias, "bias", bias)):
             name = _own_leaf(program, layer, position, part, variables)
             new[name] = tensor
             variables[name] = Variable(PARAMETER + name, tuple(tensor.shape), tensor.dtype)
@@ -108,6 +111,8 @@ def merge_batch_norm(program: Program, params: Parameters) -> tuple[Program, Par
 class _Fold(NamedTuple):
     batch_norm: Equation
     layer: Equation
+    layout: Layout
+    bias: int
 
 
 def _batch_norms(program: Program) -> list[Equation]:
@@ -118,22 +123,23 @@ def _fold(program: Program, equation: Equation) -> _Fold | str:
     """The fold of a batch norm, or why there is none."""
     x = equation.arguments[0]
     layer = program.producers.get(x.name)
-    operator = OPERATORS.get(layer.operator, UNKNOWN) if layer is not None else UNKNOWN
-    if operator.input is None or operator.bias is None or kind(program, layer) == "other":
-        return f"left: it reads {layer.name if layer else 'an input'}, not a linear layer"
+    if layer is None:
+        return "left: it reads an input, not a linear layer"
+    operator = OPERATORS.get(layer.operator, UNKNOWN)
+    layout = operator.layout
+    if layout is None or layout.input is None or layout.bias is None or kind(program, layer) == OTHER:
+        return f"left: it reads {layer.name}, not a linear layer"
     readers = program.readers()[x.name]
     if len(readers) > 1 or any(v.name == x.name for v in variables_in(program.output_leaves)):
         return f"left: others read {layer.name} too"
-    if operator.kind == "dense" and len(x.shape) != 2:
+    if operator.kind == DENSE and len(x.shape) != 2:
         return f"left: its channels are not the features of {layer.name}"
-    statistics = [*equation.arguments[1:5], layer.arguments[operator.weight], layer.arguments[operator.bias]]
-    if any(isinstance(v, Variable) and not v.name.startswith(PARAMETER) for v in statistics):
+    parameters = [*equation.arguments[1:5], layer.arguments[layout.weight], layer.arguments[layout.bias]]
+    if any(isinstance(v, Variable) and not v.name.startswith(PARAMETER) for v in parameters):
         return f"left: parameters of {equation.name} or {layer.name} are computed"
-    if layer.arguments[operator.bias] is None:
-        return f"left: {layer.name} has no bias leaf"
-    if not isinstance(equation.arguments[5], Variable):
-        return "left: its eps is no leaf"
-    return _Fold(equation, layer)
+    if layer.arguments[layout.bias] is None or not isinstance(equation.arguments[5], Variable):
+        return f"left: {layer.name} has no bias leaf, or {equation.name} no eps leaf"
+    return _Fold(equation, layer, layout, layout.bias)
 
 
 def _fate(program: Program, equation: Equation) -> str:
@@ -145,16 +151,16 @@ def _fate(program: Program, equation: Equation) -> str:
 
 
 def _folded(fold: _Fold, params: Parameters) -> tuple[Tensor, Tensor]:
-    def value(variable: Variable | None) -> Tensor | None:
-        return None if variable is None else params[variable.name.removeprefix(PARAMETER)]
+    def value(variable: Variable) -> Tensor:
+        return params[variable.name.removeprefix(PARAMETER)]
 
-    operator = OPERATORS[fold.layer.operator]
-    weight, bias = value(fold.layer.arguments[operator.weight]), value(fold.layer.arguments[operator.bias])
-    gamma, beta, mean, var, eps = map(value, fold.batch_norm.arguments[1:])
-    scale = (var + eps).rsqrt()
-    scale = scale if gamma is None else scale * gamma
-    shifted = scale * (bias - mean)
-    return _scaled(weight, scale, operator.output_axis, fold.layer), shifted if beta is None else shifted + beta
+    weight, bias = (value(fold.layer.arguments[position]) for position in (fold.layout.weight, fold.bias))
+    gamma, beta, mean, var, eps = fold.batch_norm.arguments[1:]
+    scale = (value(var) + value(eps)).rsqrt()
+    scale = scale if gamma is None else scale * value(gamma)
+    shifted = scale * (bias - value(mean))
+    shifted = shifted if beta is None else shifted + value(beta)
+    return _scaled(weight, scale, fold.layout.output_axis, fold.layer), shifted
 
 
 def _scaled(weight: Tensor, scale: Tensor, axis: int | None, layer: Equation) -> Tensor:

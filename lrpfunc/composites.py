@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 
@@ -61,7 +61,9 @@ def by_kind(kinds: Mapping[str, Rule]) -> Composite:
     """
     for name in kinds:
         if name not in (*KINDS, LINEAR, "*"):
-            raise RuleError(f"no kind is called '{name}': there are {', '.join((*KINDS, LINEAR))}.{near_misses(name, KINDS)}")
+            raise RuleError(
+                f"no kind is called '{name}': there are {', '.join((*KINDS, LINEAR))}.{near_misses(name, KINDS)}"
+            )
     _check_rules(kinds)
 
     def composite(program):
@@ -176,7 +178,9 @@ def assign(program: Program, entries: Entries, strict: bool = False) -> Assignme
     if strict and fallbacks:
         listed = ", ".join(f"'{equation.name}' ({equation.operator})" for equation in fallbacks[:5])
         more = f" and {len(fallbacks) - 5} more" if len(fallbacks) > 5 else ""
-        raise RuleError(f"no rule for {listed}{more}: strict=True allows no fallback to the gradient. Name them in rules.")
+        raise RuleError(
+            f"no rule for {listed}{more}: strict=True allows no fallback to the gradient. Name them in rules."
+        )
     return assigned
 
 
@@ -201,7 +205,9 @@ def _weighted(program: Program) -> set[str]:
 
 def _first(program: Program) -> list[str]:
     """Weighted equations that no other weighted equation comes before."""
-    weighted, below, first = _weighted(program), set(), []
+    weighted = _weighted(program)
+    below: set[str] = set()
+    first = []
     for equation in operations.active_equations(program):
         comes_after = any(variable.name in below for variable in operations.active_inputs(program, equation))
         if equation.name in weighted and not comes_after:
@@ -303,7 +309,8 @@ def _gradient_like(activation: Rule, entries: Entries) -> Composite:
 # -- explain ----------------------------------------------------------------------------------------------------------
 
 
-class Explanation(NamedTuple):
+@dataclass(frozen=True, repr=False)
+class Explanation:
     """The listing equation => rule; `print` shows it. `fallbacks` names the equations that are left to the gradient."""
 
     rows: Sequence[tuple[str, ...]]
@@ -316,7 +323,8 @@ class Explanation(NamedTuple):
         count = len(self.fallbacks)
         return f"{table}\n! {count} equation{'s' * (count > 1)} without a rule: the gradient moves what arrives there."
 
-    __repr__ = __str__
+    def __repr__(self) -> str:
+        return str(self)
 
 
 def explain(fmodel: Program, rules: Entries, strict: bool = False) -> Explanation:

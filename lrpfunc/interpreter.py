@@ -213,7 +213,9 @@ def _checked(step: _Step, moved, values: Mapping[str, Any]) -> Sequence[Flow | N
         if flow is None:
             continue
         if not isinstance(flow, Flow):
-            raise RuleError(f"{who} must return flows, Flow(relevance=...) or Flow(coefficient=...), but returned {type(flow).__name__}.")
+            raise RuleError(
+                f"{who} must return flows, Flow(relevance=...) or Flow(coefficient=...), but returned {type(flow).__name__}."
+            )
         needed, shape = tuple(values[variable.name].shape), tuple(flow.tensor.shape)
         if shape != needed:
             raise RuleError(f"{who} must return the shape of its input, {needed}, but returned {shape}.")
@@ -318,7 +320,7 @@ def custom_vjp(rule: Rule, function: Callable) -> Callable:
 def _in_order(function: Callable, arguments: tuple, keywords: dict) -> tuple[list, dict]:
     """All arguments of a weighted torch function after the first, in the order in which ATen and the table have them."""
     name = getattr(function, "__name__", "")
-    if OPERATORS.get(name, UNKNOWN).weight is None:
+    if OPERATORS.get(name, UNKNOWN).layout is None:
         return list(arguments), keywords
     packet = getattr(torch.ops.aten, name)
     schema = getattr(packet, packet.overloads()[0])._schema

@@ -33,7 +33,7 @@ class Flow:
         if (relevance is None) == (coefficient is None):
             raise RuleError("a Flow is either a relevance or a coefficient: give exactly one.")
         self.is_relevance = relevance is not None
-        self.tensor = relevance if relevance is not None else coefficient
+        self.tensor: Any = relevance if relevance is not None else coefficient
 
     def relevance(self, value: Tensor) -> Tensor:
         """R, by R = v * c."""
@@ -91,7 +91,7 @@ def size(x: Tensor, dim: int) -> int:
 class Slot(NamedTuple):
     """The place of an operation's input among its arguments."""
 
-    index: int
+    position: int
 
 
 class Operation:
@@ -121,25 +121,29 @@ class Operation:
 
     @property
     def is_weighted(self) -> bool:
-        return self.operator.weight is not None and isinstance(self.weight, Tensor)
+        return self.operator.layout is not None and isinstance(self.weight, Tensor)
+
+    @property
+    def layout(self) -> Layout:
+        if self.operator.layout is None:
+            raise RuleError(f"{self.description} has no weight, but the rule needs a weighted equation.")
+        return self.operator.layout
 
     @property
     def weight(self) -> Tensor:
-        return self.arguments[self._weight_position()]
+        return self.arguments[_weight_position(self.layout, self.arguments)]
 
     @property
     def bias(self) -> Tensor | None:
-        position = self.operator.bias
+        position = self.operator.layout.bias if self.operator.layout is not None else None
         return self.arguments[position] if position is not None and position < len(self.arguments) else None
 
     def linear(self, weight: Tensor, bias: Tensor | None = None) -> Operation:
         """The operation with another weight and bias (None: no bias). Errors: `RuleError` if it has no weight."""
-        if not self.is_weighted:
-            raise RuleError(f"{self.description} has no weight, but the rule needs a weighted equation.")
-        arguments = list(self.arguments)
-        arguments[self._weight_position()] = weight
-        if self.operator.bias is not None and self.operator.bias < len(arguments):
-            arguments[self.operator.bias] = bias
+        arguments, layout = list(self.arguments), self.layout
+        arguments[_weight_position(layout, arguments)] = weight
+        if layout.bias is not None and layout.bias < len(arguments):
+            arguments[layout.bias] = bias
         return self._with(arguments)
 
     def without_bias(self) -> Operation:
@@ -150,11 +154,6 @@ class Operation:
         other.__dict__.update(self.__dict__)
         other.arguments = arguments
         return other
-
-    def _weight_position(self) -> int:
-        position = self.operator.weight
-        # In a matrix product either operand may be the input; the other one is the weight.
-        return 1 - position if isinstance(self.arguments[position], Slot) else position
 
     # -- adjoints
 
@@ -191,6 +190,10 @@ def _pull_back(function: Callable, inputs: tuple, s) -> tuple:
     return pull(inputs, s)
 
 
+def _weight_position(layout: Layout, arguments: Sequence) -> int:
+    return 1 - layout.weight if isinstance(arguments[layout.weight], Slot) else layout.weight
+
+
 def bind(equation: Equation, values: dict[str, Any], active: Collection[str]) -> tuple[Operation, list[Tensor]]:
     """The operation of an equation and its active inputs, in the order of its arguments."""
     inputs: list[Tensor] = []
@@ -212,7 +215,7 @@ def bind(equation: Equation, values: dict[str, Any], active: Collection[str]) ->
 
 def _fill(template, inputs: Sequence[Tensor]):
     if isinstance(template, Slot):
-        return inputs[template.index]
+        return inputs[template.position]
     if isinstance(template, (list, tuple)):
         return type(template)([_fill(item, inputs) for item in template])
     return template
@@ -228,20 +231,29 @@ def _floating(result):
 # -- kinds ------------------------------------------------------------------------------------------------------------
 
 
+class Layout(NamedTuple):
+    """Where a layer has its input, weight and bias among its arguments, and the weight its output channels.
+
+    `input` is None for a matrix product, either of whose operands may be the input; the other one is the weight.
+    `output_axis` is None for a transposed convolution, whose weight is (in, out / groups, ...).
+    """
+
+    input: int | None
+    weight: int
+    bias: int | None = None
+    output_axis: int | None = None
+
+
 class Operator(NamedTuple):
     """A row of the table: what is known of an operation, whatever its arguments.
 
-    `kind` holds with one active input, `joint` with several. `input`, `weight` and `bias` are positions among the
-    arguments, `input` None where either operand may be the input; `output_axis` is the weight's axis of output channels (None: a transposed convolution's grouped layout);
-    `ratio` is f(x) / x of an activation, with f'(0) at 0; `is_gate` marks activations that scale a signal.
+    `kind` holds with one active input, `joint` with several; `layout` is for operations with parameters. `ratio` is
+    f(x) / x of an activation, with f'(0) at 0; `is_gate` marks activations that scale a signal.
     """
 
     kind: str
     joint: str | None = None
-    input: int | None = None
-    weight: int | None = None
-    bias: int | None = None
-    output_axis: int | None = None
+    layout: Layout | None = None
     is_linear: bool = False
     adjoint: Callable[[Operation, Tensor], Any] | None = None
     ratio: Callable[..., Tensor] | None = None
@@ -266,7 +278,8 @@ def kind(program: Program, equation: Equation) -> str:
     operator = OPERATORS.get(equation.operator, UNKNOWN)
     if operator.joint is not None and len(active_inputs(program, equation)) > 1:
         return operator.joint
-    if operator.input is not None and not _is_active(program, equation.arguments[operator.input]):
+    layout = operator.layout
+    if layout is not None and layout.input is not None and not _is_active(program, equation.arguments[layout.input]):
         return OTHER  # a layer whose weight depends on the input while its input does not is no layer to a rule
     return operator.kind
 
@@ -292,7 +305,7 @@ def gate_of(program: Program, equation: Equation) -> int | None:
     if equation.operator.startswith("div"):
         return 1
     origins = [_origin(program, variable) for variable in active_inputs(program, equation)]
-    gates = [OPERATORS.get(origin, UNKNOWN).is_gate for origin in origins]
+    gates = [OPERATORS.get(origin or "", UNKNOWN).is_gate for origin in origins]
     if all(gates):
         gates = [origin != "tanh" for origin in origins]
     return gates.index(True) if gates.count(True) == 1 else None
@@ -420,15 +433,15 @@ def _rows(names: str, operator: Operator) -> dict[str, Operator]:
 UNKNOWN = Operator(OTHER)
 
 OPERATORS: dict[str, Operator] = {
-    **_rows("conv1d conv2d conv3d", Operator(CONVOLUTION, BILINEAR, 0, 1, 2, 0, adjoint=_convolution_adjoint)),
+    **_rows("conv1d conv2d conv3d", Operator(CONVOLUTION, BILINEAR, Layout(0, 1, 2, 0), adjoint=_convolution_adjoint)),
     **_rows("conv_transpose1d conv_transpose2d conv_transpose3d",
-            Operator(CONVOLUTION, BILINEAR, 0, 1, 2, adjoint=_transposed_adjoint)),
-    "linear": Operator(DENSE, BILINEAR, 0, 1, 2, 0, adjoint=_linear_adjoint),
-    "addmm": Operator(DENSE, BILINEAR, 1, 2, 0, 1, adjoint=_addmm_adjoint),
-    **_rows("mm bmm", Operator(DENSE, BILINEAR, weight=1, adjoint=_mm_adjoint)),
-    **_rows("matmul mv dot inner", Operator(DENSE, BILINEAR, weight=1)),
+            Operator(CONVOLUTION, BILINEAR, Layout(0, 1, 2), adjoint=_transposed_adjoint)),
+    "linear": Operator(DENSE, BILINEAR, Layout(0, 1, 2, 0), adjoint=_linear_adjoint),
+    "addmm": Operator(DENSE, BILINEAR, Layout(1, 2, 0, 1), adjoint=_addmm_adjoint),
+    **_rows("mm bmm", Operator(DENSE, BILINEAR, Layout(None, 1), adjoint=_mm_adjoint)),
+    **_rows("matmul mv dot inner", Operator(DENSE, BILINEAR, Layout(None, 1))),
     "einsum": Operator(DENSE, BILINEAR, is_linear=True),
-    **_rows("baddbmm addbmm", Operator(DENSE, BILINEAR, 1, 2, 0)),
+    **_rows("baddbmm addbmm", Operator(DENSE, BILINEAR, Layout(1, 2, 0))),
     **_rows("batch_norm frozen_batch_norm", Operator(BATCH_NORM)),
     "relu": Operator(ACTIVATION, ratio=_relu_ratio),
     "silu": Operator(ACTIVATION, ratio=torch.sigmoid),
@@ -448,7 +461,8 @@ OPERATORS: dict[str, Operator] = {
             "upsample_bicubic2d upsample_trilinear3d", Operator(AVERAGE_POOL, is_linear=True)),
     **_rows("max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d max amax "
             "min amin maximum minimum", Operator(MAX_POOL, MAX_POOL)),
-    **_rows("softmax log_softmax", Operator(SOFTMAX)),
+    "softmax": Operator(SOFTMAX, is_gate=True),
+    "log_softmax": Operator(SOFTMAX),
     **_rows("scaled_dot_product_attention", Operator(ATTENTION, ATTENTION)),
     **_rows("layer_norm group_norm instance_norm rms_norm linalg_vector_norm", Operator(NORMALIZATION)),
     **_rows("view reshape flatten unflatten unsqueeze squeeze view_as reshape_as _unsafe_view",

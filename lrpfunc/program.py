@@ -29,15 +29,19 @@ class Variable:
     """One edge of a program. `shape` has a name in place of a size that may differ from call to call."""
 
     name: str
-    shape: tuple[int | str, ...] | None = None
-    dtype: torch.dtype | None = None
+    shape: tuple[int | str, ...] = ()
+    dtype: torch.dtype | None = None  # None: no tensor but a size
+
+    @property
+    def is_tensor(self) -> bool:
+        return self.dtype is not None
 
     @property
     def is_floating(self) -> bool:
         return self.dtype is not None and self.dtype.is_floating_point
 
     def __str__(self) -> str:
-        return "(" + ", ".join(map(str, self.shape)) + ")" if self.shape is not None else "size"
+        return "(" + ", ".join(map(str, self.shape)) + ")" if self.is_tensor else "size"
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,16 +214,22 @@ class Program:
     def _check_shape(self, path: str, expected: Variable, value: Tensor, sizes: dict[str, tuple[int, str]]) -> None:
         shape = tuple(value.shape)
         if len(shape) != len(expected.shape):
-            raise InputError(f"input '{path}' must have the {len(expected.shape)} dimensions {expected}, but has {shape}.")
+            raise InputError(
+                f"input '{path}' must have the {len(expected.shape)} dimensions {expected}, but has {shape}."
+            )
         for axis, (size, needed) in enumerate(zip(shape, expected.shape, strict=True)):
             if isinstance(needed, str):
                 first, where = sizes.setdefault(needed, (size, path))
                 if size != first:
-                    raise InputError(f"inputs '{where}' and '{path}' must agree in '{needed}', but have {first} and {size}.")
+                    raise InputError(
+                        f"inputs '{where}' and '{path}' must agree in '{needed}', but have {first} and {size}."
+                    )
                 low, high = self.size_ranges.get(needed, (0, None))
                 if size < low or (high is not None and size > high):
                     bounds = f"at least {low}" if high is None else f"between {low} and {high}"
-                    raise InputError(f"'{needed}' of input '{path}' must be {bounds}, but is {size}: the model decides on it.")
+                    raise InputError(
+                        f"'{needed}' of input '{path}' must be {bounds}, but is {size}: the model decides on it."
+                    )
             elif size != needed:
                 remedy = (
                     f"The model fixes its batch size at {needed}: trace it with the batch size you need."
@@ -253,7 +263,7 @@ class Program:
         return replace(program, equations=tuple(reversed(kept)))
 
     def __str__(self) -> str:
-        rows = [equation_row(equation) for equation in self.equations if equation.outputs[0].shape is not None]
+        rows = [equation_row(equation) for equation in self.equations if equation.outputs[0].is_tensor]
         return format_table(("name", "operation", "input", "output"), rows)
 
 
@@ -300,7 +310,7 @@ def label_inputs(names: Sequence[str], inputs: tuple) -> list[str]:
 
 
 def equation_row(equation: Equation) -> tuple[str, str, str, str]:
-    read = [str(v) for v in equation.reads if v.shape is not None and not v.name.startswith(PARAMETER)]
+    read = [str(v) for v in equation.reads if v.is_tensor and not v.name.startswith(PARAMETER)]
     return equation.name, equation.operator, " ".join(read), " ".join(map(str, equation.outputs))
 
 
@@ -324,8 +334,9 @@ def _structure_difference(expected: list[str], given: list[str]) -> str:
     missing = [name for name in expected if name not in given]
     extra = [name for name in given if name not in expected]
     if missing:
-        return f"params lacks the leaf '{missing[0]}'{_more(missing)}. It needs the leaves that functionalize returned." + (
-            near_misses(missing[0], extra)
+        return (
+            f"params lacks the leaf '{missing[0]}'{_more(missing)}. It needs the leaves that functionalize returned."
+            + (near_misses(missing[0], extra))
         )
     if extra:
         return f"params has the leaf '{extra[0]}'{_more(extra)}, which the program never reads. Remove it." + (

@@ -134,12 +134,13 @@ def check(relevance: Any, output: Any) -> Any:
     given, structure = optree.tree_flatten(relevance, namespace=NAMESPACE)
     expected, expected_structure = optree.tree_flatten(output, namespace=NAMESPACE)
     if structure != expected_structure:
-        raise TargetError(f"the relevance of the output must have its structure, {expected_structure}, but has {structure}.")
+        raise TargetError(
+            f"the relevance of the output must have its structure, {expected_structure}, but has {structure}."
+        )
     for got, needed in zip(given, expected, strict=True):
         if isinstance(needed, Tensor) and (not isinstance(got, Tensor) or got.shape != needed.shape):
             shape = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
-            raise TargetError(f"the relevance of the output must have its shape, {tuple(needed.shape)}, but has {shape}.")
+            raise TargetError(
+                f"the relevance of the output must have its shape, {tuple(needed.shape)}, but has {shape}."
+            )
     return relevance
-
-
-

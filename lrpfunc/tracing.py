@@ -189,7 +189,7 @@ def _capture(call, names: tuple[str, ...], inputs: tuple, takes_keywords: bool, 
 
     wrapper = _Wrapper(call, rebuild, record, model)
     wrapper.train(model.training) if model is not None else wrapper.eval()
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    tensors = [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)]
     exported = _export(wrapper, param_leaves, tensors)
 
     builder = _Builder(model)
@@ -576,7 +576,7 @@ def _name(program: Program, drafts: Sequence[_Draft]) -> Program:
     """
     is_active = [any(v.name in program.active for v in equation.outputs) for equation in program.equations]
     calls = Counter(draft.scope for draft, active in zip(drafts, is_active, strict=True) if active)
-    parents = {parent for draft in drafts for parent in _parents(draft.path)}
+    parents = {p for draft, active in zip(drafts, is_active, strict=True) if active for p in _parents(draft.path)}
     used: Counter[str] = Counter()
     named = []
     for draft, active in zip(drafts, is_active, strict=True):
@@ -598,10 +598,10 @@ def _parents(path: str) -> Iterator[str]:
 
 
 def _parameter_name(equation: Equation) -> str | None:
-    position = OPERATORS.get(equation.operator, UNKNOWN).weight
-    weights = [] if position is None else list(variables_in(equation.arguments[: position + 1]))
+    layout = OPERATORS.get(equation.operator, UNKNOWN).layout
+    weights = [] if layout is None else list(variables_in(equation.arguments[: layout.weight + 1]))
     leaves = [v.name.removeprefix(PARAMETER) for v in weights if v.name.startswith(PARAMETER)]
-    return leaves[-1].removesuffix(".weight") if leaves else None
+    return leaves[-1].removesuffix(".weight") if leaves and leaves[-1] != "weight" else None
 
 
 # -- recognized patterns ----------------------------------------------------------------------------------------------
@@ -675,14 +675,15 @@ def _lift(program: Program, params: dict[str, Tensor]) -> tuple[Program, dict[st
             equations[equation.outputs[0].name] = replace(equation, arguments=(*rest, mean, var, value))
         layer = program.producers.get(rest[0].name)
         operator = OPERATORS.get(layer.operator, UNKNOWN) if layer is not None else UNKNOWN
-        if operator.bias is None or layer.arguments[operator.bias] is not None:
+        layout = operator.layout
+        if layout is None or layout.bias is None or layer.arguments[layout.bias] is not None:
             continue
-        weight = layer.arguments[operator.weight]
+        weight = layer.arguments[layout.weight]
         if isinstance(weight, Variable) and weight.name.startswith(PARAMETER):
             tensor = params[weight.name.removeprefix(PARAMETER)]
             name = f"{weight.name.removeprefix(PARAMETER).removesuffix('.weight')}.bias"
             arguments = list(layer.arguments)
-            arguments[operator.bias] = leaf(name, torch.zeros(_channels(var), dtype=tensor.dtype, device=tensor.device))
+            arguments[layout.bias] = leaf(name, torch.zeros(_channels(var), dtype=tensor.dtype, device=tensor.device))
             equations[layer.outputs[0].name] = replace(layer, arguments=tuple(arguments))
     params = {name: tensor for name, tensor in params.items() if name in lifted or PARAMETER + name in read}
     variables = {**program.parameters, **lifted}

@@ -260,9 +260,7 @@ def test_second_order_agrees_with_finite_differences(name):
     def slope(x):
         return (grad(lambda x: f(params, x).square().sum())(x) * direction).sum()
 
-    torch.testing.assert_close(
-        (grad(slope)(x) * other).sum(), directional(slope, x, other), rtol=1e-4, atol=1e-6
-    )
+    torch.testing.assert_close((grad(slope)(x) * other).sum(), directional(slope, x, other), rtol=1e-4, atol=1e-6)
 
 
 def test_gradients_reach_the_original_parameters_through_canonization():

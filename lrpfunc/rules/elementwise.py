@@ -33,9 +33,7 @@ def relu_beta_smooth(beta: float = 10.0) -> Rule:
 
     Source: Dombrowski et al. 2019, arXiv:1906.07983.
     """
-    return _of_input(
-        f"relu_beta_smooth({beta:g})", lambda operation, x, relevance: torch.sigmoid(beta * x) * relevance
-    )
+    return _of_input(f"relu_beta_smooth({beta:g})", lambda operation, x, relevance: torch.sigmoid(beta * x) * relevance)
 
 
 def _of_input(label: str, move) -> Rule:

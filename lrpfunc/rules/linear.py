@@ -131,14 +131,13 @@ def gamma(gamma: float = 0.25, stabilizer: StabilizerLike = 1e-6, zero_bias: boo
     def forward(operation, x):
         up, down = favour(_weighted(operation))
         output = operation(x)
-        sign = operation.without_bias()(x) if zero_bias and operation.bias is not None else output
-        return output, (x, output, sign, _contributions(operation, x, up, down), _contributions(operation, x, down, up))
+        return output, (x, output, _contributions(operation, x, up, down), _contributions(operation, x, down, up))
 
     def backward(operation, residuals, flow):
-        x, output, sign, rising, falling = residuals
+        x, output, rising, falling = residuals
         up, down = favour(operation)
-        s_up = torch.where(sign > 0, share(flow, output, rising, stabilize), 0.0)
-        s_down = torch.where(sign < 0, share(flow, output, falling, stabilize), 0.0)
+        s_up = torch.where(output > 0, share(flow, output, rising, stabilize), 0.0)
+        s_down = torch.where(output < 0, share(flow, output, falling, stabilize), 0.0)
         return _signed_adjoint(operation, x, up[0], down[0], s_up, s_down)
 
     return Rule(_label("gamma", gamma, zero_bias=zero_bias), forward, backward)
@@ -151,16 +150,14 @@ def _contributions(operation: Operation, x: Tensor, own: Parameters, other: Para
 
 def _signed_adjoint(operation: Operation, x: Tensor, own: Tensor, other: Tensor, s_own, s_other) -> Flow:
     """The coefficients of x of the shares s_own of own(x+) + other(x-), and s_other of other(x+) + own(x-)."""
-    own, other = operation.linear(own), operation.linear(other)
-    positive, negative = own.adjoint(s_own), other.adjoint(s_own)
+    first, second = operation.linear(own), operation.linear(other)
+    positive, negative = first.adjoint(s_own), second.adjoint(s_own)
     if s_other is not None:
-        positive, negative = positive + other.adjoint(s_other), negative + own.adjoint(s_other)
+        positive, negative = positive + second.adjoint(s_other), negative + first.adjoint(s_other)
     return Flow(coefficient=torch.where(x < 0, negative, positive))
 
 
-def zbox(
-    low: float | Tensor, high: float | Tensor, stabilizer: StabilizerLike = 1e-6, zero_bias: bool = False
-) -> Rule:
+def zbox(low: float | Tensor, high: float | Tensor, stabilizer: StabilizerLike = 1e-6, zero_bias: bool = False) -> Rule:
     """For the first layer, whose inputs lie in a box: z = W x - W+ low - W- high, shared over these terms.
 
     `low` and `high` are numbers, or tensors that broadcast to one sample (or to the batch, with a batch dimension).
@@ -212,9 +209,7 @@ def wsquare(stabilizer: StabilizerLike = 1e-6, zero_bias: bool = False) -> Rule:
     stabilize = _stabilizer(stabilizer)
 
     def squared(operation) -> Operation:
-        return _weighted(operation).linear(
-            operation.weight.square(), _map(torch.square, _bias(operation, zero_bias))
-        )
+        return _weighted(operation).linear(operation.weight.square(), _map(torch.square, _bias(operation, zero_bias)))
 
     def forward(operation, x):
         output = operation(x)

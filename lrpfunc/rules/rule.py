@@ -59,12 +59,10 @@ def stabilizer(
     size = float(epsilon)
 
     def function(z: Tensor) -> Tensor:
-        floor = max(size, torch.finfo(z.dtype).smallest_normal)
+        threshold: float | Tensor = max(size, torch.finfo(z.dtype).smallest_normal)
         if norm_scale:
-            axes = tuple(range(1, z.dim())) if dim is None else dim
+            axes = tuple(range(1, z.dim())) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
             threshold = (z.square().mean(dim=axes, keepdim=True).sqrt() * size).clamp(min=torch.finfo(z.dtype).tiny)
-        else:
-            threshold = floor
         if clip:
             magnitude = z.abs().clamp(min=threshold)
             return torch.where(z < 0, -magnitude, magnitude)
@@ -113,8 +111,10 @@ def pass_through() -> Rule:
 
     def forward(operation, *inputs):
         output = operation(*inputs)
-        if len(inputs) != 1 or output.shape != torch.broadcast_shapes(inputs[0].shape, output.shape):
-            raise RuleError(f"{operation.description} must have one input, of its output's shape, for relevance to pass.")
+        if len(inputs) != 1 or not _broadcasts(inputs[0].shape, output.shape):
+            raise RuleError(
+                f"{operation.description} must have one input, of its output's shape, for relevance to pass."
+            )
         return output, (inputs[0], output)
 
     def backward(operation, residuals, flow):
@@ -125,3 +125,8 @@ def pass_through() -> Rule:
         return Flow(relevance=flow.relevance(output).sum_to_size(x.shape))
 
     return Rule("pass_through", forward, backward)
+
+
+def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
+    sizes = zip(reversed(shape), reversed(to), strict=False)
+    return len(shape) <= len(to) and all(size in (1, full) for size, full in sizes)

@@ -1,0 +1,259 @@
+"""The rules against numbers worked by hand, and what they refuse."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import lrpfunc
+from lrpfunc import Flow, custom_vjp, rules
+from lrpfunc.errors import RuleError
+
+X = torch.tensor([[1.0, 2.0]])
+W = torch.tensor([[1.0, 1.0], [2.0, -0.5]])
+B = torch.tensor([1.0, -2.0])
+
+
+def pulled(rule, relevance, x=X, function=F.linear, *parameters):
+    parameters = parameters or (W,)
+    _, pullback = torch.func.vjp(lambda x: custom_vjp(rule, function)(x, *parameters), x)
+    return pullback(torch.tensor(relevance))[0]
+
+
+def expect(got, *numbers):
+    torch.testing.assert_close(got, torch.tensor([list(numbers)]))
+
+
+def test_epsilon_by_hand():
+    # z = (3, 1) and R = z give s = (1, 1), so R_x = x * (w^T s) = (1 * 3, 2 * 0.5)
+    expect(pulled(rules.epsilon(0.0), [[3.0, 1.0]]), 3.0, 1.0)
+    # epsilon = 1 gives s = (3 / 4, 1 / 2), so R_x = (1 * (0.75 + 1), 2 * (0.75 - 0.25))
+    expect(pulled(rules.epsilon(1.0), [[3.0, 1.0]]), 1.75, 1.0)
+
+
+def test_the_bias_keeps_its_share_of_epsilon_unless_it_is_left_out():
+    # z = (3 + 1, 1 - 2) = (4, -1): s = (3 / 4, -1); without bias z = (3, 1): s = (1, 1)
+    expect(pulled(rules.epsilon(0.0), [[3.0, 1.0]], X, F.linear, W, B), 0.75 - 2.0, 2 * (0.75 + 0.5))
+    expect(pulled(rules.epsilon(0.0, zero_bias=True), [[3.0, 1.0]], X, F.linear, W, B), 3.0, 1.0)
+
+
+def test_zplus_by_hand():
+    # z+ = (3, 2): R = (3, 2) gives s = (1, 1), so R_x = x * (W+^T s) = (1 * 3, 2 * 1)
+    expect(pulled(rules.zplus(0.0), [[3.0, 2.0]]), 3.0, 2.0)
+
+
+def test_alpha_beta_by_hand():
+    # d_a = (3, 2), d_b = (0, -1). R = (0, 2): s_a = (0, 1), s_b = (0, -2).
+    # R_x = 2 x W+^T s_a - x W-^T s_b = 2 (2, 0) - (0, 2 * (-0.5) * (-2)) = (4, -2)
+    expect(pulled(rules.alpha_beta(2, 1, 0.0), [[0.0, 2.0]]), 4.0, -2.0)
+
+
+def test_alpha_beta_of_a_negative_input_takes_the_other_weights():
+    # x = (-1, 2), W = (1, 1), R = 1: contributions -1 and 2, so d_a = 2, d_b = -1 and R_x = (-1 * 1, 2 * 1)
+    x, w = torch.tensor([[-1.0, 2.0]]), torch.tensor([[1.0, 1.0]])
+    expect(pulled(rules.alpha_beta(2, 1, 0.0), [[1.0]], x, F.linear, w), -1.0, 2.0)
+
+
+def test_gamma_by_hand():
+    # z = (3, 1) > 0: W + W+ = ((2, 2), (4, -0.5)), z' = (6, 3); R = (6, 3) gives s = (1, 1), R_x = (1 * 6, 2 * 1.5)
+    expect(pulled(rules.gamma(1.0, 0.0), [[6.0, 3.0]]), 6.0, 3.0)
+
+
+def test_gamma_of_a_negative_output_favours_negative_contributions():
+    # x = (1, 2), W = (1, -1): z = -1 < 0, so W + W- = (1, -2), z' = -3; R = -3: s = 1 and R_x = (1, -4)
+    expect(pulled(rules.gamma(1.0, 0.0), [[-3.0]], X, F.linear, torch.tensor([[1.0, -1.0]])), 1.0, -4.0)
+
+
+def test_zbox_by_hand():
+    # low = -1, high = 3: z = (3, 1) + (2, 2) - (0, -1.5) = (5, 4.5). R = (5, 4.5): s = (1, 1).
+    # R_x = x W^T s + W+^T s - 3 W-^T s = (3 + 3 - 0, 1 + 1 + 1.5)
+    expect(pulled(rules.zbox(-1.0, 3.0, 0.0), [[5.0, 4.5]]), 6.0, 3.5)
+
+
+def test_wsquare_by_hand():
+    # W^2 1 = (2, 4.25): R = (2, 4.25) gives s = (1, 1), R_x = (1 + 4, 1 + 0.25)
+    expect(pulled(rules.wsquare(0.0), [[2.0, 4.25]]), 5.0, 1.25)
+
+
+def test_flat_by_hand():
+    # Each output has two inputs: R = (2, 4) gives s = (1, 2), R_x = (3, 3)
+    expect(pulled(rules.flat(0.0), [[2.0, 4.0]]), 3.0, 3.0)
+
+
+def test_activations_by_hand():
+    x = torch.tensor([[-1.0, 0.0, 2.0, 3.0]])
+    relevance = [[1.0, 2.0, 3.0, -4.0]]
+
+    def of(rule):
+        _, pullback = torch.func.vjp(custom_vjp(rule, F.relu), x)
+        return pullback(torch.tensor(relevance))[0]
+
+    expect(of(rules.pass_through()), 1.0, 2.0, 3.0, -4.0)
+    expect(of(rules.gradient()), 0.0, 0.0, 3.0, -4.0)
+    expect(of(rules.relu_deconvnet()), 1.0, 2.0, 3.0, 0.0)
+    expect(of(rules.relu_guided_backprop()), 0.0, 0.0, 3.0, 0.0)
+    gates = torch.sigmoid(torch.tensor([-10.0, 0.0, 20.0, 30.0]))
+    expect(of(rules.relu_beta_smooth(10.0)), *(gates * torch.tensor(relevance[0])).tolist())
+
+
+def test_sums_and_products_by_hand():
+    def f(params, a, b):
+        return a + b, a * b, a * torch.sigmoid(b)
+
+    a, b = torch.tensor([[3.0]]), torch.tensor([[1.0]])
+    fmodel, params = lrpfunc.trace(f, {}, a, b)
+    _, pullback = lrpfunc.vjp(fmodel, params, (a, b), rules.epsilon())
+
+    def of(*seeds):
+        return [r.item() for r in pullback(tuple(torch.tensor([[s]]) for s in seeds))]
+
+    assert of(4.0, 0.0, 0.0) == pytest.approx([3.0, 1.0], rel=1e-5)  # by contribution
+    assert of(0.0, 4.0, 0.0) == [2.0, 2.0]  # a product: halves
+    assert of(0.0, 0.0, 4.0) == [4.0, 0.0]  # a gate: the signal takes all
+
+
+def test_coefficients_and_relevances_of_one_flow_agree():
+    value, stabilize = torch.tensor([2.0, -4.0]), rules.stabilizer(1.0)
+    relevance, coefficient = Flow(relevance=torch.tensor([6.0, 8.0])), Flow(coefficient=torch.tensor([3.0, -2.0]))
+    for flow in (relevance, coefficient):
+        assert flow.relevance(value).tolist() == [6.0, 8.0]
+        assert flow.coefficient(value, stabilize).tolist() == pytest.approx([2.0, -1.6])
+
+
+def test_nothing_is_divided_where_a_coefficient_meets_no_stabilizer():
+    flow = Flow(coefficient=torch.tensor([3.0]))
+    assert flow.coefficient(torch.tensor([0.0]), rules.stabilizer(0.0)).item() == 3.0
+    assert Flow(relevance=torch.tensor([3.0])).coefficient(torch.tensor([0.0]), rules.stabilizer(0.0)).item() == 0.0
+
+
+# -- stabilizers ------------------------------------------------------------------------------------------------------
+
+
+def test_stabilizers_by_hand():
+    z = torch.tensor([-2.0, -0.0, 0.0, 0.5])
+    assert rules.stabilizer(1.0)(z).tolist() == [-3.0, 1.0, 1.0, 1.5]
+    assert rules.stabilizer(1.0, clip=True)(z).tolist() == [-2.0, 1.0, 1.0, 1.0]
+    root = (4.25 / 4) ** 0.5
+    scaled = rules.stabilizer(1.0, norm_scale=True, dim=0)(z)
+    torch.testing.assert_close(scaled, torch.tensor([-2 - root, root, root, 0.5 + root]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_stabilizer_does_not_vanish_in_half_precision(dtype):
+    assert (1 / rules.stabilizer(1e-9)(torch.zeros(1, dtype=dtype))).isfinite().all()
+
+
+def test_a_stabilizer_may_be_any_function():
+    rule = rules.epsilon(lambda z: z.abs() + 1.0)
+    expect(pulled(rule, [[4.0, 2.0]]), 3.0, 1.0)
+
+
+# -- a user's own rule ------------------------------------------------------------------------------------------------
+
+
+def test_custom_vjp_knows_keyword_arguments_and_any_function():
+    x, w = torch.randn(1, 2, 5, 5), torch.randn(3, 2, 3, 3)
+    y = custom_vjp(rules.gamma(), F.conv2d)(x, w, stride=2, padding=1)
+    assert torch.equal(y, F.conv2d(x, w, stride=2, padding=1))
+
+    def squash(x, scale):
+        return torch.tanh(x) * scale
+
+    scale = torch.tensor(2.0)
+    _, pullback = torch.func.vjp(lambda x: custom_vjp(rules.gradient(), squash)(x, scale), x)
+    _, expected = torch.func.vjp(lambda x: squash(x, scale), x)
+    seed = torch.randn_like(x)
+    torch.testing.assert_close(pullback(seed), expected(seed))
+
+
+def test_every_rule_prints_its_hyperparameters():
+    labels = [rules.epsilon(1e-3), rules.gamma(0.1), rules.alpha_beta(2, 1), rules.zplus(zero_bias=True), rules.flat()]
+    assert [rule.label for rule in labels] == [
+        "epsilon(0.001)", "gamma(0.1)", "alpha_beta(2, 1)", "zplus(zero_bias)", "flat",
+    ]  # fmt: skip
+
+
+# -- errors -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: rules.alpha_beta(2, 2), r"alpha - beta = 1 and both >= 0, but got alpha = 2, beta = 2"),
+        (lambda: rules.alpha_beta(0.5, -0.5), r"both >= 0"),
+        (lambda: rules.gamma(-0.1), r"gamma must be >= 0, but is -0.1"),
+        (lambda: rules.epsilon(-1e-6), r"stabilizer must be a number >= 0 or a function of a tensor, but is -1e-06"),
+        (lambda: rules.epsilon("small"), r"stabilizer must be a number"),
+        (lambda: rules.epsilon(float("nan")), r"stabilizer must be a number"),
+        (lambda: rules.gate(2), r"signal of a gate must be factor 0 or 1, but is 2"),
+        (lambda: Flow(), r"either a relevance or a coefficient: give exactly one"),
+        (lambda: custom_vjp("epsilon", F.linear), r"custom_vjp needs a rule such as rules.epsilon\(\), but got str"),
+        (lambda: custom_vjp(rules.epsilon(), F.linear)(X, W, wieght=W), r"linear takes .* but was given \['wieght'\]"),
+    ],
+)
+def test_bad_hyperparameters_are_refused(make, message):
+    with pytest.raises(RuleError, match=message):
+        make()
+
+
+def test_alpha_minus_beta_may_be_one_up_to_rounding():
+    assert 1.2 - 0.2 == 1.0 or rules.alpha_beta(1.2, 0.2).label
+    assert rules.alpha_beta(0.1 + 0.2 + 1, 0.3).label == "alpha_beta(1.3, 0.3)"
+
+
+@pytest.mark.parametrize(
+    ("rule", "module", "message"),
+    [
+        (rules.zplus(), nn.ReLU(), r"zplus\(\) at layer 'relu': 'relu' \(relu\) has no weight"),
+        (rules.gamma(), nn.Softmax(1), r"has no weight, but the rule needs a weighted equation"),
+        (rules.wsquare(), nn.ReLU(), r"has no weight"),
+        (rules.zbox(0, 1), nn.ReLU(), r"has no weight"),
+        (rules.epsilon(), nn.Sigmoid(), r"is not linear in its inputs, but the rule needs a linear equation"),
+        (rules.pass_through(), nn.Linear(4, 3), r"must have one input, of its output's shape, for relevance to pass"),
+        (rules.relu_deconvnet(), nn.Linear(4, 3), r"must have one input, of its output's shape"),
+        (rules.halve(), nn.ReLU(), r"is not a product of two values that depend on the input"),
+    ],
+)
+def test_a_rule_on_an_equation_that_it_cannot_handle_says_so(rule, module, message):
+    x = torch.randn(2, 4)
+    fmodel, params = lrpfunc.functionalize(module, x)
+    with pytest.raises(RuleError, match=message):
+        lrpfunc.attribute(fmodel, params, x, lrpfunc.composites.by_kind({"*": rule}))
+
+
+@pytest.mark.parametrize(
+    "bound",
+    [torch.zeros(3), torch.zeros(6, 6), torch.zeros(2, 1, 1), torch.zeros(1, 1, 1, 1, 1), torch.zeros(5, 3, 1, 1)],
+)
+def test_an_ambiguous_box_is_refused(bound):
+    x = torch.randn(2, 3, 6, 6)
+    fmodel, params = lrpfunc.functionalize(nn.Conv2d(3, 4, 3), x)
+    with pytest.raises(RuleError, match=r"'low' of zbox must be a number or have the dimensions of one sample"):
+        lrpfunc.attribute(fmodel, params, x, rules.zbox(bound, 1.0), target=(0, 0, 0))
+
+
+@pytest.mark.parametrize("shape", [(), (3, 1, 1), (3, 6, 6), (1, 3, 1, 1), (2, 3, 6, 6)])
+def test_a_box_broadcasts_to_one_sample_or_the_batch(shape):
+    x = torch.randn(2, 3, 6, 6)
+    fmodel, params = lrpfunc.functionalize(nn.Conv2d(3, 4, 3), x)
+    got = lrpfunc.attribute(fmodel, params, x, rules.zbox(torch.full(shape, -3.0), 3.0), target=(0, 0, 0))
+    assert torch.equal(got, lrpfunc.attribute(fmodel, params, x, rules.zbox(-3.0, 3.0), target=(0, 0, 0)))
+
+
+def broken(backward):
+    return rules.Rule("broken", lambda operation, x: (operation(x), x), backward)
+
+
+@pytest.mark.parametrize(
+    ("backward", "message"),
+    [
+        (lambda o, x, flow: Flow(relevance=x[:, :1]), r"broken at layer 'linear' must return the shape of its input, \(2, 4\), but returned \(2, 1\)"),
+        (lambda o, x, flow: [flow, flow], r"must return 1 flow\(s\), one per input, but returned 2"),
+        (lambda o, x, flow: x, r"must return flows, Flow\(relevance=...\) or Flow\(coefficient=...\), but returned Tensor"),
+    ],
+)  # fmt: skip
+def test_a_rule_that_returns_something_else_is_named(backward, message):
+    x = torch.randn(2, 4)
+    fmodel, params = lrpfunc.functionalize(nn.Linear(4, 3), x)
+    with pytest.raises(RuleError, match=message):
+        lrpfunc.attribute(fmodel, params, x, broken(backward))
