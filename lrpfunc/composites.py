@@ -112,9 +112,13 @@ def matching(program: Program, pattern: str) -> list[str]:
     return weighted or matches
 
 
-@torch.compiler.assume_constant_result
 def _matches(name: str, pattern: str) -> bool:
     return name.startswith((f"{pattern}.", f"{pattern}:")) or fnmatch.fnmatchcase(name, pattern)
+
+
+# torch.compile cannot look into fnmatch. This is all that torch.compiler.assume_constant_result does, but for importing
+# torch._dynamo, which takes a second.
+_matches._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def first_layer(rule: Rule) -> Composite:

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 
 from lrpfunc.errors import RuleError
 from lrpfunc.program import Equation, Program, Variable, operator_name
@@ -184,6 +183,8 @@ def _pull_back(function: Callable, inputs: tuple, s) -> tuple:
         return torch.func.vjp(function, *inputs)[1](s)
 
     if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
+        from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx  # slow to import
+
         # torch.export (non-strict) would take the values inside a transform for constants: give it plain operations.
         with disable_proxy_modes_tracing(), torch._C.DisableTorchFunction():
             pull = make_fx(pull)(inputs, s)

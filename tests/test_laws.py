@@ -390,3 +390,11 @@ def test_half_precision_stays_finite_and_near_float32(name, dtype):
     assert low.dtype == dtype
     assert low.isfinite().all()
     assert (low.float() - full).norm() / full.norm() < 0.05
+
+
+def test_torch_compile_takes_name_patterns():
+    fmodel, params, x = traced()
+    entries = {"s*": rules.gamma(), "block": rules.zplus(), "*": rules.epsilon()}
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: lrpfunc.attribute(fmodel, params, x, entries), fullgraph=True, backend="eager")
+    close(compiled(x), lrpfunc.attribute(fmodel, params, x, entries))
