@@ -13,7 +13,7 @@ from lrpfunc import targets
 from lrpfunc.composites import Entries, assign
 from lrpfunc.errors import InputError, RuleError, near_misses
 from lrpfunc.operations import OPERATORS, UNKNOWN, Flow, Operation, Slot, active_equations, bind
-from lrpfunc.program import NAMESPACE, Equation, Program, Variable
+from lrpfunc.program import NAMESPACE, Equation, Program, Variable, operator_name
 from lrpfunc.rules import Rule
 from lrpfunc.targets import Target
 
@@ -300,7 +300,7 @@ def custom_vjp(rule: Rule, function: Callable) -> Callable:
             rest = iter(leaves[1:])
             filled = [next(rest) if t else leaf for t, leaf in zip(is_tensor, fixed, strict=True)]
             arguments, keywords = optree.tree_unflatten(structure, filled)
-            return Operation(function.__name__, function, [Slot(0), *arguments], keywords, [leaves[0]])
+            return Operation(operator_name(function), function, [Slot(0), *arguments], keywords, [leaves[0]])
 
         def value(*leaves):
             return operation(leaves)(leaves[0])
@@ -319,7 +319,7 @@ def custom_vjp(rule: Rule, function: Callable) -> Callable:
 
 def _in_order(function: Callable, arguments: tuple, keywords: dict) -> tuple[list, dict]:
     """All arguments of a weighted torch function after the first, in the order in which ATen and the table have them."""
-    name = getattr(function, "__name__", "")
+    name = operator_name(function)
     if OPERATORS.get(name, UNKNOWN).layout is None:
         return list(arguments), keywords
     packet = getattr(torch.ops.aten, name)

@@ -1,5 +1,7 @@
 """The rules against numbers worked by hand, and what they refuse."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -164,6 +166,18 @@ def test_custom_vjp_knows_keyword_arguments_and_any_function():
     _, expected = torch.func.vjp(lambda x: squash(x, scale), x)
     seed = torch.randn_like(x)
     torch.testing.assert_close(pullback(seed), expected(seed))
+
+
+def test_custom_vjp_takes_functions_without_a_name():
+    x = torch.randn(2, 3)
+    for function in (nn.ReLU(), functools.partial(F.leaky_relu, negative_slope=0.2)):
+        value, pullback = torch.func.vjp(custom_vjp(rules.pass_through(), function), x)
+        assert torch.equal(value, function(x))
+        assert torch.equal(pullback(x)[0], x)
+
+
+def test_a_scaled_stabilizer_of_zeros_stays_finite():
+    assert (1 / rules.stabilizer(1e-6, norm_scale=True)(torch.zeros(2, 3))).isfinite().all()
 
 
 def test_every_rule_prints_its_hyperparameters():

@@ -59,10 +59,12 @@ def stabilizer(
     size = float(epsilon)
 
     def function(z: Tensor) -> Tensor:
-        threshold: float | Tensor = max(size, torch.finfo(z.dtype).smallest_normal)
+        info = torch.finfo(z.dtype)
+        threshold: float | Tensor = max(size, info.smallest_normal)
         if norm_scale:
             axes = tuple(range(1, z.dim())) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
-            threshold = (z.square().mean(dim=axes, keepdim=True).sqrt() * size).clamp(min=torch.finfo(z.dtype).tiny)
+            floor = max(size * info.eps, info.smallest_normal)  # for a z that is zero everywhere
+            threshold = (z.square().mean(dim=axes, keepdim=True).sqrt() * size).clamp(min=floor)
         if clip:
             magnitude = z.abs().clamp(min=threshold)
             return torch.where(z < 0, -magnitude, magnitude)
