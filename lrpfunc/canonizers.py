@@ -164,7 +164,7 @@ def _folded(fold: _Fold, params: Parameters) -> tuple[Tensor, Tensor]:
 
 
 def _scaled(weight: Tensor, scale: Tensor, axis: int | None, layer: Equation) -> Tensor:
-    """The weight with each output channel scaled; a transposed convolution has them as (in, out / groups), by groups."""
+    """The weight with each output channel scaled; a transposed convolution has them by groups, (in, out / groups)."""
     if axis is not None:
         return weight * scale.reshape([-1 if i == axis else 1 for i in range(weight.dim())])
     groups = layer.arguments[6]

@@ -41,7 +41,7 @@ DEFAULT_LINEAR = rules.epsilon()
 DEFAULTS = {
     BATCH_NORM: rules.pass_through(),
     ACTIVATION: rules.pass_through(),
-    AFFINE: rules.pass_through(),
+    AFFINE: rules.affine(),
     SUM: rules.norm(),
     AVERAGE_POOL: rules.norm(),
     MAX_POOL: rules.gradient(),
@@ -98,7 +98,7 @@ def by_name(patterns: Mapping[str, Rule]) -> Composite:
 
 
 def matching(program: Program, pattern: str) -> list[str]:
-    """The names of the active equations that a pattern means. Errors: `RuleError` with near misses if there are none."""
+    """The names of the active equations that a pattern means. Errors: `RuleError` with near misses if there is none."""
     names = [equation.name for equation in operations.active_equations(program)]
     if pattern in names:
         return [name for name in names if name == pattern or name.startswith(f"{pattern}:")]
@@ -225,7 +225,7 @@ def _first(program: Program) -> list[str]:
 
 
 def epsilon(epsilon: StabilizerLike = 1e-6, zero_bias: bool = False, entries: Entries = None) -> Composite:
-    """The epsilon rule for all layers, sums and average pooling. With 0 it is LRP-0: input times gradient on ReLU networks."""
+    """The epsilon rule for all layers, sums and average pooling; with 0, input times gradient on ReLU networks."""
     return first_match(entries, by_kind({LINEAR: rules.epsilon(epsilon, zero_bias), **_without_parameters(epsilon)}))
 
 
@@ -268,7 +268,7 @@ def epsilon_gamma_box(
     zero_bias: bool = False,
     entries: Entries = None,
 ) -> Composite:
-    """z-box for the first layer (inputs between `low` and `high`), gamma for other convolutions, epsilon for dense layers."""
+    """z-box for the first layer (inputs in `low` to `high`), gamma for other convolutions, epsilon for dense layers."""
     over = first_match(entries, first_layer(rules.zbox(low, high, stabilizer, zero_bias)))
     return _layers(rules.gamma(gamma, stabilizer, zero_bias), epsilon, stabilizer, zero_bias, over)
 
@@ -287,7 +287,7 @@ def deconvnet(entries: Entries = None) -> Composite:
 
 
 def guided_backprop(entries: Entries = None) -> Composite:
-    """The gradient, of which each activation passes what is positive where it is active. Source: Springenberg et al. 2015."""
+    """The gradient, of which each activation passes what is positive where it is active. Source: Springenberg 2015."""
     return _gradient_like(rules.relu_guided_backprop(), entries)
 
 

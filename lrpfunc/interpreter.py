@@ -32,8 +32,8 @@ def attribute(
     `x`: one tensor, a tuple of inputs (each a pytree), or a dict by input name for a program traced with keywords.
     Leaves that relevance cannot reach (integers, masks) come back as zeros. `rules`: a composite, a mapping
     {name pattern: rule} or one rule for all weighted equations. `target`: None (arg-max), an int, an index tensor, a
-    tuple, a list per sample, or a function output -> relevance. `at`: names of layers whose outputs' relevance is wanted
-    too; the result is then `(relevance, {name: tensor})`. `strict`: no equation may fall back to the gradient.
+    tuple, a list per sample, or a function output -> relevance. `at`: names of layers at whose outputs relevance is
+    wanted too; the result is then `(relevance, {name: tensor})`. `strict`: no equation may fall back to the gradient.
 
     Errors: `ParameterError`, `InputError`, `TargetError`, `RuleError`.
     """
@@ -213,9 +213,8 @@ def _checked(step: _Step, moved, values: Mapping[str, Any]) -> Sequence[Flow | N
         if flow is None:
             continue
         if not isinstance(flow, Flow):
-            raise RuleError(
-                f"{who} must return flows, Flow(relevance=...) or Flow(coefficient=...), but returned {type(flow).__name__}."
-            )
+            kind = type(flow).__name__
+            raise RuleError(f"{who} must return Flow(relevance=...) or Flow(coefficient=...), but returned {kind}.")
         needed, shape = tuple(values[variable.name].shape), tuple(flow.tensor.shape)
         if shape != needed:
             raise RuleError(f"{who} must return the shape of its input, {needed}, but returned {shape}.")
@@ -238,7 +237,7 @@ def _input_relevance(run: _Run, flows: Mapping[str, Flow]):
 
 
 def with_rules(fmodel: Program, rules: Entries, strict: bool = False) -> Callable:
-    """`g(params, *inputs)` with the value of `fmodel` and LRP as its vector-Jacobian product with respect to the inputs.
+    """`g(params, *inputs)` with the value of `fmodel` and LRP as its vector-Jacobian product in the inputs.
 
     Works under `torch.func.vjp`, `jacrev`, `vmap` and plain autograd; a cotangent is the relevance of the output.
     Parameters get no relevance. The pullback runs the model a second time, under the rules; `vjp` does without.
@@ -282,7 +281,7 @@ def _with_tensors(template, tensors: Sequence[Tensor]):
 
 
 def custom_vjp(rule: Rule, function: Callable) -> Callable:
-    """One torch function with a rule as its vector-Jacobian product: `custom_vjp(epsilon(), F.conv2d)(x, weight, bias)`.
+    """A torch function with a rule as its vector-Jacobian product: `custom_vjp(epsilon(), F.conv2d)(x, weight, bias)`.
 
     Relevance goes to the first argument; weight and bias, its second and third, are parameters. A function that
     lrpfunc does not know counts as a layer if it takes a weight, and is moved by its own vector-Jacobian product.
@@ -318,7 +317,7 @@ def custom_vjp(rule: Rule, function: Callable) -> Callable:
 
 
 def _in_order(function: Callable, arguments: tuple, keywords: dict) -> tuple[list, dict]:
-    """All arguments of a weighted torch function after the first, in the order in which ATen and the table have them."""
+    """All arguments of a weighted torch function after the first, in the order that ATen and the table have."""
     name = operator_name(function)
     if OPERATORS.get(name, UNKNOWN).layout is None:
         return list(arguments), keywords

@@ -71,11 +71,11 @@ def frozen_batch_norm(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var
     return x * scale + (bias - mean * scale)
 
 
-def overwrite(base: Tensor, value: Tensor, views: Sequence[tuple[Callable, tuple, dict]]) -> Tensor:
+def overwrite(base: Tensor, value: Tensor, views: Sequence[tuple[Callable, tuple]]) -> Tensor:
     """`base` after `value` was written into a view of it; `views` leads from the base to the view."""
     places = torch.arange(base.numel(), device=base.device).reshape(base.shape)
-    for view, arguments, keywords in views:
-        places = view(places, *arguments, **keywords)
+    for view, arguments in views:
+        places = view(places, *arguments)
     written = value.to(base.dtype).expand(places.shape).reshape(-1)
     return base.reshape(-1).scatter(0, places.reshape(-1), written).reshape(base.shape)
 
@@ -142,7 +142,9 @@ class Operation:
         arguments, layout = list(self.arguments), self.layout
         arguments[_weight_position(layout, arguments)] = weight
         if layout.bias is not None and layout.bias < len(arguments):
-            arguments[layout.bias] = bias
+            must_be_tensor = layout.bias == 0  # in addmm and its like
+            zero = torch.zeros((), dtype=self.dtype, device=self.device) if must_be_tensor else None
+            arguments[layout.bias] = zero if bias is None else bias
         return self._with(arguments)
 
     def without_bias(self) -> Operation:
@@ -300,8 +302,8 @@ def active_equations(program: Program) -> Iterator[Equation]:
 def gate_of(program: Program, equation: Equation) -> int | None:
     """Which of a product's two active factors is a gate (0 or 1), None if neither is.
 
-    A denominator always is; a factor is one if it comes, but for movements, from a sigmoid, tanh or softmax. Between two
-    such factors a tanh is the signal.
+    A denominator always is; a factor is one if it comes, but for movements, from a sigmoid, tanh or softmax. Between
+    two such factors a tanh is the signal.
     """
     if equation.operator.startswith("div"):
         return 1
@@ -406,9 +408,10 @@ def _cat_adjoint(operation: Operation, s: Tensor):
 
 
 def _add_adjoint(operation: Operation, s: Tensor):
-    if operation.keywords.get("alpha", 1) != 1 or len(operation.shapes) != 2:
+    if operation.keywords.get("alpha", 1) != 1:
         return None
-    return tuple(s.sum_to_size(shape) for shape in operation.shapes)
+    moved = tuple(s.sum_to_size(shape) for shape in operation.shapes)
+    return moved if len(moved) > 1 else moved[0]
 
 
 # -- f(x) / x of the activations --------------------------------------------------------------------------------------
@@ -440,8 +443,8 @@ OPERATORS: dict[str, Operator] = {
     "linear": Operator(DENSE, BILINEAR, Layout(0, 1, 2, 0), adjoint=_linear_adjoint),
     "addmm": Operator(DENSE, BILINEAR, Layout(1, 2, 0, 1), adjoint=_addmm_adjoint),
     **_rows("mm bmm", Operator(DENSE, BILINEAR, Layout(None, 1), adjoint=_mm_adjoint)),
-    **_rows("matmul mv dot inner", Operator(DENSE, BILINEAR, Layout(None, 1))),
-    "einsum": Operator(DENSE, BILINEAR, is_linear=True),
+    **_rows("matmul linalg_matmul mv dot inner", Operator(DENSE, BILINEAR, Layout(None, 1))),
+    **_rows("einsum tensordot", Operator(DENSE, BILINEAR, is_linear=True)),
     **_rows("baddbmm addbmm", Operator(DENSE, BILINEAR, Layout(1, 2, 0))),
     **_rows("batch_norm frozen_batch_norm", Operator(BATCH_NORM)),
     "relu": Operator(ACTIVATION, ratio=_relu_ratio),
@@ -456,12 +459,15 @@ OPERATORS: dict[str, Operator] = {
     **_rows("sub rsub", Operator(AFFINE, SUM, is_linear=True)),
     **_rows("mul div multiply divide true_divide", Operator(AFFINE, PRODUCT)),
     "neg": Operator(AFFINE, is_linear=True),
-    **_rows("sum mean cumsum", Operator(SUM, is_linear=True)),
+    **_rows("sum mean cumsum index_add scatter_add col2im", Operator(SUM, is_linear=True)),
     **_rows("avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
-            "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d "
-            "upsample_bicubic2d upsample_trilinear3d", Operator(AVERAGE_POOL, is_linear=True)),
-    **_rows("max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d max amax "
-            "min amin maximum minimum", Operator(MAX_POOL, MAX_POOL)),
+            "upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d "
+            "_upsample_nearest_exact2d _upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d "
+            "_upsample_bilinear2d_aa upsample_bicubic2d _upsample_bicubic2d_aa upsample_trilinear3d",
+            Operator(AVERAGE_POOL, is_linear=True)),
+    **_rows("max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices "
+            "max_pool3d_with_indices adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d max amax min amin "
+            "maximum minimum topk sort kthvalue median", Operator(MAX_POOL, MAX_POOL)),
     "softmax": Operator(SOFTMAX, is_gate=True),
     "log_softmax": Operator(SOFTMAX),
     **_rows("scaled_dot_product_attention", Operator(ATTENTION, ATTENTION)),
@@ -477,7 +483,9 @@ OPERATORS: dict[str, Operator] = {
     **_rows("t mT numpy_T movedim select slice narrow index index_select gather take_along_dim repeat "
             "repeat_interleave tile pad constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d "
             "replication_pad1d replication_pad2d replication_pad3d roll flip rot90 chunk split split_with_sizes "
-            "tensor_split unbind stack unfold im2col col2im pixel_shuffle pixel_unshuffle channel_shuffle where "
+            "tensor_split unbind stack unfold im2col pixel_shuffle pixel_unshuffle channel_shuffle where "
             "masked_fill masked_scatter diagonal tril triu to _to_copy type_as overwrite copy slice_scatter "
-            "select_scatter scatter index_put index_copy", Operator(MOVEMENT, MOVEMENT, is_linear=True)),
+            "select_scatter diagonal_scatter scatter index_put index_copy index_fill fill moveaxis hsplit vsplit "
+            "dsplit unsafe_chunk unsafe_split take as_strided max_unpool2d",
+            Operator(MOVEMENT, MOVEMENT, is_linear=True)),
 }  # fmt: skip

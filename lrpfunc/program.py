@@ -72,7 +72,7 @@ class Equation:
 
 
 class Leaf(NamedTuple):
-    """One leaf of the inputs: its path, as text for messages too, and its variable or the literal it was traced with."""
+    """One leaf of the inputs: its path, also as text for messages, and its variable or the literal of the trace."""
 
     path: tuple
     label: str
@@ -107,7 +107,7 @@ class Program:
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
 
-    def __call__(self, params, *inputs, **keywords):
+    def __call__(self, params, /, *inputs, **keywords):
         """The model's output, equal to `functional_call(model, params, inputs)`.
 
         Errors: `ParameterError`, `InputError` where what is given does not fit what was traced.
@@ -134,15 +134,16 @@ class Program:
         return tuple(given[name] for name in self.input_names)
 
     def bind(self, params, inputs: tuple) -> dict[str, Any]:
-        """The first values of an evaluation, checked: parameters, inputs, and the device and dtype that rule the call."""
+        """The first values of an evaluation, checked: parameters, inputs, and the call's device and dtype."""
         names = (variable.name for variable in self.parameters.values())
         values: dict[str, Any] = dict(zip(names, self.flatten_params(params), strict=True))
         leaves = self.flatten_inputs(inputs)
-        values[DEVICE], values[DTYPE] = self._reference(values, leaves)
-        self._check_inputs(leaves, values)
         for leaf, value in zip(self.input_leaves, leaves, strict=True):
             if isinstance(leaf.value, Variable):
                 values[leaf.value.name] = value
+        reference = values[self.reference.name] if self.reference is not None else torch.empty(())
+        values[DEVICE], values[DTYPE] = reference.device, reference.dtype
+        self._check_inputs(leaves, values)
         return values
 
     def store(self, equation: Equation, results: Sequence, values: dict[str, Any]) -> None:
@@ -177,29 +178,29 @@ class Program:
                 f"the inputs must have the leaves {', '.join(leaf.label for leaf in self.input_leaves)} that they were "
                 f"traced with, but have {given}. Trace the model again for another structure."
             )
+        for (_, label, expected), value in zip(self.input_leaves, leaves, strict=True):
+            if isinstance(expected, Variable) and not isinstance(value, Tensor):
+                raise InputError(f"input '{label}' must be a tensor, but is {type(value).__name__}.")
+            if not isinstance(expected, Variable) and (isinstance(value, Tensor) or value != expected):
+                raise InputError(
+                    f"input '{label}' is part of the trace with the value {expected!r}, but is now {value!r}. "
+                    "Trace the model again for another value."
+                )
         return leaves
 
-    def _reference(self, values: Mapping[str, Any], leaves: Sequence) -> tuple[torch.device, torch.dtype]:
-        tensors = [value for value in (*values.values(), *leaves) if isinstance(value, Tensor)]
-        reference = next((t for t in tensors if t.dim() and t.is_floating_point()), None)
-        if reference is None:
-            reference = next(iter(tensors), torch.empty(()))
-        return reference.device, reference.dtype
+    @property
+    def reference(self) -> Variable | None:
+        """The tensor whose device and dtype rule a call: the first floating-point one with dimensions, or the first."""
+        inputs = (leaf.value for leaf in self.input_leaves if isinstance(leaf.value, Variable))
+        tensors = (*self.parameters.values(), *inputs)
+        return next((v for v in tensors if v.is_floating and v.shape), next(iter(tensors), None))
 
     def _check_inputs(self, leaves: Sequence, values: Mapping[str, Any]) -> None:
         sizes: dict[str, tuple[int, str]] = {}
-        for (_, path, expected), value in zip(self.input_leaves, leaves, strict=True):
-            if not isinstance(expected, Variable):
-                if isinstance(value, Tensor) or value != expected:
-                    raise InputError(
-                        f"input '{path}' is part of the trace with the value {expected!r}, but is now {value!r}. "
-                        "Trace the model again for another value."
-                    )
-                continue
-            if not isinstance(value, Tensor):
-                raise InputError(f"input '{path}' must be a tensor, but is {type(value).__name__}.")
-            self._check_tensor(path, expected, value, values)
-            self._check_shape(path, expected, value, sizes)
+        for (_, label, expected), value in zip(self.input_leaves, leaves, strict=True):
+            if isinstance(expected, Variable):
+                self._check_tensor(label, expected, value, values)
+                self._check_shape(label, expected, value, sizes)
 
     def _check_tensor(self, path: str, expected: Variable, value: Tensor, values: Mapping[str, Any]) -> None:
         if value.device != values[DEVICE]:
@@ -207,9 +208,11 @@ class Program:
                 f"input '{path}' is on {value.device}, but the other tensors are on {values[DEVICE]}. "
                 "Move one to the other: optree.tree_map(lambda p: p.to(device), params)."
             )
-        if expected.is_floating and value.dtype != values[DTYPE] or expected.is_floating != value.is_floating_point():
-            needed = values[DTYPE] if expected.is_floating else expected.dtype
-            raise InputError(f"input '{path}' must be {needed} as the parameters are, but is {value.dtype}. Cast one.")
+        follows = self.reference is not None and expected.is_floating and expected.dtype == self.reference.dtype
+        needed = values[DTYPE] if follows else expected.dtype
+        if value.dtype != needed:
+            why = "as the parameters are" if follows else "as in the trace"
+            raise InputError(f"input '{path}' must be {needed} {why}, but is {value.dtype}. Cast one.")
 
     def _check_shape(self, path: str, expected: Variable, value: Tensor, sizes: dict[str, tuple[int, str]]) -> None:
         shape = tuple(value.shape)

@@ -60,7 +60,8 @@ def _one_hot(logits: Tensor, target: Target) -> Tensor:
     indices = list(target) if isinstance(target, tuple) else [target]
     if len(indices) != len(classes):
         raise TargetError(
-            f"target must have {len(classes)} indices for an output of shape {tuple(logits.shape)}, but has {len(indices)}."
+            f"target must have {len(classes)} indices for an output of shape {tuple(logits.shape)}, "
+            f"but has {len(indices)}."
         )
     return _mark(logits, [_index(logits, index, size) for index, size in zip(indices, classes, strict=True)])
 

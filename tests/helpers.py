@@ -5,7 +5,7 @@ from torch import nn
 
 
 def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Random parameters, batch norm statistics included: fresh ones hide every batch norm bug, zero heads everything."""
+    """Random parameters and batch norm statistics: fresh ones hide every batch norm bug, zero heads everything."""
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(tensor, low, high):

@@ -60,7 +60,7 @@ def test_a_batch_norm_is_folded_and_restored(case):
 
 
 def test_folding_is_idempotent():
-    _, x, _, _, canonical = canonical_of(*LAYERS["conv2d"])
+    *_, canonical = canonical_of(*LAYERS["conv2d"])
     again = lrpfunc.canonize(canonical.fmodel, canonical.params)
     assert all(torch.equal(again.params[name], leaf) for name, leaf in canonical.params.items())
     assert again.fmodel is canonical.fmodel

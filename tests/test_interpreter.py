@@ -233,20 +233,28 @@ def test_an_integer_input_alone_cannot_be_attributed():
         lrpfunc.attribute(fmodel, params, x, EPSILON, target=(0, 0))
 
 
+def without(params, name):
+    return {k: v for k, v in params.items() if k != name}
+
+
+STRUCTURE = r"must have the leaves x that they were traced with, but have x\[0\]"
+DTYPE = r"must be torch.float64 as the parameters are, but is torch.float32"
+SHAPE = r"leaf 'head.bias' of params must have shape \(5\), but has \(3, 3, 8, 8\)"
+EXTRA = r"has the leaf 'haed.bias', which .* Remove it. Did you mean 'head.bias'"
 BAD_CALLS = {
     "rank": (lambda p, x: (p, x[0]), InputError, r"input 'x' must have the 4 dimensions \(batch, 3, 8, 8\), but has"),
     "size": (lambda p, x: (p, x[..., 1:]), InputError, r"input 'x' must have shape \(batch, 3, 8, 8\), but has"),
-    "dtype": (lambda p, x: (p, x.float()), InputError, r"must be torch.float64 as the parameters are, but is torch.float32"),
+    "dtype": (lambda p, x: (p, x.float()), InputError, DTYPE),
     "integers": (lambda p, x: (p, x.long()), InputError, r"must be torch.float64"),
     "device": (lambda p, x: (p, x.to("meta")), InputError, r"input 'x' is on meta, but the other tensors are on cpu"),
     "no tensor": (lambda p, x: (p, 1.0), InputError, r"input 'x' must be a tensor, but is float"),
-    "structure": (lambda p, x: (p, ([x],)), InputError, r"must have the leaves x that they were traced with, but have x\[0\]"),
+    "structure": (lambda p, x: (p, ([x],)), InputError, STRUCTURE),
     "too many": (lambda p, x: (p, (x, x)), InputError, r"takes \(params, x\), but got 2 positional inputs"),
-    "missing": (lambda p, x: ({k: v for k, v in p.items() if k != "head.bias"}, x), ParameterError, r"lacks the leaf 'head.bias'"),
-    "extra": (lambda p, x: ({**p, "haed.bias": x}, x), ParameterError, r"has the leaf 'haed.bias', which .* Remove it. Did you mean 'head.bias'"),
-    "shape": (lambda p, x: ({**p, "head.bias": x}, x), ParameterError, r"leaf 'head.bias' of params must have shape \(5\), but has \(3, 3, 8, 8\)"),
-    "leaf": (lambda p, x: ({**p, "head.bias": 1.0}, x), ParameterError, r"leaf 'head.bias' of params must be a tensor, but is float"),
-}  # fmt: skip
+    "missing": (lambda p, x: (without(p, "head.bias"), x), ParameterError, r"lacks the leaf 'head.bias'"),
+    "extra": (lambda p, x: ({**p, "haed.bias": x}, x), ParameterError, EXTRA),
+    "shape": (lambda p, x: ({**p, "head.bias": x}, x), ParameterError, SHAPE),
+    "leaf": (lambda p, x: ({**p, "head.bias": 1.0}, x), ParameterError, r"'head.bias' of params must be a tensor"),
+}
 
 
 @pytest.mark.parametrize("case", BAD_CALLS)

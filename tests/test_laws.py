@@ -13,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import lrpfunc
 from lrpfunc import composites, rules
-from tests.helpers import Branches, branches, randomize
+from tests.helpers import branches, randomize
 
 COMPOSITES = {
     "epsilon": composites.epsilon(1e-2),

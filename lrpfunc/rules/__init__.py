@@ -1,12 +1,13 @@
 """The rules, one constructor each. A rule is a custom vector-Jacobian product of one equation."""
 
-from lrpfunc.rules.elementwise import gate, halve, relu_beta_smooth, relu_deconvnet, relu_guided_backprop
+from lrpfunc.rules.elementwise import affine, gate, halve, relu_beta_smooth, relu_deconvnet, relu_guided_backprop
 from lrpfunc.rules.linear import alpha_beta, epsilon, flat, gamma, norm, wsquare, zbox, zplus
 from lrpfunc.rules.rule import Rule, Stabilizer, gradient, pass_through, stabilizer
 
 __all__ = [
     "Rule",
     "Stabilizer",
+    "affine",
     "alpha_beta",
     "epsilon",
     "flat",

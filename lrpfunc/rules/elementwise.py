@@ -52,6 +52,28 @@ def _of_input(label: str, move) -> Rule:
     return Rule(label, forward, backward)
 
 
+def affine() -> Rule:
+    """Scaled or shifted by constants: a factor takes no share, a shift keeps its share of a coefficient as a bias does.
+
+    A coefficient is moved by the adjoint, y = a x + b: c_x = a c; a relevance passes unchanged, R_x = R. So what is
+    shifted and cancels to zero (attention scores under a mask, say) is never divided by.
+    Errors: `RuleError` for an equation with several inputs.
+    """
+
+    def forward(operation, *inputs):
+        if len(inputs) != 1:
+            raise RuleError(f"{operation.description} must have one input that is scaled or shifted by constants.")
+        return operation(*inputs), inputs
+
+    def backward(operation, inputs, flow):
+        if flow.is_relevance:
+            return Flow(relevance=flow.tensor.sum_to_size(inputs[0].shape))
+        moved = operation.adjoint(flow.tensor) if operation.is_linear else operation.vjp(inputs, flow.tensor)
+        return Flow(coefficient=moved)
+
+    return Rule("affine", forward, backward)
+
+
 def gate(signal: int = 0) -> Rule:
     """In a product of two values the signal takes all, the other factor counts as a constant. `signal`: 0 or 1.
 

@@ -77,7 +77,7 @@ def alpha_beta(
 ) -> Rule:
     """Share alpha R by positive and -beta R by negative contributions, each over its own terms.
 
-    d_a = W+ x+ + W- x- + b+, d_b = W- x+ + W+ x- + b-; R_x = alpha x (d_a's terms)^T(R / S(d_a)) - beta x (d_b's)^T(...).
+    d_a = W+ x+ + W- x- + b+ and d_b = W- x+ + W+ x- + b-, each of which shares its R / S(d) over its own terms.
     Errors: `RuleError` unless alpha - beta = 1 (up to rounding) and both are >= 0.
     Source: Bach et al. 2015, doi:10.1371/journal.pone.0130140, eq. 60.
     """

@@ -22,7 +22,7 @@ class Rule(NamedTuple):
 
     label: str
     forward: Callable[..., tuple[Any, Any]]
-    backward: Callable[[Operation, Any, Flow], Flow | None | Sequence[Flow | None]]
+    backward: Callable[[Operation, Any, Flow], Flow | Sequence[Flow | None] | None]
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def gradient() -> Rule:
 
 
 def pass_through() -> Rule:
-    """R_x = R: relevance goes through unchanged, as activations, batch norms and scalings by constants let it.
+    """R_x = R: relevance goes through unchanged, as activations and batch norms let it.
 
     Errors: `RuleError` for an equation with several inputs or whose output does not have its input's shape.
     """
