@@ -57,15 +57,19 @@ def canonize(fmodel: Program, params: Parameters) -> Canonical:
         raise CanonizeError(
             "canonize needs the parameters as a flat dict {name: tensor}, as functionalize returns them."
         )
-    report = Report({equation.name: _fate(fmodel, equation) for equation in _batch_norms(fmodel)})
-    canonical, changed = merge_batch_norm(fmodel, params)
+    fates: dict[str, str] = {}
+    program, canonical, changed = None, fmodel, params
+    while canonical is not program:  # a batch norm after a batch norm is next to a layer once that one is folded
+        program = canonical
+        fates.update({equation.name: _fate(program, equation) for equation in _batch_norms(program)})
+        canonical, changed = merge_batch_norm(program, changed)
     originals = {name: params[name] for name in params if changed[name] is not params[name]}
 
     def restore(canonical_params: Parameters) -> Parameters:
         canonical.flatten_params(canonical_params)
         return {name: originals.get(name, canonical_params[name]) for name in params}
 
-    return Canonical(canonical, changed, restore, report)
+    return Canonical(canonical, changed, restore, Report(fates))
 
 
 def merge_batch_norm(program: Program, params: Parameters) -> tuple[Program, Parameters]:

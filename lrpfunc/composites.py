@@ -36,7 +36,7 @@ Assignment = dict[str, Rule]
 Composite = Callable[[Program], Assignment]
 Entries = Composite | Mapping[str, Rule] | Rule | None
 
-FALLBACK = rules.gradient()._replace(label="gradient (fallback)")
+FALLBACK = rules.input_times_gradient()._replace(label="gradient (fallback)")
 DEFAULT_LINEAR = rules.epsilon()
 DEFAULTS = {
     BATCH_NORM: rules.pass_through(),
@@ -101,8 +101,9 @@ def matching(program: Program, pattern: str) -> list[str]:
     """The names of the active equations that a pattern means. Errors: `RuleError` with near misses if there is none."""
     names = [equation.name for equation in operations.active_equations(program)]
     if pattern in names:
-        return [name for name in names if name == pattern or name.startswith(f"{pattern}:")]
-    matches = [name for name in names if _matches(name, pattern)]
+        matches = [name for name in names if name == pattern or name.startswith(f"{pattern}:")]
+    else:
+        matches = [name for name in names if _matches(name, pattern)]
     if not matches:
         prefixes = {".".join(name.split(".")[:i]) for name in names for i in range(1, name.count(".") + 1)}
         candidates = [*names, *(f"{prefix}.*" for prefix in prefixes), *prefixes]
@@ -173,6 +174,7 @@ def assign(program: Program, entries: Entries, strict: bool = False) -> Assignme
             "A constructor must be called: composites.epsilon_plus()."
         )
     _check_rules(given)
+    _check_names(program, given)
     assigned, fallbacks = {}, []
     for equation in operations.active_equations(program):
         rule = given.get(equation.name) or _default(program, equation)
@@ -196,8 +198,17 @@ def _default(program: Program, equation: Equation) -> Rule:
     return DEFAULTS.get(kind, FALLBACK)
 
 
+def _check_names(program: Program, given: Mapping[str, Rule]) -> None:
+    names = {equation.name for equation in operations.active_equations(program)}
+    if unknown := [name for name in given if name not in names]:
+        hint = near_misses(unknown[0], names)
+        raise RuleError(f"a composite names '{unknown[0]}', which is no layer.{hint} `print(fmodel)` lists all names.")
+
+
 def _check_rules(entries: Mapping[str, Rule]) -> None:
     for name, rule in entries.items():
+        if not isinstance(name, str):
+            raise RuleError(f"rules are given by name, but one key is {name!r}.")
         if not isinstance(rule, Rule):
             raise RuleError(f"'{name}' must be given a rule such as rules.epsilon(), but got {type(rule).__name__}.")
 

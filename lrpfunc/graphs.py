@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lrpfunc.errors import TraceError
-from lrpfunc.operations import batch_norm, overwrite, size
+from lrpfunc.operations import batch_norm, einsum, overwrite, size
 from lrpfunc.program import PARAMETER, Equation, Variable, operator_name
 
 aten = torch.ops.aten
@@ -212,6 +212,8 @@ class Builder:
             arguments[3:5] = None, None  # running statistics, which it would only update
         if name in RANDOM_IN_TRAINING:
             arguments = [DETERMINISTIC.get(key, value) for key, value in zip(names, arguments, strict=True)]
+        if name == "einsum" and len(arguments[1]) == 2:
+            function, arguments = einsum, [arguments[0], *arguments[1]]
         is_mutable = node.target._schema.is_mutable
         if is_mutable:
             function = _functional_twin(node)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lrpfunc import targets
 from lrpfunc.composites import Entries, assign
-from lrpfunc.errors import InputError, RuleError, near_misses
+from lrpfunc.errors import InputError, RuleError, TraceError, near_misses
 from lrpfunc.operations import OPERATORS, UNKNOWN, Flow, Operation, Slot, active_equations, bind
 from lrpfunc.program import NAMESPACE, Equation, Program, Variable, operator_name
 from lrpfunc.rules import Rule
@@ -38,6 +38,8 @@ def attribute(
     Errors: `ParameterError`, `InputError`, `TargetError`, `RuleError`.
     """
     names = [at] if isinstance(at, str) else list(at or ())
+    if not all(isinstance(name, str) for name in names):
+        raise RuleError(f"`at` takes names of layers, but got {at!r}.")
     run = _forward(fmodel, params, x, rules, names, strict)
     relevance, inner = _backward(run, targets.seed(run.output, target))
     return relevance if at is None else (relevance, inner)
@@ -80,11 +82,14 @@ class _Run(NamedTuple):
 
 
 def _forward(program: Program, params, x, rules: Entries, at: Sequence[str], strict: bool) -> _Run:
+    if not isinstance(program, Program):
+        kind = type(program).__name__
+        raise TraceError(f"a program is needed, as functionalize and trace return it first, but got {kind}.")
     inputs, pack = _unpack(program, x)
     wanted = {name: _output_named(program, name) for name in at}
     assigned = assign(program, rules, strict)
     values = program.bind(params, inputs)
-    _refuse_integers(program)
+    _refuse_dead_ends(program)
     steps = []
     for equation in program.equations:
         rule = assigned.get(equation.name)
@@ -94,11 +99,17 @@ def _forward(program: Program, params, x, rules: Entries, at: Sequence[str], str
         operation, tensors = bind(equation, values, program.active)
         variables = [v for v in equation.reads if v.name in program.active]
         with _Naming(rule, equation):
-            output, residuals = rule.forward(operation, *tensors)
+            output, residuals = _checked_pair(rule.forward(operation, *tensors))
         several = isinstance(output, (tuple, list))
         program.store(equation, output if several else (output,), values)
         steps.append(_Step(equation, rule, operation, variables, residuals))
     return _Run(program, inputs, pack, values, steps, program.result(values), wanted)
+
+
+def _checked_pair(result) -> tuple:
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise RuleError(f"forward must return (output, residuals), but returned {type(result).__name__}.")
+    return result
 
 
 class _Naming:
@@ -124,11 +135,17 @@ def _unpack(program: Program, x) -> tuple[tuple, Callable[[tuple], Any]]:
     return program.collect((x,), {}), lambda relevance: relevance[0]
 
 
-def _refuse_integers(program: Program) -> None:
+def _refuse_dead_ends(program: Program) -> None:
+    """Relevance must be able to flow: from a floating-point output to a floating-point input."""
     if not any(isinstance(leaf.value, Variable) and leaf.value.is_floating for leaf in program.input_leaves):
         raise InputError(
             "relevance needs a floating-point input, but all inputs are integers. "
             "Trace the model from its embeddings (inputs_embeds), or cast the input if it is data."
+        )
+    if not any(isinstance(v, Variable) and v.name in program.active for v in program.output_leaves):
+        raise InputError(
+            "no relevance can flow: no output depends on a floating-point input through floating-point values. "
+            "Complex and integer values in between stop it, and so does detach."
         )
 
 
@@ -141,7 +158,10 @@ def _output_named(program: Program, name: str) -> str:
         paths = {e.name.rpartition(".")[0] for e in equations} - {""}
         hint = near_misses(name, [*(e.name for e in equations), *paths])
         raise RuleError(f"no layer is called '{name}'.{hint} `print(fmodel)` lists all names.")
-    return (exact or below)[-1].outputs[0].name
+    equation = (exact or below)[-1]
+    if len(equation.outputs) > 1:
+        raise RuleError(f"'{name}' has {len(equation.outputs)} outputs: name a layer that reads the one you want.")
+    return equation.outputs[0].name
 
 
 # -- backwards --------------------------------------------------------------------------------------------------------
@@ -161,7 +181,9 @@ def _backward(run: _Run, seed) -> tuple[Any, dict[str, Tensor]]:
             continue
         with _Naming(step.rule, step.equation):
             moved = step.rule.backward(step.operation, step.residuals, flow)
-        for variable, flow in zip(step.inputs, _checked(step, moved, values), strict=True):
+        who = f"{step.rule.label} at layer '{step.equation.name}'"
+        checked = _checked_flows(who, moved, [values[variable.name] for variable in step.inputs])
+        for variable, flow in zip(step.inputs, checked, strict=True):
             if flow is not None:
                 _add(flows, variable, flow, values)
     return _input_relevance(run, flows), {name: inner[name] for name in run.at}
@@ -204,19 +226,19 @@ def _keep(run: _Run, step: _Step, flows: Mapping[str, Flow], inner: dict[str, Te
             inner[name] = torch.zeros_like(value) if flow is None else flow.relevance(value)
 
 
-def _checked(step: _Step, moved, values: Mapping[str, Any]) -> Sequence[Flow | None]:
+def _checked_flows(who: str, moved, inputs: Sequence[Tensor]) -> list[Flow | None]:
+    """What a rule's backward returned as one flow (or None) for each input, of its shape."""
     flows = list(moved) if isinstance(moved, (tuple, list)) else [moved]
-    who = f"{step.rule.label} at layer '{step.equation.name}'"
-    if len(flows) != len(step.inputs):
-        raise RuleError(f"{who} must return {len(step.inputs)} flow(s), one per input, but returned {len(flows)}.")
-    for variable, flow in zip(step.inputs, flows, strict=True):
+    if len(flows) != len(inputs):
+        raise RuleError(f"{who} must return {len(inputs)} flow(s), one per input, but returned {len(flows)}.")
+    for x, flow in zip(inputs, flows, strict=True):
         if flow is None:
             continue
         if not isinstance(flow, Flow):
             kind = type(flow).__name__
             raise RuleError(f"{who} must return Flow(relevance=...) or Flow(coefficient=...), but returned {kind}.")
-        needed, shape = tuple(values[variable.name].shape), tuple(flow.tensor.shape)
-        if shape != needed:
+        if flow.tensor.shape != x.shape:
+            needed, shape = tuple(x.shape), tuple(flow.tensor.shape)
             raise RuleError(f"{who} must return the shape of its input, {needed}, but returned {shape}.")
     return flows
 
@@ -258,7 +280,8 @@ def with_rules(fmodel: Program, rules: Entries, strict: bool = False) -> Callabl
         def value(*tensors):
             params, inputs = restore(tensors)
             output = optree.tree_leaves(fmodel(params, *inputs), namespace=NAMESPACE)
-            return tuple(leaf for leaf in output if isinstance(leaf, Tensor))
+            # autograd takes no input for an output
+            return tuple(leaf.view_as(leaf) for leaf in output if isinstance(leaf, Tensor))
 
         def pullback(tensors, relevances):
             params, inputs = restore(tensors)
@@ -306,10 +329,11 @@ def custom_vjp(rule: Rule, function: Callable) -> Callable:
 
         def pullback(leaves, relevance):
             bound = operation(leaves)
-            _, residuals = rule.forward(bound, leaves[0])
-            flow = rule.backward(bound, residuals, Flow(relevance=relevance[0]))
-            moved = flow if isinstance(flow, Flow) else flow[0]
-            return [moved.relevance(leaves[0]), *[None] * (len(leaves) - 1)]
+            _, residuals = _checked_pair(rule.forward(bound, leaves[0]))
+            moved = rule.backward(bound, residuals, Flow(relevance=relevance[0]))
+            (flow,) = _checked_flows(f"{rule.label} of {bound.name}", moved, [leaves[0]])
+            share = torch.zeros_like(leaves[0]) if flow is None else flow.relevance(leaves[0])
+            return [share, *[None] * (len(leaves) - 1)]
 
         return _CustomVjp.apply(value, pullback, x, *(leaf for leaf in fixed if isinstance(leaf, Tensor)))
 
@@ -325,8 +349,11 @@ def _in_order(function: Callable, arguments: tuple, keywords: dict) -> tuple[lis
     schema = getattr(packet, packet.overloads()[0])._schema
     names = [argument.name for argument in schema.arguments]
     given = {**dict(zip(names[1:], arguments, strict=False)), **keywords}
-    if unknown := [key for key in given if key not in names] or len(arguments) >= len(names):
-        raise RuleError(f"{name} takes {', '.join(names)}, but was given {unknown}.")
+    unknown = [key for key in given if key not in names]
+    if unknown or len(arguments) >= len(names):
+        raise RuleError(
+            f"{name} takes {', '.join(names)}, but was given {unknown or f'{len(arguments) + 1} arguments'}."
+        )
     return [given.get(argument.name, argument.default_value) for argument in schema.arguments[1:]], {}
 
 

@@ -80,6 +80,11 @@ def overwrite(base: Tensor, value: Tensor, views: Sequence[tuple[Callable, tuple
     return base.reshape(-1).scatter(0, places.reshape(-1), written).reshape(base.shape)
 
 
+def einsum(equation: str, left: Tensor, right: Tensor) -> Tensor:
+    """An einsum of two operands, of which one may be a weight."""
+    return torch.einsum(equation, left, right)
+
+
 def size(x: Tensor, dim: int) -> int:
     return x.shape[dim]
 
@@ -107,7 +112,7 @@ class Operation:
         self.keywords = keywords
         self.operator = OPERATORS.get(operator_name(function), UNKNOWN)
         self.shapes = [like.shape for like in likes]
-        self.dtype, self.device = likes[0].dtype, likes[0].device
+        self.dtypes, self.device = [like.dtype for like in likes], likes[0].device
 
     def __call__(self, *inputs: Tensor):
         return self.function(*_fill(self.arguments, inputs), **self.keywords)
@@ -142,9 +147,8 @@ class Operation:
         arguments, layout = list(self.arguments), self.layout
         arguments[_weight_position(layout, arguments)] = weight
         if layout.bias is not None and layout.bias < len(arguments):
-            must_be_tensor = layout.bias == 0  # in addmm and its like
-            zero = torch.zeros((), dtype=self.dtype, device=self.device) if must_be_tensor else None
-            arguments[layout.bias] = zero if bias is None else bias
+            is_needed = layout.bias == 0  # addmm and its like cannot do without
+            arguments[layout.bias] = weight.new_zeros(()) if bias is None and is_needed else bias
         return self._with(arguments)
 
     def without_bias(self) -> Operation:
@@ -169,8 +173,15 @@ class Operation:
         if self.operator.adjoint is not None:
             result = self.operator.adjoint(self, s)
             if result is not None:
-                return result
-        return self.vjp([torch.zeros(shape, dtype=self.dtype, device=self.device) for shape in self.shapes], s)
+                return self._typed(result)
+        likes = zip(self.shapes, self.dtypes, strict=True)
+        return self.vjp([torch.zeros(shape, dtype=dtype, device=self.device) for shape, dtype in likes], s)
+
+    def _typed(self, moved):
+        """Each input's share in its own dtype: a sum of float32 and float64 is float64."""
+        if isinstance(moved, tuple):
+            return tuple(tensor.to(dtype) for tensor, dtype in zip(moved, self.dtypes, strict=True))
+        return moved.to(self.dtypes[0])
 
     def vjp(self, inputs: Sequence[Tensor], s):
         """The vector-Jacobian product at `inputs`: one tensor for one input, a tuple for several."""
@@ -194,7 +205,7 @@ def _pull_back(function: Callable, inputs: tuple, s) -> tuple:
 
 
 def _weight_position(layout: Layout, arguments: Sequence) -> int:
-    return 1 - layout.weight if isinstance(arguments[layout.weight], Slot) else layout.weight
+    return layout.weight - 1 if isinstance(arguments[layout.weight], Slot) else layout.weight
 
 
 def bind(equation: Equation, values: dict[str, Any], active: Collection[str]) -> tuple[Operation, list[Tensor]]:
@@ -237,7 +248,8 @@ def _floating(result):
 class Layout(NamedTuple):
     """Where a layer has its input, weight and bias among its arguments, and the weight its output channels.
 
-    `input` is None for a matrix product, either of whose operands may be the input; the other one is the weight.
+    `input` is None for a matrix product, either of whose operands may be the input; the other one is the weight, and
+    `weight` the position of the second.
     `output_axis` is None for a transposed convolution, whose weight is (in, out / groups, ...).
     """
 
@@ -302,10 +314,10 @@ def active_equations(program: Program) -> Iterator[Equation]:
 def gate_of(program: Program, equation: Equation) -> int | None:
     """Which of a product's two active factors is a gate (0 or 1), None if neither is.
 
-    A denominator always is; a factor is one if it comes, but for movements, from a sigmoid, tanh or softmax. Between
-    two such factors a tanh is the signal.
+    A denominator always is; a factor is one if it comes, but for movements and constants, from a sigmoid, tanh, erf or
+    softmax. Between two such factors a tanh is the signal.
     """
-    if equation.operator.startswith("div"):
+    if equation.operator in ("div", "divide", "true_divide"):
         return 1
     origins = [_origin(program, variable) for variable in active_inputs(program, equation)]
     gates = [OPERATORS.get(origin or "", UNKNOWN).is_gate for origin in origins]
@@ -315,9 +327,9 @@ def gate_of(program: Program, equation: Equation) -> int | None:
 
 
 def _origin(program: Program, variable: Variable) -> str | None:
-    """The operator that made a value, seen through movements."""
+    """The operator that made a value, seen through movements and constants: 1 - sigmoid(x) is a gate too."""
     equation = program.producers.get(variable.name)
-    while equation is not None and kind(program, equation) == MOVEMENT:
+    while equation is not None and kind(program, equation) in (MOVEMENT, AFFINE):
         sources = active_inputs(program, equation)
         equation = program.producers.get(sources[0].name) if sources else None
     return equation.operator if equation is not None else None
@@ -444,7 +456,8 @@ OPERATORS: dict[str, Operator] = {
     "addmm": Operator(DENSE, BILINEAR, Layout(1, 2, 0, 1), adjoint=_addmm_adjoint),
     **_rows("mm bmm", Operator(DENSE, BILINEAR, Layout(None, 1), adjoint=_mm_adjoint)),
     **_rows("matmul linalg_matmul mv dot inner", Operator(DENSE, BILINEAR, Layout(None, 1))),
-    **_rows("einsum tensordot", Operator(DENSE, BILINEAR, is_linear=True)),
+    "tensordot": Operator(DENSE, BILINEAR, Layout(None, 1)),
+    "einsum": Operator(DENSE, BILINEAR, Layout(None, 2)),
     **_rows("baddbmm addbmm", Operator(DENSE, BILINEAR, Layout(1, 2, 0))),
     **_rows("batch_norm frozen_batch_norm", Operator(BATCH_NORM)),
     "relu": Operator(ACTIVATION, ratio=_relu_ratio),
@@ -468,6 +481,7 @@ OPERATORS: dict[str, Operator] = {
     **_rows("max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices "
             "max_pool3d_with_indices adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d max amax min amin "
             "maximum minimum topk sort kthvalue median", Operator(MAX_POOL, MAX_POOL)),
+    "erf": Operator(OTHER, is_gate=True),
     "softmax": Operator(SOFTMAX, is_gate=True),
     "log_softmax": Operator(SOFTMAX),
     **_rows("scaled_dot_product_attention", Operator(ATTENTION, ATTENTION)),

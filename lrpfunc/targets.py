@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any
 
 import optree
@@ -20,7 +21,9 @@ def seed(output: Any, target: Target) -> Any:
 
     `target`: None (the arg-max class of each sample), an int, an index tensor (batch,), a tuple for outputs of higher
     rank, a list with one of these per sample, or a function `output -> R_out`. An output of one number per sample is
-    its own seed. Errors: `TargetError` for anything out of range, of another shape, or ambiguous.
+    its own seed. The output's first dimension is the batch, also if the model knows none.
+    Errors: `TargetError` for anything out of range, of another shape, or ambiguous. An index tensor whose values are
+    not known (under vmap or torch.compile) and that is out of range gives zeros.
     """
     if callable(target) and not isinstance(target, Tensor):
         return check(target(output), output)
@@ -117,7 +120,7 @@ def _check_range(index: int, size: int) -> None:
 
 
 def _is_int(value: Any) -> bool:
-    return hasattr(value, "__index__") and not isinstance(value, (bool, Tensor))
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _mark(logits: Tensor, indices: list[Tensor]) -> Tensor:
@@ -139,9 +142,13 @@ def check(relevance: Any, output: Any) -> Any:
             f"the relevance of the output must have its structure, {expected_structure}, but has {structure}."
         )
     for got, needed in zip(given, expected, strict=True):
-        if isinstance(needed, Tensor) and (not isinstance(got, Tensor) or got.shape != needed.shape):
+        if not isinstance(needed, Tensor):
+            continue
+        if not isinstance(got, Tensor) or got.shape != needed.shape:
             shape = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
             raise TargetError(
                 f"the relevance of the output must have its shape, {tuple(needed.shape)}, but has {shape}."
             )
+        if got.dtype != needed.dtype:
+            raise TargetError(f"the relevance of the output must be {needed.dtype} as it is, but is {got.dtype}.")
     return relevance

@@ -59,6 +59,19 @@ def test_a_batch_norm_is_folded_and_restored(case):
     assert str(canonical.report) == "batch norm  became\n1           merged into 0"
 
 
+def test_a_batch_norm_after_a_batch_norm_is_folded_too():
+    torch.manual_seed(0)
+    model = randomize(nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.BatchNorm2d(3))).double()
+    x = torch.randn(2, 2, 5, 5, dtype=torch.float64)
+    fmodel, params = lrpfunc.functionalize(model, x)
+    canonical = lrpfunc.canonize(fmodel, params)
+    assert [e.operator for e in canonical.fmodel.equations] == ["conv2d"]
+    assert relative_error(canonical.fmodel(canonical.params, x), model(x)) < 1e-13
+    restored = canonical.restore(canonical.params)
+    assert all(torch.equal(restored[name], leaf) for name, leaf in params.items())
+    assert dict(canonical.report.fates) == {"1": "merged into 0", "2": "merged into 0"}
+
+
 def test_folding_is_idempotent():
     *_, canonical = canonical_of(*LAYERS["conv2d"])
     again = lrpfunc.canonize(canonical.fmodel, canonical.params)

@@ -143,6 +143,8 @@ def test_a_composite_may_be_any_function_of_the_program(program):
         ("epsilon", r"rules must be a composite, a mapping \{name pattern: rule\} or one rule, but is str"),
         (composites.epsilon_plus, r"a composite must return a mapping .* A constructor must be called"),
         (None, r"rules must be a composite"),
+        ({0: rules.flat()}, r"rules are given by name, but one key is 0"),
+        (lambda program: {"stme": rules.flat()}, r"a composite names 'stme', which is no layer. Did you mean 'stem'"),
     ],
 )
 def test_bad_entries_are_refused(program, entries, message):

@@ -8,7 +8,7 @@ from torch import nn
 
 import lrpfunc
 from lrpfunc import composites, rules
-from lrpfunc.errors import InputError, LrpError, ParameterError, RuleError, TargetError
+from lrpfunc.errors import InputError, LrpError, ParameterError, RuleError, TargetError, TraceError
 from tests.helpers import branches
 
 
@@ -89,6 +89,7 @@ def test_one_number_per_sample_is_its_own_seed():
         ("cat", r"a target must be an int, an index tensor, a tuple, a list or a function, but is 'cat'"),
         (True, r"a target must be an int"),
         (lambda y: y[:2], r"the relevance of the output must have its shape, \(3, 5\), but has \(2, 5\)"),
+        (lambda y: y.float(), r"the relevance of the output must be torch.float64 as it is, but is torch.float32"),
         (lambda y: [y], r"the relevance of the output must have its structure"),
     ],
     ids=str,
@@ -241,6 +242,40 @@ STRUCTURE = r"must have the leaves x that they were traced with, but have x\[0\]
 DTYPE = r"must be torch.float64 as the parameters are, but is torch.float32"
 SHAPE = r"leaf 'head.bias' of params must have shape \(5\), but has \(3, 3, 8, 8\)"
 EXTRA = r"has the leaf 'haed.bias', which .* Remove it. Did you mean 'head.bias'"
+
+
+def test_what_relevance_cannot_flow_through_is_refused():
+    x = torch.randn(2, 8)
+    fmodel, params = lrpfunc.trace(lambda p, x: torch.fft.rfft(x).abs() * p, torch.ones(()), x)
+    with pytest.raises(InputError, match=r"no relevance can flow: no output depends on a floating-point input"):
+        lrpfunc.attribute(fmodel, params, x, EPSILON)
+
+
+def test_a_module_in_place_of_a_program_is_refused():
+    with pytest.raises(
+        TraceError, match=r"a program is needed, as functionalize and trace return it first, but got Linear"
+    ):
+        lrpfunc.attribute(nn.Linear(3, 2), {}, torch.randn(1, 3), EPSILON)
+
+
+def test_at_takes_names_and_one_output():
+    x = torch.randn(2, 4)
+    fmodel, params = lrpfunc.trace(lambda p, x: sum(x.chunk(2, 1)) * p, torch.ones(()), x)
+    with pytest.raises(RuleError, match=r"`at` takes names of layers, but got \[3\]"):
+        lrpfunc.attribute(fmodel, params, x, EPSILON, at=[3])
+    with pytest.raises(RuleError, match=r"'chunk' has 2 outputs: name a layer that reads the one you want"):
+        lrpfunc.attribute(fmodel, params, x, EPSILON, at="chunk")
+
+
+def test_with_rules_may_return_an_input_as_it_is():
+    x = torch.randn(2, 3)
+    fmodel, params = lrpfunc.trace(lambda p, x: {"x": x, "y": x * p}, torch.ones(()), x)
+    g = lrpfunc.with_rules(fmodel, EPSILON)
+    seed = {"x": torch.ones(2, 3), "y": torch.ones(2, 3)}
+    relevance = torch.func.vjp(lambda x: g(params, x), x)[1](seed)[0]
+    torch.testing.assert_close(relevance, torch.full((2, 3), 2.0))
+
+
 BAD_CALLS = {
     "rank": (lambda p, x: (p, x[0]), InputError, r"input 'x' must have the 4 dimensions \(batch, 3, 8, 8\), but has"),
     "size": (lambda p, x: (p, x[..., 1:]), InputError, r"input 'x' must have shape \(batch, 3, 8, 8\), but has"),

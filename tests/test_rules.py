@@ -126,6 +126,96 @@ def test_constants_by_hand():
     expect(lrpfunc.attribute(fmodel, params, x, rules.flat(0.0)), 4.5, 4.5)
 
 
+def layer_forms():
+    """One linear layer as several operations write it."""
+    return {
+        "linear": lambda p, x: F.linear(x, p["w"], p["b"]),
+        "addmm": lambda p, x: torch.addmm(p["b"], x, p["w"].T),
+        "einsum": lambda p, x: torch.einsum("bi,oi->bo", x, p["w"]),
+        "einsum from the right": lambda p, x: torch.einsum("oi,bi->bo", p["w"], x),
+        "matmul": lambda p, x: x @ p["w"].T,
+        "tensordot": lambda p, x: torch.tensordot(x, p["w"].T, 1),
+    }
+
+
+@pytest.mark.parametrize("form", [name for name in layer_forms() if name != "linear"])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        rules.epsilon(0.1), rules.zplus(), rules.alpha_beta(), rules.gamma(), rules.zbox(-3, 3), rules.wsquare(),
+        rules.flat(), rules.epsilon(0.1, zero_bias=True), rules.zplus(zero_bias=True),
+    ],
+    ids=lambda rule: rule.label,
+)  # fmt: skip
+def test_a_layer_is_a_layer_however_it_is_written(form, rule):
+    torch.manual_seed(0)
+    params, x = {"w": torch.randn(4, 6), "b": torch.randn(4) * (form == "addmm")}, torch.randn(3, 6)
+    seed = torch.randn(3, 4)
+    got, expected = (
+        lrpfunc.vjp(*lrpfunc.trace(layer_forms()[name], params, x), x, rule)[1](seed) for name in (form, "linear")
+    )
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_mask_of_minus_infinity_and_a_scale_leave_lrp_0_the_gradient():
+    """Attention without biases: LRP-0 is input times gradient, wherever the scale is written."""
+    torch.manual_seed(0)
+    mask = torch.full((4, 4), -torch.inf).triu(1)
+
+    def scores_scaled(p, x):
+        return ((x @ p["q"]) @ (x @ p["k"]).mT / 8 + mask).softmax(-1) @ (x @ p["v"])
+
+    def query_scaled(p, x):
+        return (((x @ p["q"]) / 8) @ (x @ p["k"]).mT + mask).softmax(-1) @ (x @ p["v"])
+
+    params = {name: torch.randn(5, 5) for name in "qkv"}
+    x, seed = torch.randn(2, 4, 5), torch.randn(2, 4, 5)
+    expected = x * torch.func.vjp(lambda x: scores_scaled(params, x), x)[1](seed)[0]
+    for function in (scores_scaled, query_scaled):
+        fmodel, own = lrpfunc.trace(function, params, x)
+        # The relevance y * s, whose coefficient at the output is s.
+        fallback = composites.FALLBACK._replace(backward=rules.input_times_gradient(0).backward)
+        y, pullback = lrpfunc.vjp(fmodel, own, x, composites.first_match(
+            composites.by_kind({"bilinear": fallback, "softmax": fallback}), rules.epsilon(0)))  # fmt: skip
+        torch.testing.assert_close(pullback(y * seed), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_a_handwritten_gelu_passes_relevance_as_the_builtin_does(approximate):
+    def handwritten(p, x):
+        z = x @ p
+        if approximate == "tanh":
+            return 0.5 * z * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (z + 0.044715 * z.pow(3))))
+        return z * 0.5 * (1 + torch.erf(z / 2**0.5))
+
+    torch.manual_seed(0)
+    w, x = torch.randn(6, 4, dtype=torch.float64), torch.randn(3, 6, dtype=torch.float64)
+    seed = torch.randn(3, 4, dtype=torch.float64)
+    got, expected = (
+        lrpfunc.vjp(*lrpfunc.trace(function, w, x), x, rules.epsilon(1e-9))[1](seed)
+        for function in (handwritten, lambda p, x: F.gelu(x @ p, approximate=approximate))
+    )
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_sums_of_mixed_dtypes_give_each_input_its_own():
+    def f(params, x):
+        return (x @ params["w"]).double() + x @ params["w"]
+
+    x = torch.randn(2, 3)
+    fmodel, params = lrpfunc.trace(f, {"w": torch.randn(3, 2)}, x)
+    assert lrpfunc.attribute(fmodel, params, x, rules.epsilon()).dtype == torch.float32
+
+
+def test_the_fallback_does_not_scale_relevance():
+    """A function without a rule that stretches its input a thousandfold: conserved, in either form."""
+    fmodel, params = lrpfunc.trace(lambda p, x: torch.special.entr(x), {}, torch.rand(2, 3))
+    x = torch.rand(2, 3) + 1.5
+    y, pullback = lrpfunc.vjp(fmodel, params, x, rules.epsilon())
+    elasticity = x * torch.func.vjp(torch.special.entr, x)[1](torch.ones_like(x))[0] / y
+    torch.testing.assert_close(pullback(y), elasticity * y)
+
+
 def test_coefficients_and_relevances_of_one_flow_agree():
     value, stabilize = torch.tensor([2.0, -4.0]), rules.stabilizer(1.0)
     relevance, coefficient = Flow(relevance=torch.tensor([6.0, 8.0])), Flow(coefficient=torch.tensor([3.0, -2.0]))
@@ -206,11 +296,13 @@ def test_every_rule_prints_its_hyperparameters():
     ("make", "message"),
     [
         (lambda: rules.alpha_beta(2, 2), r"alpha - beta = 1 and both >= 0, but got alpha = 2, beta = 2"),
-        (lambda: rules.alpha_beta(0.5, -0.5), r"both >= 0"),
-        (lambda: rules.gamma(-0.1), r"gamma must be >= 0, but is -0.1"),
-        (lambda: rules.epsilon(-1e-6), r"stabilizer must be a number >= 0 or a function of a tensor, but is -1e-06"),
-        (lambda: rules.epsilon("small"), r"stabilizer must be a number"),
-        (lambda: rules.epsilon(float("nan")), r"stabilizer must be a number"),
+        (lambda: rules.alpha_beta(0.5, -0.5), r"beta must be a number >= 0, but is -0.5"),
+        (lambda: rules.gamma(-0.1), r"gamma must be a number >= 0, but is -0.1"),
+        (lambda: rules.epsilon(-1e-6), r"a stabilizer that is not a function must be a number >= 0, but is -1e-06"),
+        (lambda: rules.epsilon("small"), r"a stabilizer that is not a function must be a number >= 0, but is 'small'"),
+        (lambda: rules.epsilon(float("nan")), r"must be a number >= 0, but is nan"),
+        (lambda: rules.zbox("a", 1), r"'low' of zbox must be a number or a tensor, but is 'a'"),
+        (lambda: rules.relu_beta_smooth("a"), r"beta must be a number >= 0, but is 'a'"),
         (lambda: rules.gate(2), r"signal of a gate must be factor 0 or 1, but is 2"),
         (lambda: Flow(), r"either a relevance or a coefficient: give exactly one"),
         (lambda: custom_vjp("epsilon", F.linear), r"custom_vjp needs a rule such as rules.epsilon\(\), but got str"),
@@ -293,3 +385,28 @@ def test_a_rule_that_returns_something_else_is_named(backward, message):
     fmodel, params = lrpfunc.functionalize(nn.Linear(4, 3), x)
     with pytest.raises(RuleError, match=message):
         lrpfunc.attribute(fmodel, params, x, broken(backward))
+
+
+@pytest.mark.parametrize("result", [None, torch.zeros(2, 3), (1, 2, 3)])
+def test_a_forward_that_returns_no_pair_is_named(result):
+    x = torch.randn(2, 4)
+    fmodel, params = lrpfunc.functionalize(nn.Linear(4, 3), x)
+    bad = rules.Rule("bad", lambda operation, x: result, rules.epsilon().backward)
+    with pytest.raises(
+        RuleError, match=r"bad at layer 'linear': forward must return \(output, residuals\), but returned"
+    ):
+        lrpfunc.attribute(fmodel, params, x, bad)
+
+
+def test_custom_vjp_checks_what_a_rule_returns():
+    bad = broken(lambda o, x, flow: Flow(relevance=x[:, :1]))
+    _, pullback = torch.func.vjp(lambda x: custom_vjp(bad, F.linear)(x, W), X)
+    with pytest.raises(RuleError, match=r"broken of linear must return the shape of its input, \(1, 2\)"):
+        pullback(torch.ones(1, 2))
+
+
+def test_a_weighted_rule_on_a_sum_says_so():
+    x = torch.randn(2, 4)
+    fmodel, params = lrpfunc.trace(lambda p, x: x + x.tanh(), {}, x)
+    with pytest.raises(RuleError, match=r"zplus\(\) at layer 'add': 'add' \(add\) has no weight"):
+        lrpfunc.attribute(fmodel, params, x, {"add": rules.zplus()})

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import random
 from collections import OrderedDict, namedtuple
 
 import optree
@@ -770,6 +771,58 @@ def test_in_place_operations_without_a_twin_are_errors(forward, name):
         lrpfunc.functionalize(Model(forward), x_of())
 
 
+VIEWS = [
+    lambda t: t[..., :2],
+    lambda t: t.select(-1, 0).unsqueeze(-1),
+    lambda t: t.transpose(0, -1),
+    lambda t: t.reshape(-1),
+    lambda t: t.chunk(2, -1)[0],
+    lambda t: t.unbind(-1)[-1].unsqueeze(-1),
+    lambda t: t.detach(),
+    lambda t: t.contiguous(),
+    lambda t: t.flip(-1),
+    lambda t: t.diagonal() if t.dim() > 1 else t,
+    lambda t: t.expand_as(t),
+    lambda t: t * 2 + 1,
+]
+WRITES = [
+    lambda t, n, others: t.add_(n),
+    lambda t, n, others: t.relu_().mul_(n),
+    lambda t, n, others: t.copy_(others[n % len(others)] * 1),
+    lambda t, n, others: t[..., 0].fill_(n),
+    lambda t, n, others: t.masked_fill_(t > 0.1, n),
+    lambda t, n, others: t.unsqueeze_(0).neg_().squeeze_(0),
+    lambda t, n, others: t.lt_(0.3),
+]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_views_and_writes_compute_the_same_or_are_refused(seed):
+    def forward(self, x):
+        draw, pool = random.Random(seed), [x, x @ self.weight, self.shift]
+        for _ in range(draw.randint(3, 9)):
+            tensor = draw.choice(pool)
+            if draw.random() < 0.5:
+                pool.append(draw.choice(VIEWS)(tensor))
+                continue
+            with torch.enable_grad() if draw.random() < 0.2 else torch.no_grad():
+                draw.choice(WRITES)(tensor, draw.randint(0, 5), [t for t in pool if t.shape == tensor.shape])
+        return [draw.choice(pool) * 1 for _ in range(2)]
+
+    model = Model(forward, weight=torch.linspace(-1, 1, 16).reshape(4, 4))
+    model.register_buffer("shift", torch.linspace(-1, 1, 4))
+    x, state, refusal = x_of(4, 4), copy.deepcopy(model.state_dict()), "shares memory that was overwritten, or not"
+    with torch.no_grad():
+        expected = copy.deepcopy(model)(x.clone())
+        try:
+            fmodel, params = lrpfunc.functionalize(model, x)
+            assert_equal(fmodel(params, x), expected)
+        except TraceError as error:
+            refusal = str(error)
+    assert "shares memory that was overwritten" in refusal
+    assert_equal(model.state_dict(), state)
+
+
 # -- training and randomness ------------------------------------------------------------------------------------------
 
 
@@ -956,6 +1009,21 @@ def test_frozen_batch_norms_become_one_equation():
     assert_equal(params["0.bias"], torch.zeros(4))
 
 
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda self, x: x * self.a + (self.b - self.c * self.b),
+        lambda self, x: x * (s := self.a * self.b.rsqrt()) + (self.c - self.b * s),
+        lambda self, x: x * (s := self.a * (self.b + self.c).rsqrt()) + (self.c - self.b * s),
+    ],
+    ids=["another scale", "no eps", "no number for eps"],
+)
+def test_what_only_looks_like_a_frozen_batch_norm_stays_as_it_is(forward):
+    a, b, c = torch.ones(3), torch.full((3,), 2.0), torch.full((3,), 3.0)
+    fmodel, _ = traced(Model(forward, a=a, b=b, c=c), x_of())
+    assert operators(fmodel)[-1] == "add"
+
+
 # -- lifting ----------------------------------------------------------------------------------------------------------
 
 
@@ -1079,6 +1147,12 @@ def test_trace_of_a_program():
     inner, params = lrpfunc.functionalize(Model(lambda self, x: self.fc(x).relu()), x_of())
     fmodel, params = lrpfunc.trace(lambda p, x: inner(p, x) * 2, params, x_of())
     assert_equal(fmodel(params, x_of(5)), inner(params, x_of(5)) * 2)
+
+
+def test_errors_of_a_program_that_is_traced_pass_through():
+    inner, params = lrpfunc.functionalize(Model(lambda self, x: self.fc(x)), x_of())
+    with pytest.raises(InputError, match=r"input 'x' must have shape \(batch, 3\), but has \(2, 2\)\."):
+        lrpfunc.trace(lambda p, x: inner(p, x[:, :2]), params, x_of())
 
 
 def test_one_tensor_under_two_names_is_two_parameters():

@@ -2,7 +2,7 @@
 
 from lrpfunc.rules.elementwise import affine, gate, halve, relu_beta_smooth, relu_deconvnet, relu_guided_backprop
 from lrpfunc.rules.linear import alpha_beta, epsilon, flat, gamma, norm, wsquare, zbox, zplus
-from lrpfunc.rules.rule import Rule, Stabilizer, gradient, pass_through, stabilizer
+from lrpfunc.rules.rule import Rule, Stabilizer, gradient, input_times_gradient, pass_through, stabilizer
 
 __all__ = [
     "Rule",
@@ -15,6 +15,7 @@ __all__ = [
     "gate",
     "gradient",
     "halve",
+    "input_times_gradient",
     "norm",
     "pass_through",
     "relu_beta_smooth",

@@ -6,7 +6,7 @@ import torch
 
 from lrpfunc.errors import RuleError
 from lrpfunc.operations import PRODUCT, Flow
-from lrpfunc.rules.rule import Rule
+from lrpfunc.rules.rule import Rule, number
 
 
 def relu_deconvnet() -> Rule:
@@ -33,6 +33,7 @@ def relu_beta_smooth(beta: float = 10.0) -> Rule:
 
     Source: Dombrowski et al. 2019, arXiv:1906.07983.
     """
+    beta = number("beta", beta)
     return _of_input(f"relu_beta_smooth({beta:g})", lambda operation, x, relevance: torch.sigmoid(beta * x) * relevance)
 
 

@@ -7,14 +7,15 @@ the adjoint in x. Rules that multiply by their input hand back coefficients.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
 
 from lrpfunc.errors import RuleError
-from lrpfunc.operations import Flow, Operation
-from lrpfunc.rules.rule import Rule, StabilizerLike, as_coefficients, share, stabilizer
+from lrpfunc.operations import CONVOLUTION, DENSE, Flow, Operation
+from lrpfunc.rules.rule import Rule, StabilizerLike, as_coefficients, number, share, stabilizer
 
 Parameters = tuple[Tensor, Tensor | None]
 
@@ -81,7 +82,8 @@ def alpha_beta(
     Errors: `RuleError` unless alpha - beta = 1 (up to rounding) and both are >= 0.
     Source: Bach et al. 2015, doi:10.1371/journal.pone.0130140, eq. 60.
     """
-    if not (alpha >= 0 and beta >= 0 and math.isclose(alpha - beta, 1.0, abs_tol=1e-9)):
+    alpha, beta = number("alpha", alpha), number("beta", beta)
+    if not math.isclose(alpha - beta, 1.0, abs_tol=1e-9):
         raise RuleError(f"alpha_beta needs alpha - beta = 1 and both >= 0, but got alpha = {alpha:g}, beta = {beta:g}.")
     stabilize = _stabilizer(stabilizer)
 
@@ -90,8 +92,9 @@ def alpha_beta(
         positive = weight.clamp(min=0), _map(lambda b: b.clamp(min=0), bias)
         return positive, (weight.clamp(max=0), _map(lambda b: b.clamp(max=0), bias))
 
-    def forward(operation, x):
-        positive, negative = split(_weighted(operation))
+    def forward(operation, *inputs):
+        x = _weighted(operation, inputs)
+        positive, negative = split(operation)
         output = operation(x)
         first = _contributions(operation, x, positive, negative)
         second = _contributions(operation, x, negative, positive) if beta else None
@@ -113,8 +116,7 @@ def gamma(gamma: float = 0.25, stabilizer: StabilizerLike = 1e-6, zero_bias: boo
     z > 0: share by (W + gamma W+) x+ + (W + gamma W-) x- + b + gamma b+; z < 0: the mirror image; z the true output.
     Errors: `RuleError` for a negative gamma. Source: Andeol et al. 2021, arXiv:2106.13727; Montavon et al. 2019.
     """
-    if not gamma >= 0:
-        raise RuleError(f"gamma must be >= 0, but is {gamma!r}.")
+    gamma = number("gamma", gamma)
     stabilize = _stabilizer(stabilizer)
 
     def favour(operation) -> tuple[Parameters, Parameters]:
@@ -128,8 +130,9 @@ def gamma(gamma: float = 0.25, stabilizer: StabilizerLike = 1e-6, zero_bias: boo
 
         return (up(weight), _map(up, bias)), (down(weight), _map(down, bias))
 
-    def forward(operation, x):
-        up, down = favour(_weighted(operation))
+    def forward(operation, *inputs):
+        x = _weighted(operation, inputs)
+        up, down = favour(operation)
         output = operation(x)
         return output, (x, output, _contributions(operation, x, up, down), _contributions(operation, x, down, up))
 
@@ -160,10 +163,14 @@ def _signed_adjoint(operation: Operation, x: Tensor, own: Tensor, other: Tensor,
 def zbox(low: float | Tensor, high: float | Tensor, stabilizer: StabilizerLike = 1e-6, zero_bias: bool = False) -> Rule:
     """For the first layer, whose inputs lie in a box: z = W x - W+ low - W- high, shared over these terms.
 
-    `low` and `high` are numbers, or tensors that broadcast to one sample (or to the batch, with a batch dimension).
+    `low` and `high`, in units of that layer's input, are numbers, or tensors that broadcast to one sample (or to the
+    batch, with a batch dimension).
     Errors: `RuleError` for a shape that fits neither. Source: Montavon et al. 2017, doi:10.1016/j.patcog.2016.11.008.
     """
     stabilize = _stabilizer(stabilizer)
+    for name, bound in (("low", low), ("high", high)):
+        if not isinstance(bound, (Real, Tensor)):
+            raise RuleError(f"'{name}' of zbox must be a number or a tensor, but is {bound!r}.")
 
     def terms(operation, x):
         weight = operation.weight
@@ -173,8 +180,9 @@ def zbox(low: float | Tensor, high: float | Tensor, stabilizer: StabilizerLike =
             (operation.linear(weight.clamp(max=0)), _bound("high", high, x)),
         )
 
-    def forward(operation, x):
-        (whole, _), (up, lows), (down, highs) = terms(_weighted(operation), x)
+    def forward(operation, *inputs):
+        x = _weighted(operation, inputs)
+        (whole, _), (up, lows), (down, highs) = terms(operation, x)
         output = operation(x)
         return output, (x, output, whole(x) - up(lows) - down(highs))
 
@@ -209,9 +217,10 @@ def wsquare(stabilizer: StabilizerLike = 1e-6, zero_bias: bool = False) -> Rule:
     stabilize = _stabilizer(stabilizer)
 
     def squared(operation) -> Operation:
-        return _weighted(operation).linear(operation.weight.square(), _map(torch.square, _bias(operation, zero_bias)))
+        return operation.linear(operation.weight.square(), _map(torch.square, _bias(operation, zero_bias)))
 
-    def forward(operation, x):
+    def forward(operation, *inputs):
+        x = _weighted(operation, inputs)
         output = operation(x)
         return output, (output, squared(operation)(torch.ones_like(x)))
 
@@ -233,6 +242,8 @@ def flat(stabilizer: StabilizerLike = 1e-6) -> Rule:
         return operation.linear(torch.ones_like(operation.weight)) if operation.is_weighted else operation
 
     def forward(operation, *inputs):
+        if operation.operator.kind in (CONVOLUTION, DENSE):
+            _weighted(operation, inputs)
         output = operation(*inputs)
         return output, (output, even(operation)(*map(torch.ones_like, inputs)))
 
@@ -244,10 +255,11 @@ def flat(stabilizer: StabilizerLike = 1e-6) -> Rule:
     return Rule("flat", forward, backward)
 
 
-def _weighted(operation: Operation) -> Operation:
-    if not operation.is_weighted:
+def _weighted(operation: Operation, inputs: Sequence[Tensor]) -> Tensor:
+    """The only input of an equation with a weight."""
+    if not operation.is_weighted or len(inputs) != 1:
         raise RuleError(f"{operation.description} has no weight, but the rule needs a weighted equation.")
-    return operation
+    return inputs[0]
 
 
 _stabilizer = stabilizer  # the rules' own argument has the same name

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -54,9 +56,7 @@ def stabilizer(
         return epsilon
     if callable(epsilon):
         return Stabilizer(getattr(epsilon, "__name__", type(epsilon).__name__), epsilon)
-    if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not epsilon >= 0:
-        raise RuleError(f"a stabilizer must be a number >= 0 or a function of a tensor, but is {epsilon!r}.")
-    size = float(epsilon)
+    size = number("a stabilizer that is not a function", epsilon)
 
     def function(z: Tensor) -> Tensor:
         info = torch.finfo(z.dtype)
@@ -72,6 +72,13 @@ def stabilizer(
 
     extras = [name for name, given in (("clip", clip), ("norm_scale", norm_scale)) if given]
     return Stabilizer(", ".join([f"{epsilon:g}", *extras]), function, is_identity=size == 0)
+
+
+def number(name: str, value) -> float:
+    """A hyperparameter as a finite number >= 0. Errors: `RuleError` for anything else."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < math.inf:
+        raise RuleError(f"{name} must be a number >= 0, but is {value!r}.")
+    return float(value)
 
 
 def share(flow: Flow, output: Tensor, denominator: Tensor, stabilize: Stabilizer) -> Tensor:
@@ -105,6 +112,28 @@ def gradient() -> Rule:
     return Rule("gradient", forward, backward)
 
 
+def input_times_gradient(stabilizer: StabilizerLike = 1e-6) -> Rule:
+    """R_x = x * J^T (R / S(y)): the first-order share of each input, for what no rule is known of. It conserves little.
+
+    A coefficient is moved as it is; a relevance is first divided by the output, so that scales do not add up.
+    """
+    stabilize = _stabilizer(stabilizer)
+
+    def forward(operation, *inputs):
+        output = operation(*inputs)
+        return output, (inputs, output)
+
+    def backward(operation, residuals, flow):
+        inputs, output = residuals
+        if isinstance(output, (tuple, list)):  # of several outputs whichever form arrives is moved
+            moved = operation.vjp(inputs, flow.tensor)
+            return tuple(map(flow.moved, moved)) if isinstance(moved, tuple) else flow.moved(moved)
+        coefficient = flow.tensor if not flow.is_relevance else flow.coefficient(output, stabilize)
+        return as_coefficients(operation.vjp(inputs, coefficient))
+
+    return Rule(f"input_times_gradient({stabilize.label})", forward, backward)
+
+
 def pass_through() -> Rule:
     """R_x = R: relevance goes through unchanged, as activations and batch norms let it.
 
@@ -132,3 +161,6 @@ def pass_through() -> Rule:
 def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
     sizes = zip(reversed(shape), reversed(to), strict=False)
     return len(shape) <= len(to) and all(size in (1, full) for size, full in sizes)
+
+
+_stabilizer = stabilizer  # rules have an argument of the same name
