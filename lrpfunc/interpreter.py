@@ -100,8 +100,9 @@ def _forward(program: Program, params, x, rules: Entries, at: Sequence[str], str
         variables = [v for v in equation.reads if v.name in program.active]
         with _Naming(rule, equation):
             output, residuals = _checked_pair(rule.forward(operation, *tensors))
-        several = isinstance(output, (tuple, list))
-        program.store(equation, output if several else (output,), values)
+            outputs = output if isinstance(output, (tuple, list)) else (output,)
+            _check_outputs(equation, outputs)
+        program.store(equation, outputs, values)
         steps.append(_Step(equation, rule, operation, variables, residuals))
     return _Run(program, inputs, pack, values, steps, program.result(values), wanted)
 
@@ -110,6 +111,14 @@ def _checked_pair(result) -> tuple:
     if not isinstance(result, tuple) or len(result) != 2:
         raise RuleError(f"forward must return (output, residuals), but returned {type(result).__name__}.")
     return result
+
+
+def _check_outputs(equation: Equation, outputs: Sequence) -> None:
+    for variable, output in zip(equation.outputs, outputs, strict=True):
+        shape = tuple(output.shape) if isinstance(output, Tensor) else ()
+        sizes = zip(variable.shape, shape, strict=False)
+        if len(shape) != len(variable.shape) or any(n != m for n, m in sizes if isinstance(n, int)):
+            raise RuleError(f"forward must return the equation's output, of shape {variable}, but returned {shape}.")
 
 
 class _Naming:

@@ -410,3 +410,11 @@ def test_a_weighted_rule_on_a_sum_says_so():
     fmodel, params = lrpfunc.trace(lambda p, x: x + x.tanh(), {}, x)
     with pytest.raises(RuleError, match=r"zplus\(\) at layer 'add': 'add' \(add\) has no weight"):
         lrpfunc.attribute(fmodel, params, x, {"add": rules.zplus()})
+
+
+def test_a_forward_that_returns_another_shape_is_named():
+    x = torch.randn(2, 4)
+    fmodel, params = lrpfunc.functionalize(nn.Linear(4, 3), x)
+    bad = rules.Rule("bad", lambda operation, x: (operation(x)[:, :1], None), rules.epsilon().backward)
+    with pytest.raises(RuleError, match=r"bad at layer 'linear': forward must return .* of shape \(batch, 3\), but"):
+        lrpfunc.attribute(fmodel, params, x, bad)
