@@ -20,7 +20,7 @@ from lrpfunc.program import Program
 from lrpfunc.rules import Rule, stabilizer
 from lrpfunc.tracing import functionalize, trace
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Canonical",

@@ -1,35 +1,77 @@
 """Canonization: the same function in a form that LRP can explain, as a new program and new parameters.
 
 A pass is a pure function `(program, params) -> (program, params)` on a flat dict of parameters, differentiable in them.
-Layers and batch norms are matched by data flow: no pass knows modules or the order in which they were registered.
+Layers and batch norms are matched by data flow (`channels`): no pass knows modules or the order of their registration.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
 
-import optree
 import torch
 from torch import Tensor
 
-from lrpfunc.errors import CanonizeError
-from lrpfunc.operations import BATCH_NORM, DENSE, OPERATORS, OTHER, UNKNOWN, Layout, kind
-from lrpfunc.program import NAMESPACE, PARAMETER, Equation, Program, Variable, format_table, rename, variables_in
+from lrpfunc import operations
+from lrpfunc.channels import (
+    Absorber,
+    Arrival,
+    Immovable,
+    Index,
+    Route,
+    Structure,
+    batch_norms,
+    bounds,
+    channel_axis,
+    is_batch_norm,
+    leftwards,
+    places,
+    rightwards,
+)
+from lrpfunc.draft import Draft, Parameters
+from lrpfunc.errors import CanonizeError, near_misses
+from lrpfunc.operations import BIAS_MAPS, CONVOLUTION, OPERATORS
+from lrpfunc.program import (
+    Equation,
+    Program,
+    Variable,
+    format_table,
+)
+from lrpfunc.splicing import splice
 
-Parameters = dict[str, Tensor]
+aten = torch.ops.aten
+
 Pass = Callable[[Program, Parameters], tuple[Program, Parameters]]
+
+MERGED, MERGED_RIGHT, THRESHOLD, REPLACED, LEFT = "merged", "merged right", "threshold", "replaced", "left"
+UNREAD = ("gone", "nothing reads it")
+
+
+class Fate(NamedTuple):
+    """What became of a batch norm (merged, merged right, threshold, replaced, gone, left), and into what or why."""
+
+    became: str
+    where: str
 
 
 @dataclass(frozen=True, repr=False)
 class Report:
-    """What became of each batch norm; `print` shows it as a table."""
+    """What became of each batch norm, by name; `print` shows it as a table."""
 
-    fates: Mapping[str, str]
+    fates: Mapping[str, Fate]
+
+    @property
+    def left(self) -> dict[str, str]:
+        """The batch norms that stayed, and why."""
+        return {name: fate.where for name, fate in self.fates.items() if fate.became == LEFT}
 
     def __str__(self) -> str:
-        return format_table(("batch norm", "became"), list(self.fates.items())) if self.fates else "no batch norms"
+        if not self.fates:
+            return "no batch norms"
+        return format_table(("batch norm", "became", "where"), [(name, *fate) for name, fate in self.fates.items()])
 
     def __repr__(self) -> str:
         return str(self)
@@ -44,158 +86,375 @@ class Canonical(NamedTuple):
     report: Report
 
 
-def canonize(fmodel: Program, params: Parameters) -> Canonical:
-    """The canonical form: batch norms folded into the layers before them, the same function, nothing mutated.
+def canonize(fmodel: Program, params: Parameters, passes: Pass | None = None) -> Canonical:
+    """The canonical form: batch norms folded into layers, the same function, nothing mutated.
 
+    `passes` is what to do: by default `merge_batch_norm`, `merge_batch_norm_right` and `threshold_relu`, in this order.
     `restore` gives the original parameters bit for bit: what a pass changed comes from the original, everything else
-    from the parameters that are given to it. The canonical parameters alone, given to the original `fmodel`, give the
-    same function wherever no weight is shared.
-    Errors: `ParameterError` for parameters that do not fit; `CanonizeError` if they are no flat dict.
+    from the parameters that are given to it. `report` says what became of each batch norm. The canonical parameters
+    alone, given to the original `fmodel`, give the same function wherever only `merge_batch_norm` was needed and no
+    weight is shared or computed.
+    Errors: `ParameterError` for parameters that do not fit; `CanonizeError` if they are no flat dict, or if a batch
+    norm's variance + eps is not positive.
     """
     fmodel.flatten_params(params)
     if not isinstance(params, dict) or set(params) != set(fmodel.parameters):
         raise CanonizeError(
             "canonize needs the parameters as a flat dict {name: tensor}, as functionalize returns them."
         )
-    fates: dict[str, str] = {}
-    program, canonical, changed = None, fmodel, params
-    while canonical is not program:  # a batch norm after a batch norm is next to a layer once that one is folded
-        program = canonical
-        fates.update({equation.name: _fate(program, equation) for equation in _batch_norms(program)})
-        canonical, changed = merge_batch_norm(program, changed)
-    originals = {name: params[name] for name in params if changed[name] is not params[name]}
+    program, new = (passes or DEFAULT)(fmodel, params)
+    originals = {name: params[name] for name in params if new[name] is not params[name]}
 
     def restore(canonical_params: Parameters) -> Parameters:
-        canonical.flatten_params(canonical_params)
+        program.flatten_params(canonical_params)
         return {name: originals.get(name, canonical_params[name]) for name in params}
 
-    return Canonical(canonical, changed, restore, Report(fates))
+    return Canonical(program, new, restore, _report(fmodel, program))
+
+
+def _report(before: Program, after: Program) -> Report:
+    structure = Structure(after)
+    left = {equation.name: equation for equation in batch_norms(after)}
+    fates = {}
+    for name in (equation.name for equation in batch_norms(before)):
+        is_left = name in left
+        fates[name] = Fate(LEFT, _obstacles(structure, left[name])) if is_left else Fate(*after.notes.get(name, UNREAD))
+    return Report(fates)
+
+
+def _obstacles(structure: Structure, batch_norm: Equation) -> str:
+    found = []
+    for where, find in (("before it", leftwards), ("behind it", _rightwards)):
+        try:
+            find(structure, batch_norm)
+        except Immovable as obstacle:
+            found.append(f"{where}: {obstacle}")
+    return "; ".join(found) if len(found) == 2 else "no pass was told to fold it"
+
+
+# -- passes -----------------------------------------------------------------------------------------------------------
+
+
+def chain(*passes: Pass) -> Pass:
+    """Passes one after another, as one pass."""
+
+    def chained(program: Program, params: Parameters) -> tuple[Program, Parameters]:
+        for one in passes:
+            program, params = one(program, params)
+        return program, params
+
+    return chained
 
 
 def merge_batch_norm(program: Program, params: Parameters) -> tuple[Program, Parameters]:
     """Fold each batch norm into the linear layer before it, if nothing else reads that layer.
 
-    W' = s W, b' = s (b - mean) + beta, s = gamma / sqrt(var + eps). The batch norm's equation goes; its leaves, unless
-    another equation still reads them, become the identity: mean 0, var 1, weight 1, bias 0, eps 0. A weight that other
-    equations read too is left as it is, and the layer gets its own leaf.
+    W' = s W, b' = s (b - mean) + beta, s = gamma / sqrt(var + eps). Views and averages may come between; of layers that
+    are concatenated each gets its channels, of layers that are added all are scaled and the first is shifted. The batch
+    norm's equation goes; its leaves, unless another equation still reads them, become the identity: mean 0, var 1,
+    weight 1, bias 0, eps 0. A weight that other equations read too, or that is computed from others, is left as it is,
+    and the layer gets its own leaf.
+    Errors: `CanonizeError` if variance + eps is not positive. Source: Guillemot et al. 2020, arXiv:2002.11018.
     """
-    folds = [fold for equation in _batch_norms(program) if isinstance(fold := _fold(program, equation), _Fold)]
-    if not folds:
+    return _fold_all(program, params, leftwards, _merge_left)
+
+
+def merge_batch_norm_right(program: Program, params: Parameters) -> tuple[Program, Parameters]:
+    """Fold each batch norm into the linear layers behind it, if all that reads it are such.
+
+    With y = a x + d: W' = W a, b' = b + W d. Where a layer pads with zeros, and in a transposed convolution, W d
+    differs from place to place: the bias becomes the map that the layer makes of the shift, computed for the size at
+    hand. The layer's sum of W d over input channels is a new leaf, "conv.shift".
+    Errors: `CanonizeError` if variance + eps is not positive.
+    """
+    return _fold_all(program, params, partial(rightwards, through_activations=False), _merge_right)
+
+
+def threshold_relu(program: Program, params: Parameters) -> tuple[Program, Parameters]:
+    """Fold each batch norm before ReLUs into the linear layers behind them, as in DenseNet; averages may come between.
+
+    relu(a x + b) = a t(x) + b, where t(x) = max(x, -b / a) for a > 0 and min(x, -b / a) for a < 0; where a = 0 it is
+    the constant relu(b). The threshold ReLU t passes relevance on as any activation, but is not non-negative; a and b
+    move on as in `merge_batch_norm_right`. So do ReLU6, hardtanh, clamps by numbers and LeakyReLU, whose bends all
+    move. The bends are new leaves, "relu.low" and "relu.high", infinite where there is none.
+    Errors: `CanonizeError` if variance + eps is not positive.
+    Source: zennit pull request 171; Motzkus et al. 2022, arXiv:2202.06621.
+    """
+    return _fold_all(program, params, _rightwards, _merge_right)
+
+
+def replace(name: str, function: Callable) -> Pass:
+    """Replace an equation, or all equations below a module's path, by a function `f(params, *inputs)`.
+
+    `params` are all parameters, as canonize has them; `inputs` are the values that the equations read from outside, in
+    the order in which they read them (one for an activation). f returns what others read from them: one tensor, or a
+    tuple of several. It is traced: the rules see its operations. All calls of a module make one block.
+    Errors: `CanonizeError` for an unknown name, a block with others in between, and results of another shape or dtype;
+    those of `trace`.
+    """
+
+    def replaced(program: Program, params: Parameters) -> tuple[Program, Parameters]:
+        return splice(program, params, name, function)
+
+    return replaced
+
+
+def merge_named(pairs: Iterable[tuple[str | Sequence[str], str]]) -> Pass:
+    """Fold only the batch norms that are named, each with the layer (or layers) that must take it up.
+
+    `pairs`: `[("conv1", "bn1"), (("branch1.fc", "branch2.fc"), "bn2")]`, by the names that `print(fmodel)` lists. The
+    layers may come before the batch norm or behind it. Nothing is taken on trust: the function stays the same.
+    Errors: `CanonizeError` for unknown names, widths that do not fit, and where the data flow allows no such fold.
+    """
+    named = [((layers,) if isinstance(layers, str) else tuple(layers), batch_norm) for layers, batch_norm in pairs]
+
+    def merge(program: Program, params: Parameters) -> tuple[Program, Parameters]:
+        for layers, batch_norm in named:
+            program, params = _merge_one(program, params, layers, batch_norm)
         return program, params
-    new = dict(params)
-    variables = dict(program.parameters)
-    replaced: dict[str, Equation] = {}
-    bypassed: dict[str, Variable] = {}
-    for fold in folds:
-        weight, bias = _folded(fold, params)
-        layer = fold.layer
-        arguments = list(layer.arguments)
-        for position, part, tensor in ((fold.layout.weight, "weight", weight), (fold.bias, "bias", bias)):
-            name = _own_leaf(program, layer, position, part, variables)
-            new[name] = tensor
-            variables[name] = Variable(PARAMETER + name, tuple(tensor.shape), tensor.dtype)
-            arguments[position] = variables[name]
-        replaced[layer.outputs[0].name] = replace(layer, arguments=tuple(arguments))
-        bypassed[fold.batch_norm.outputs[0].name] = layer.outputs[0]
-    program = _without(program, bypassed, replaced)
-    still_read = {v.name for e in program.equations for v in e.reads}
-    for fold in folds:
-        for variable, identity in zip(fold.batch_norm.arguments[1:], (1.0, 0.0, 0.0, 1.0, 0.0), strict=True):
-            if isinstance(variable, Variable) and variable.name not in still_read:
-                name = variable.name.removeprefix(PARAMETER)
-                new[name] = torch.full_like(params[name], identity)
-    ordered = {name: variables[name] for name in map(".".join, optree.tree_paths(new, namespace=NAMESPACE))}
-    paths = tuple(optree.tree_paths(new, namespace=NAMESPACE))
-    return replace(program, parameters=ordered, parameter_paths=paths), new
+
+    return merge
 
 
-# -- matching ---------------------------------------------------------------------------------------------------------
-
-
-class _Fold(NamedTuple):
-    batch_norm: Equation
-    layer: Equation
-    layout: Layout
-    bias: int
-
-
-def _batch_norms(program: Program) -> list[Equation]:
-    return [e for e in program.equations if OPERATORS.get(e.operator, UNKNOWN).kind == BATCH_NORM]
-
-
-def _fold(program: Program, equation: Equation) -> _Fold | str:
-    """The fold of a batch norm, or why there is none."""
-    x = equation.arguments[0]
-    layer = program.producers.get(x.name)
-    if layer is None:
-        return "left: it reads an input, not a linear layer"
-    operator = OPERATORS.get(layer.operator, UNKNOWN)
-    layout = operator.layout
-    if layout is None or layout.input is None or layout.bias is None or kind(program, layer) == OTHER:
-        return f"left: it reads {layer.name}, not a linear layer"
-    readers = program.readers()[x.name]
-    if len(readers) > 1 or any(v.name == x.name for v in variables_in(program.output_leaves)):
-        return f"left: others read {layer.name} too"
-    if operator.kind == DENSE and len(x.shape) != 2:
-        return f"left: its channels are not the features of {layer.name}"
-    parameters = [*equation.arguments[1:5], layer.arguments[layout.weight], layer.arguments[layout.bias]]
-    if any(isinstance(v, Variable) and not v.name.startswith(PARAMETER) for v in parameters):
-        return f"left: parameters of {equation.name} or {layer.name} are computed"
-    if layer.arguments[layout.bias] is None or not isinstance(equation.arguments[5], Variable):
-        return f"left: {layer.name} has no bias leaf, or {equation.name} no eps leaf"
-    return _Fold(equation, layer, layout, layout.bias)
-
-
-def _fate(program: Program, equation: Equation) -> str:
-    fold = _fold(program, equation)
-    return f"merged into {fold.layer.name}" if isinstance(fold, _Fold) else fold
+DEFAULT = chain(merge_batch_norm, merge_batch_norm_right, threshold_relu)
 
 
 # -- folding ----------------------------------------------------------------------------------------------------------
 
-
-def _folded(fold: _Fold, params: Parameters) -> tuple[Tensor, Tensor]:
-    def value(variable: Variable) -> Tensor:
-        return params[variable.name.removeprefix(PARAMETER)]
-
-    weight, bias = (value(fold.layer.arguments[position]) for position in (fold.layout.weight, fold.bias))
-    gamma, beta, mean, var, eps = fold.batch_norm.arguments[1:]
-    scale = (value(var) + value(eps)).rsqrt()
-    scale = scale if gamma is None else scale * value(gamma)
-    shifted = scale * (bias - value(mean))
-    shifted = shifted if beta is None else shifted + value(beta)
-    return _scaled(weight, scale, fold.layout.output_axis, fold.layer), shifted
+Found = list[Absorber] | Route
+Find = Callable[[Structure, Equation], Any]  # something Found, which the Merge beside it takes
+Merge = Callable[[Draft, Equation, Any], None]
+_rightwards = partial(rightwards, through_activations=True)
 
 
-def _scaled(weight: Tensor, scale: Tensor, axis: int | None, layer: Equation) -> Tensor:
-    """The weight with each output channel scaled; a transposed convolution has them by groups, (in, out / groups)."""
+def _fold_all(program: Program, params: Parameters, find: Find, merge: Merge):
+    """Fold all batch norms that `find` finds a place for, again until there is none: one may make place for another."""
+    while True:
+        draft = Draft(program, params)
+        for batch_norm in batch_norms(program):
+            try:
+                found = find(draft.structure, batch_norm)
+            except Immovable:
+                continue
+            if draft.claim([batch_norm, *_touched(found)]):
+                merge(draft, batch_norm, found)
+        if not draft.bypassed:
+            return program, params
+        program, params = draft.finish()
+
+
+def _touched(found: Found) -> list[Equation]:
+    if isinstance(found, Route):
+        return [arrival.equation for arrival in (*found.activations, *found.layers)]
+    return [absorber.layer for absorber in found]
+
+
+def _merge_one(program: Program, params: Parameters, layers: tuple[str, ...], name: str):
+    draft = Draft(program, params)
+    batch_norm = _named(program, name)
+    if not is_batch_norm(batch_norm):
+        raise CanonizeError(
+            f"'{name}' is no batch norm but {batch_norm.operator}: name the layer first, then the norm."
+        )
+    for layer in layers:
+        _check_width(draft.structure, _named(program, layer), batch_norm)
+    obstacles = []
+    ways: list[tuple[Find, Merge]] = [(leftwards, _merge_left), (_rightwards, _merge_right)]
+    for find, merge in ways:
+        try:
+            found = find(draft.structure, batch_norm)
+        except Immovable as obstacle:
+            obstacles.append(str(obstacle))
+            continue
+        taking = [equation.name for equation in _touched(found) if draft.structure.is_layer(equation)]
+        if sorted(taking) == sorted(layers):
+            merge(draft, batch_norm, found)
+            return draft.finish()
+        obstacles.append("it would go into " + " and ".join(map(repr, taking)))
+    raise CanonizeError(
+        f"batch norm '{name}' cannot be merged into {' and '.join(map(repr, layers))}. "
+        f"Before it: {obstacles[0]}; behind it: {obstacles[1]}."
+    )
+
+
+def _named(program: Program, name: str) -> Equation:
+    names = {equation.name: equation for equation in operations.active_equations(program)}
+    if name not in names:
+        raise CanonizeError(f"no layer is called '{name}'.{near_misses(name, names)} `print(fmodel)` lists all names.")
+    return names[name]
+
+
+def _check_width(structure: Structure, layer: Equation, batch_norm: Equation) -> None:
+    if not structure.is_layer(layer):
+        raise CanonizeError(f"'{layer.name}' is no linear layer but {layer.operator}: nothing can be merged into it.")
+    width, source = batch_norm.outputs[0].shape[1], layer.arguments[places(layer).input]
+    widths = [variable.shape[channel_axis(layer)] for variable in (source, layer.outputs[0])]
+    if not any(isinstance(n, int) and isinstance(width, int) and n % width == 0 for n in widths):
+        raise CanonizeError(
+            f"batch norm '{batch_norm.name}' has {width} channels, but layer '{layer.name}' has "
+            f"{widths[0]} inputs and {widths[1]} outputs."
+        )
+
+
+def _merge_left(draft: Draft, batch_norm: Equation, absorbers: list[Absorber]) -> None:
+    scales, shifts = draft.scale_and_shift(batch_norm)
+    for layer, channels, is_shifted in absorbers:
+        scale = _gathered(scales, channels, rest=1.0)
+        weight_at, bias_at = (1, 2) if is_batch_norm(layer) else (places(layer).weight, places(layer).bias)
+        weight, bias = draft.value(layer.arguments[weight_at]), draft.value(layer.arguments[bias_at])
+        arguments = list(layer.arguments)
+        arguments[weight_at] = draft.own_leaf(
+            layer, layer.arguments[weight_at], "weight", _scaled(layer, weight, scale)
+        )
+        if bias is not None or is_shifted:
+            shift = _gathered(shifts, channels, rest=0.0) if is_shifted else torch.zeros_like(scale)
+            moved = shift if bias is None else scale * bias + shift
+            arguments[bias_at] = draft.own_leaf(layer, layer.arguments[bias_at], "bias", moved)
+        draft.put(dataclasses.replace(layer, arguments=tuple(arguments)))
+    draft.bypass(batch_norm, MERGED, ", ".join(absorber.layer.name for absorber in absorbers))
+
+
+def _scaled(layer: Equation, weight: Tensor | None, scale: Tensor) -> Tensor:
+    """The weight with each output channel scaled."""
+    if weight is None:
+        return scale
+    if is_batch_norm(layer):
+        return weight * scale
+    axis = places(layer).output_axis
     if axis is not None:
         return weight * scale.reshape([-1 if i == axis else 1 for i in range(weight.dim())])
-    groups = layer.arguments[6]
-    grouped = weight.reshape(groups, -1, *weight.shape[1:])
-    return (grouped * scale.reshape(groups, 1, -1, *[1] * (weight.dim() - 2))).reshape(weight.shape)
+    grouped = weight.unflatten(0, (_groups(layer), -1))  # of a transposed convolution, (in, out / groups, ...)
+    return (grouped * scale.reshape(_groups(layer), 1, -1, *[1] * (weight.dim() - 2))).reshape(weight.shape)
 
 
-def _own_leaf(program: Program, layer: Equation, position: int, part: str, variables: Mapping[str, Variable]) -> str:
-    """The leaf to write to: the layer's own if nothing else reads it, else a new one."""
-    name = layer.arguments[position].name
-    readers = program.readers()[name]
-    if len(readers) == 1 and readers[0] is layer:
-        return name.removeprefix(PARAMETER)
-    fresh = f"{layer.name}.{part}"
-    while fresh in variables:
-        fresh += "'"
-    return fresh
+def _groups(convolution: Equation) -> int:
+    return convolution.arguments[6]
 
 
-def _without(program: Program, bypassed: Mapping[str, Variable], replaced: Mapping[str, Equation]) -> Program:
-    """The program without some equations, whose readers read what these equations read."""
-    equations = []
-    for equation in program.equations:
-        if equation.outputs[0].name in bypassed:
-            continue
-        equation = replaced.get(equation.outputs[0].name, equation)
-        keywords = {key: rename(value, bypassed) for key, value in equation.keywords.items()}
-        equations.append(replace(equation, arguments=rename(equation.arguments, bypassed), keywords=keywords))
-    output = optree.tree_map(lambda leaf: rename(leaf, bypassed), program.output, namespace=NAMESPACE)
-    return program.replace(equations=tuple(equations), output=output)
+def _merge_right(draft: Draft, batch_norm: Equation, route: Route) -> None:
+    moved: dict[str | None, tuple[Tensor, Tensor]] = {None: draft.scale_and_shift(batch_norm)}
+    for activation in route.activations:
+        moved[activation.equation.outputs[0].name] = _bend_elsewhere(draft, activation, *moved[activation.origin])
+    for layer in route.layers:
+        scales, shifts = moved[layer.origin]
+        scale, shift = _gathered(scales, layer.channels, rest=1.0), _gathered(shifts, layer.channels, rest=0.0)
+        take_up = _into_convolution if _is_convolution(layer.equation) else _into_dense
+        take_up(draft, layer, scale, shift)
+    where = ", ".join(arrival.equation.name for arrival in (*route.activations, *route.layers))
+    draft.bypass(batch_norm, THRESHOLD if route.activations else MERGED_RIGHT, where)
+
+
+def _is_convolution(layer: Equation) -> bool:
+    return OPERATORS[layer.operator].kind == CONVOLUTION
+
+
+def _bend_elsewhere(draft: Draft, arrival: Arrival, scales: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor]:
+    """Make f(a x + b) = a t(x) + b of an activation, and return a and b behind it: 0 and f(b) where a is 0."""
+    activation = arrival.equation
+    found = bounds(activation)
+    assert found is not None
+    a, b = _gathered(scales, arrival.channels, rest=1.0), _gathered(shifts, arrival.channels, rest=0.0)
+    low, high = (torch.as_tensor(draft.value(bound), dtype=a.dtype, device=a.device) for bound in found[:2])
+    is_constant = (a == 0) | _overflows(low, a, b) | _overflows(high, a, b)
+    divisor = torch.where(is_constant, 1.0, a)
+    first, second = _pulled_back(low, divisor, b), _pulled_back(high, divisor, b)
+    leaves = (
+        torch.where(is_constant, -torch.inf, torch.where(a < 0, second, first)),
+        torch.where(is_constant, torch.inf, torch.where(a < 0, first, second)),
+    )
+    named = zip(found, ("low", "high"), leaves, strict=False)
+    variables = [draft.own_leaf(activation, old, part, leaf) for old, part, leaf in named]
+    arguments = (activation.arguments[0], *variables, found.slope)
+    draft.put(dataclasses.replace(activation, function=operations.threshold_relu, arguments=arguments))
+    constant = operations.threshold_relu(b, low, high, found.slope)
+    return torch.where(is_constant, 0.0, a).flatten(), torch.where(is_constant, constant, b).flatten()
+
+
+def _overflows(bound: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Whether a is so small that the bend is nowhere."""
+    return bound.isfinite() & ~((bound - b) / a).isfinite()
+
+
+def _pulled_back(bound: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """The x for which a x + b is a bound, with a derivative also where that is infinite."""
+    is_finite = bound.isfinite()
+    return torch.where(is_finite, (torch.where(is_finite, bound, 0.0) - b) / a, bound * a.detach().sign())
+
+
+def _into_dense(draft: Draft, arrival: Arrival, scale: Tensor, shift: Tensor) -> None:
+    layer, at = arrival.equation, places(arrival.equation)
+    weight, bias = draft.value(layer.arguments[at.weight]), draft.value(layer.arguments[at.bias])
+    is_output_first = at.output_axis == 0
+    scaled = weight * (scale if is_output_first else scale[:, None])
+    added = weight @ shift if is_output_first else shift @ weight
+    added = added if bias is None else bias + added
+    arguments = list(layer.arguments)
+    arguments[at.weight] = draft.own_leaf(layer, layer.arguments[at.weight], "weight", scaled)
+    arguments[at.bias] = draft.own_leaf(layer, layer.arguments[at.bias], "bias", added)
+    draft.put(dataclasses.replace(layer, arguments=tuple(arguments)))
+
+
+def _into_convolution(draft: Draft, arrival: Arrival, scale: Tensor, shift: Tensor) -> None:
+    layer, at = arrival.equation, places(arrival.equation)
+    weight, bias = draft.value(layer.arguments[at.weight]), layer.arguments[at.bias]
+    scaled, kernel = _by_input_channel(layer, weight, scale, shift)
+    arguments = list(layer.arguments)
+    arguments[at.weight] = draft.own_leaf(layer, layer.arguments[at.weight], "weight", scaled)
+    is_map = bias is not None and not draft.structure.is_constant(bias)
+    if not is_map and not arrival.path and _is_even(layer):
+        added = kernel.flatten(1).sum(1)
+        added = added if bias is None else added + draft.value(bias)
+        arguments[at.bias] = draft.own_leaf(layer, layer.arguments[at.bias], "bias", added)
+        draft.put(dataclasses.replace(layer, arguments=tuple(arguments)))
+        return
+    name = layer.operator.removesuffix("_bias_map")
+    made = _bias_map(draft, arrival, draft.new_leaf(f"{layer.name}.shift", kernel), None if is_map else bias)
+    if is_map:
+        made.append(draft.equation(f"{layer.name}.bias", aten.add.Tensor, (bias, made[-1].outputs[0]), bias.shape))
+    arguments[at.bias] = made[-1].outputs[0]
+    draft.put(dataclasses.replace(layer, function=BIAS_MAPS[name], arguments=tuple(arguments)), before=made)
+
+
+def _by_input_channel(layer: Equation, weight: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """The weight with each input channel scaled, and the sum over input channels of the weight with each scaled by the
+    shift: a kernel of one input channel per group.
+    """
+    groups, rest = _groups(layer), [1] * (weight.dim() - 2)
+    if places(layer).output_axis is None:  # a transposed convolution, (in, out / groups, ...)
+        kernel = (weight * shift.reshape(-1, 1, *rest)).unflatten(0, (groups, -1)).sum(1)
+        return weight * scale.reshape(-1, 1, *rest), kernel
+    grouped = weight.unflatten(0, (groups, -1))  # (groups, out / groups, in / groups, ...)
+    scaled, shifted = (grouped * values.reshape(groups, 1, -1, *rest) for values in (scale, shift))
+    return scaled.reshape(weight.shape), shifted.reshape(weight.shape).sum(1, keepdim=True)
+
+
+def _is_even(convolution: Equation) -> bool:
+    """Whether a convolution makes a constant of a constant: it must not pad with zeros, nor be a transposed one."""
+    if places(convolution).output_axis is None:
+        return False
+    weight, padding = convolution.arguments[1], convolution.arguments[4]
+    if isinstance(padding, str):
+        return padding == "valid" or all(n == 1 for n in weight.shape[2:])
+    return not any(padding)
+
+
+def _bias_map(draft: Draft, arrival: Arrival, kernel: Variable, bias: Variable | None) -> list[Equation]:
+    """Equations that send ones the way of the shift: what a shift of each channel becomes behind padding and layer."""
+    layer = arrival.equation
+    source = (arrival.path or [layer])[0].arguments[0]
+    groups = _groups(layer)
+    made = [draft.equation(f"{layer.name}.ones", operations.ones_of, (source, groups), (1, groups, *source.shape[2:]))]
+    for step in arrival.path:
+        arguments = (made[-1].outputs[0], *step.arguments[1:])
+        shape = (1, groups, *step.outputs[0].shape[2:])
+        made.append(draft.equation(f"{layer.name}.{step.operator}", step.function, arguments, shape, step.keywords))
+    convolve = getattr(torch, layer.operator.removesuffix("_bias_map"))
+    arguments = (made[-1].outputs[0], kernel, bias, *layer.arguments[3:])
+    made.append(draft.equation(f"{layer.name}.bias", convolve, arguments, (1, *layer.outputs[0].shape[1:])))
+    return made
+
+
+def _gathered(values: Tensor, channels: Index, rest: float) -> Tensor:
+    """values[channels] in the shape of `channels`, `rest` where those are -1."""
+    padded = torch.cat([values, values.new_full((1,), rest)])
+    return padded[torch.from_numpy(channels.copy()).to(values.device)]

@@ -72,8 +72,12 @@ SHAPE_GIVING = {
 # Operations that return the tensor they were given where nothing is to be done.
 WHOLE = IDENTITIES | {"contiguous", "to", "type_as", "detach"}
 
-# A view that fails for some memory layouts, and what does the same without.
-SYNONYMS = {aten.view.default: aten.reshape.default, aten._unsafe_view.default: aten.reshape.default}
+# One name for what has several. A view fails for some memory layouts, where a reshape does not.
+SYNONYMS = {
+    "view": "reshape", "_unsafe_view": "reshape", "concat": "cat", "concatenate": "cat", "clip": "clamp",
+    "multiply": "mul", "divide": "div", "true_divide": "div", "subtract": "sub", "negative": "neg", "absolute": "abs",
+    "moveaxis": "movedim",
+}  # fmt: skip
 
 
 def is_symbolic(n) -> bool:
@@ -198,7 +202,6 @@ class Builder:
         names, arguments, keywords = _normalize(node)
         arguments = self._read(arguments, node)
         keywords = {key: self._read(value, node) for key, value in keywords.items()}
-        function = SYNONYMS.get(node.target, node.target)
         if name == "batch_norm":
             x, weight, bias, mean, var, training, _, eps, _ = arguments
             if training:
@@ -212,11 +215,10 @@ class Builder:
             arguments[3:5] = None, None  # running statistics, which it would only update
         if name in RANDOM_IN_TRAINING:
             arguments = [DETERMINISTIC.get(key, value) for key, value in zip(names, arguments, strict=True)]
+        is_mutable = node.target._schema.is_mutable
+        function: Callable = _usual(_functional_twin(node) if is_mutable else node.target)
         if name == "einsum" and len(arguments[1]) == 2:
             function, arguments = einsum, [arguments[0], *arguments[1]]
-        is_mutable = node.target._schema.is_mutable
-        if is_mutable:
-            function = _functional_twin(node)
         shape_giving = SHAPE_GIVING.get(operator_name(function))
         if shape_giving is not None:
             arguments[shape_giving] = self._detached(node, arguments[shape_giving])
@@ -288,7 +290,7 @@ class Builder:
         is_inplace = maker.target._schema.is_mutable
         if name in WHOLE or (is_inplace and torch.Tag.inplace_view not in maker.target.tags):
             return _Base(base, ())
-        function = _functional_twin(maker) if is_inplace else SYNONYMS.get(maker.target, maker.target)
+        function = _usual(_functional_twin(maker) if is_inplace else maker.target)
         arguments = tuple(self._read(_normalize(maker)[1][1:], writer))
         if maker is not node:
             function, arguments = _part, (node.args[1], function, *arguments)
@@ -318,6 +320,12 @@ def _normalize(node) -> tuple[list[str], list, dict[str, Any]]:
         elif node.kwargs.get(argument.name) is not None:
             keywords[argument.name] = node.kwargs[argument.name]
     return names, positional, keywords
+
+
+def _usual(function):
+    """The operation under its usual name."""
+    packet = getattr(aten, SYNONYMS.get(operator_name(function), ""), None)
+    return getattr(packet, function._overloadname, function)
 
 
 def _functional_twin(node) -> Callable:

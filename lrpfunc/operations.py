@@ -71,6 +71,60 @@ def frozen_batch_norm(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var
     return x * scale + (bias - mean * scale)
 
 
+def threshold_relu(x: Tensor, low: Tensor, high: Tensor, slope: float) -> Tensor:
+    """A ReLU (or ReLU6, LeakyReLU, ...) whose bends each channel has for itself: the identity between low and high."""
+    inside = torch.clamp(x, low, high)
+    return torch.add(inside, x - inside, alpha=slope) if slope else inside
+
+
+def ones_of(x: Tensor, channels: int) -> Tensor:
+    """One sample of ones with the last dimensions of x, on its device; a constant."""
+    return x.new_ones((1, channels, *x.shape[2:]))
+
+
+# Convolutions whose bias is a map (1, channels, ...) with the output's last dimensions. One definition each, because
+# torch.compile knows a function by the name that it is defined with.
+
+
+def conv1d_bias_map(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry) -> Tensor:
+    return _add_map(torch.conv1d(x, weight, None, *geometry), bias)
+
+
+def conv2d_bias_map(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry) -> Tensor:
+    return _add_map(torch.conv2d(x, weight, None, *geometry), bias)
+
+
+def conv3d_bias_map(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry) -> Tensor:
+    return _add_map(torch.conv3d(x, weight, None, *geometry), bias)
+
+
+def conv_transpose1d_bias_map(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry) -> Tensor:
+    return _add_map(torch.conv_transpose1d(x, weight, None, *geometry), bias)
+
+
+def conv_transpose2d_bias_map(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry) -> Tensor:
+    return _add_map(torch.conv_transpose2d(x, weight, None, *geometry), bias)
+
+
+def conv_transpose3d_bias_map(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry) -> Tensor:
+    return _add_map(torch.conv_transpose3d(x, weight, None, *geometry), bias)
+
+
+def _add_map(output: Tensor, bias: Tensor | None) -> Tensor:
+    return output if bias is None else output + bias
+
+
+# By the name of the convolution with a bias per channel.
+BIAS_MAPS: dict[str, Callable] = {
+    "conv1d": conv1d_bias_map,
+    "conv2d": conv2d_bias_map,
+    "conv3d": conv3d_bias_map,
+    "conv_transpose1d": conv_transpose1d_bias_map,
+    "conv_transpose2d": conv_transpose2d_bias_map,
+    "conv_transpose3d": conv_transpose3d_bias_map,
+}
+
+
 def overwrite(base: Tensor, value: Tensor, views: Sequence[tuple[Callable, tuple]]) -> Tensor:
     """`base` after `value` was written into a view of it; `views` leads from the base to the view."""
     places = torch.arange(base.numel(), device=base.device).reshape(base.shape)
@@ -317,7 +371,7 @@ def gate_of(program: Program, equation: Equation) -> int | None:
     A denominator always is; a factor is one if it comes, but for movements and constants, from a sigmoid, tanh, erf or
     softmax. Between two such factors a tanh is the signal.
     """
-    if equation.operator in ("div", "divide", "true_divide"):
+    if equation.operator == "div":
         return 1
     origins = [_origin(program, variable) for variable in active_inputs(program, equation)]
     gates = [OPERATORS.get(origin or "", UNKNOWN).is_gate for origin in origins]
@@ -449,8 +503,10 @@ def _rows(names: str, operator: Operator) -> dict[str, Operator]:
 UNKNOWN = Operator(OTHER)
 
 OPERATORS: dict[str, Operator] = {
-    **_rows("conv1d conv2d conv3d", Operator(CONVOLUTION, BILINEAR, Layout(0, 1, 2, 0), adjoint=_convolution_adjoint)),
-    **_rows("conv_transpose1d conv_transpose2d conv_transpose3d",
+    **_rows("conv1d conv2d conv3d conv1d_bias_map conv2d_bias_map conv3d_bias_map",
+            Operator(CONVOLUTION, BILINEAR, Layout(0, 1, 2, 0), adjoint=_convolution_adjoint)),
+    **_rows("conv_transpose1d conv_transpose2d conv_transpose3d "
+            "conv_transpose1d_bias_map conv_transpose2d_bias_map conv_transpose3d_bias_map",
             Operator(CONVOLUTION, BILINEAR, Layout(0, 1, 2), adjoint=_transposed_adjoint)),
     "linear": Operator(DENSE, BILINEAR, Layout(0, 1, 2, 0), adjoint=_linear_adjoint),
     "addmm": Operator(DENSE, BILINEAR, Layout(1, 2, 0, 1), adjoint=_addmm_adjoint),
@@ -466,11 +522,11 @@ OPERATORS: dict[str, Operator] = {
     "hardswish": Operator(ACTIVATION, ratio=F.hardsigmoid),
     "leaky_relu": Operator(ACTIVATION, ratio=lambda x, slope=0.01: torch.where(x > 0, 1.0, slope).to(x.dtype)),
     **_rows("sigmoid hardsigmoid", Operator(ACTIVATION, is_gate=True)),
-    **_rows("relu6 hardtanh gelu elu celu selu softplus mish prelu rrelu log_sigmoid threshold clamp clamp_min "
-            "clamp_max hardshrink softshrink tanhshrink softsign", Operator(ACTIVATION)),
+    **_rows("threshold_relu relu6 hardtanh gelu elu celu selu softplus mish prelu rrelu log_sigmoid threshold clamp "
+            "clamp_min clamp_max hardshrink softshrink tanhshrink softsign", Operator(ACTIVATION)),
     "add": Operator(AFFINE, SUM, is_linear=True, adjoint=_add_adjoint),
     **_rows("sub rsub", Operator(AFFINE, SUM, is_linear=True)),
-    **_rows("mul div multiply divide true_divide", Operator(AFFINE, PRODUCT)),
+    **_rows("mul div", Operator(AFFINE, PRODUCT)),
     "neg": Operator(AFFINE, is_linear=True),
     **_rows("sum mean cumsum index_add scatter_add col2im", Operator(SUM, is_linear=True)),
     **_rows("avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
@@ -499,7 +555,7 @@ OPERATORS: dict[str, Operator] = {
             "replication_pad1d replication_pad2d replication_pad3d roll flip rot90 chunk split split_with_sizes "
             "tensor_split unbind stack unfold im2col pixel_shuffle pixel_unshuffle channel_shuffle where "
             "masked_fill masked_scatter diagonal tril triu to _to_copy type_as overwrite copy slice_scatter "
-            "select_scatter diagonal_scatter scatter index_put index_copy index_fill fill moveaxis hsplit vsplit "
+            "select_scatter diagonal_scatter scatter index_put index_copy index_fill fill hsplit vsplit "
             "dsplit unsafe_chunk unsafe_split take as_strided max_unpool2d",
             Operator(MOVEMENT, MOVEMENT, is_linear=True)),
 }  # fmt: skip

@@ -21,6 +21,10 @@ DEVICE, DTYPE = "@device", "@dtype"
 
 PARAMETER = "params."  # how the variables of parameter leaves begin
 
+# Results that count as constants whatever they are made of. A model's author who detaches a value declares it one, to
+# relevance as to the gradient; of the others only the shape depends on what they read.
+CONSTANT = ("detach", "ones_of")
+
 NAMESPACE = "lrpfunc"  # optree's registry of the dataclasses that we met, kept apart from everybody else's
 
 
@@ -64,6 +68,11 @@ class Equation:
     def reads(self) -> tuple[Variable, ...]:
         return tuple(variables_in((self.arguments, tuple(self.keywords.values()))))
 
+    def renamed(self, variables: Mapping[str, Variable]) -> Equation:
+        """The same equation that reads other variables, by the names of the old ones."""
+        keywords = {key: rename(value, variables) for key, value in self.keywords.items()}
+        return replace(self, arguments=rename(self.arguments, variables), keywords=keywords)
+
     def evaluate(self, values: Mapping[str, Any]) -> tuple:
         result = self.function(
             *substitute(self.arguments, values), **{k: substitute(v, values) for k, v in self.keywords.items()}
@@ -86,6 +95,7 @@ class Program:
     Equations come in an order in which they can be evaluated. `parameters` maps the leaf names of the parameter pytree,
     in flattening order, to variables, and `parameter_paths` has the same leaves' paths. `output` is the output's pytree
     with variables for tensors. `active` holds the names of the floating-point variables that depend on an input.
+    `notes` has, by name, what became of equations that a pass took away, and where.
     """
 
     parameters: Mapping[str, Variable]
@@ -96,6 +106,7 @@ class Program:
     output: Any
     size_ranges: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
     takes_keywords: bool = False
+    notes: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     active: frozenset[str] = field(init=False)
     producers: Mapping[str, Equation] = field(init=False)
     output_leaves: tuple = field(init=False)
@@ -265,6 +276,11 @@ class Program:
                 needed.update(variable.name for variable in equation.reads)
         return replace(program, equations=tuple(reversed(kept)))
 
+    def with_parameters(self, variables: Mapping[str, Variable], params) -> Program:
+        """A new program that takes parameters like `params`, whose leaves are the variables of the same names."""
+        paths = tuple(optree.tree_paths(params, namespace=NAMESPACE))
+        return replace(self, parameters={name: variables[name] for name in leaf_names(params)}, parameter_paths=paths)
+
     def __str__(self) -> str:
         rows = [equation_row(equation) for equation in self.equations if equation.outputs[0].is_tensor]
         return format_table(("name", "operation", "input", "output"), rows)
@@ -327,8 +343,7 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _active(program: Program) -> frozenset[str]:
     active = {v.value.name for v in program.input_leaves if isinstance(v.value, Variable) and v.value.is_floating}
     for equation in program.equations:
-        # A model's author who detaches a value declares it a constant, to relevance as to the gradient.
-        if equation.operator != "detach" and any(variable.name in active for variable in equation.reads):
+        if equation.operator not in CONSTANT and any(variable.name in active for variable in equation.reads):
             active.update(variable.name for variable in equation.outputs if variable.is_floating)
     return frozenset(active)
 

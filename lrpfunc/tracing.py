@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.overrides import TorchFunctionMode
 
+from lrpfunc.channels import Immovable, Structure, batch_norms, leftwards, places
 from lrpfunc.errors import InputError, LrpError, TraceError
 from lrpfunc.graphs import (
     INTERNAL,
@@ -81,7 +82,7 @@ def functionalize(model: nn.Module, /, *example_inputs, **example_keywords) -> t
         program, params = _capture(_Boundary(lambda _, *values: inputs.call(model, values), (), inputs), model)
     read = {v.name for e in program.equations for v in e.reads} | {v.name for v in variables_in(program.output_leaves)}
     params = {name: tensor.detach() for name, tensor in params.items() if PARAMETER + name in read}
-    return _lift(_with_parameters(program, program.parameters, params), params)
+    return _lift(program.with_parameters(program.parameters, params), params)
 
 
 def trace(function: Callable, params, /, *example_inputs, **example_keywords) -> tuple[Program, Any]:
@@ -557,35 +558,30 @@ def _lift(program: Program, params: Parameters) -> tuple[Program, Parameters]:
     for equation in program.equations:
         if equation.function not in (batch_norm, frozen_batch_norm):
             continue
-        x, *_, var, eps = equation.arguments
+        *_, var, eps = equation.arguments
         owner = _leaf_name(var)
         # float64 keeps 1e-5 what it is; a 0-d tensor does not change the dtype of what it is added to.
         device = params[owner].device if owner is not None else None
         name = (owner or "").rpartition(".")[0] or equation.name
         change(equation, 5, leaf(f"{name}.eps", torch.tensor(eps, dtype=torch.float64, device=device), eps))
-        layer = program.producers.get(x.name)
-        missing = _missing_bias(layer, x) if layer is not None else None
-        if layer is not None and missing is not None:
-            position, weight = missing
-            zeros = torch.zeros(var.shape[0], dtype=params[weight].dtype, device=params[weight].device)
-            change(layer, position, leaf(f"{weight.removesuffix('.weight')}.bias", zeros, var.shape[0]))
-    return _with_parameters(program.replace(equations=tuple(equations.values())), variables, params), params
+    for layer, position, size in _missing_biases(program):
+        weight = layer.arguments[places(layer).weight]
+        name = (_leaf_name(weight) or layer.name).removesuffix(".weight")
+        zeros = torch.zeros(size, dtype=weight.dtype, device=next(iter(params.values())).device)
+        change(layer, position, leaf(f"{name}.bias", zeros, size))
+    return program.replace(equations=tuple(equations.values())).with_parameters(variables, params), params
 
 
-def _missing_bias(layer: Equation, output: Variable) -> tuple[int, str] | None:
-    """Where a layer could have a bias, and its weight's name; output channels must be the second axis."""
-    layout = OPERATORS.get(layer.operator, UNKNOWN).layout
-    if layout is None or layout.bias is None or layer.arguments[layout.bias] is not None:
-        return None
-    weight = layer.arguments[layout.weight]
-    name = _leaf_name(weight) if isinstance(weight, Variable) and len(weight.shape) == len(output.shape) else None
-    return None if name is None else (layout.bias, name)
+def _missing_biases(program: Program) -> Iterator[tuple[Equation, int, int]]:
+    """The layers that a batch norm could be merged into, had they a bias; where it belongs, and its size."""
+    structure = Structure(program)
+    for norm in batch_norms(program):
+        with contextlib.suppress(Immovable):
+            for layer, index, is_shifted in leftwards(structure, norm):
+                position = places(layer).bias if structure.is_layer(layer) else None
+                if is_shifted and position is not None and layer.arguments[position] is None:
+                    yield layer, position, index.size
 
 
 def _leaf_name(variable: Variable) -> str | None:
     return variable.name.removeprefix(PARAMETER) if variable.name.startswith(PARAMETER) else None
-
-
-def _with_parameters(program: Program, variables: Mapping[str, Variable], params: Parameters) -> Program:
-    paths = tuple(optree.tree_paths(params, namespace=NAMESPACE))  # type: ignore[arg-type]
-    return replace(program, parameters={name: variables[name] for name in leaf_names(params)}, parameter_paths=paths)

@@ -1,15 +1,80 @@
-"""Canonization: the same function, nothing mutated, undone bit for bit (law 7 for `merge_batch_norm`)."""
+"""Canonization case by case: the same function, nothing mutated, undone bit for bit (law 7)."""
 
+import copy
+
+import optree
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import nn
+from torch.func import vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 from torchvision.ops import FrozenBatchNorm2d
 
 import lrpfunc
-from lrpfunc import composites
-from lrpfunc.errors import CanonizeError, ParameterError, RuleError
+from lrpfunc import canonizers, composites, operations, rules
+from lrpfunc.errors import CanonizeError, ParameterError, RuleError, TraceError
 from tests.helpers import randomize, relative_error
+
+DOUBLE = torch.float64
+
+
+class Net(nn.Module):
+    """Layers by name, and a forward that is given: `Net(lambda m, x: m.bn(m.conv(x)), conv=..., bn=...)`."""
+
+    def __init__(self, forward, **layers):
+        super().__init__()
+        self.run = forward
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, x):
+        return self.run(self, x)
+
+
+def signed(model: nn.Module, dead: float = 0.0) -> nn.Module:
+    """Random statistics and parameters, also biases; a quarter of the batch norms' scales negative, the last `dead`."""
+    generator = torch.Generator().manual_seed(1)
+    model = randomize(model).double()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, FrozenBatchNorm2d):
+                for buffer in module.buffers():
+                    buffer.copy_(torch.rand(buffer.shape, generator=generator, dtype=DOUBLE) + 0.5)
+            elif getattr(module, "running_var", None) is not None and module.weight is not None:
+                module.weight[1::4] *= -1
+                module.weight[-1:] = dead
+            elif isinstance(getattr(module, "bias", None), nn.Parameter):
+                module.bias.uniform_(-0.5, 0.5, generator=generator)
+    return model.requires_grad_(False)
+
+
+def canonical_of(model: nn.Module, x: torch.Tensor, passes=None) -> lrpfunc.Canonical:
+    """The canonical form of a model, after checking all that must hold of any."""
+    fmodel, params = lrpfunc.functionalize(model, x)
+    before = {name: leaf.clone() for name, leaf in params.items()}
+    canonical = lrpfunc.canonize(fmodel, params, passes)
+    expected = model(x)
+    assert torch.equal(fmodel(params, x), expected)
+    assert relative_error(canonical.fmodel(canonical.params, x), expected) < 1e-13
+    assert params.keys() == before.keys() <= canonical.params.keys()
+    assert all(torch.equal(before[name], leaf) for name, leaf in params.items())
+    restored = canonical.restore(canonical.params)
+    assert restored.keys() == params.keys()
+    assert all(torch.equal(before[name], leaf) for name, leaf in restored.items())
+    return canonical
+
+
+def fates(canonical: lrpfunc.Canonical) -> dict[str, tuple[str, str]]:
+    return {name: tuple(fate) for name, fate in canonical.report.fates.items()}
+
+
+def operators(program) -> list[str]:
+    return [equation.operator for equation in program.equations]
+
+
+# -- batch norms behind layers ----------------------------------------------------------------------------------------
 
 LAYERS = {
     "linear": (nn.Linear(4, 6), nn.BatchNorm1d(6), (3, 4)),
@@ -31,49 +96,142 @@ LAYERS = {
 }
 
 
-def canonical_of(layer: nn.Module, norm: nn.Module, shape: tuple):
+def pair(case: str) -> tuple[nn.Module, torch.Tensor]:
+    layer, norm, shape = LAYERS[case]
     torch.manual_seed(0)
-    model = randomize(nn.Sequential(layer, norm, nn.ReLU())).double()
-    if isinstance(norm, FrozenBatchNorm2d):
-        for buffer in norm.buffers():
-            buffer.copy_(torch.rand_like(buffer) + 0.5)
-    x = torch.randn(shape, dtype=torch.float64)
-    fmodel, params = lrpfunc.functionalize(model, x)
-    return model, x, fmodel, params, lrpfunc.canonize(fmodel, params)
+    return signed(nn.Sequential(layer, norm, nn.ReLU())), torch.randn(shape, dtype=DOUBLE)
 
 
 @pytest.mark.parametrize("case", LAYERS)
-def test_a_batch_norm_is_folded_and_restored(case):
-    model, x, fmodel, params, canonical = canonical_of(*LAYERS[case])
-    before = {name: leaf.clone() for name, leaf in params.items()}
-    expected = model(x)
-    assert torch.equal(fmodel(params, x), expected)
-    assert relative_error(canonical.fmodel(canonical.params, x), expected) < 1e-13
-    assert relative_error(fmodel(canonical.params, x), expected) < 1e-13  # the original program too
-    assert not any("batch_norm" in equation.operator for equation in canonical.fmodel.equations)
+def test_a_batch_norm_is_folded_into_the_layer_before_it(case):
+    model, x = pair(case)
+    canonical = canonical_of(model, x)
+    fmodel, params = lrpfunc.functionalize(model, x)
+    assert relative_error(fmodel(canonical.params, x), model(x)) < 1e-13  # the original program too
+    assert not any("batch_norm" in operator for operator in operators(canonical.fmodel))
     assert canonical.params.keys() == params.keys()
-    assert canonical.params["1.eps"].item() == 0.0
-    assert all(torch.equal(before[name], leaf) for name, leaf in params.items())
-    restored = canonical.restore(canonical.params)
-    assert all(torch.equal(before[name], leaf) for name, leaf in restored.items())
-    assert str(canonical.report) == "batch norm  became\n1           merged into 0"
+    identity = {"eps": 0.0, "running_mean": 0.0, "running_var": 1.0, "weight": 1.0, "bias": 0.0}
+    for part, value in identity.items():
+        assert (canonical.params.get(f"1.{part}", torch.tensor(value)) == value).all()
+    assert str(canonical.report) == "batch norm  became  where\n1           merged  0"
+
+
+def test_folding_by_hand():
+    # s = gamma / sqrt(var + eps) = 6 / sqrt(3 + 1) = 3, so W' = 3 * 2 and b' = 3 * (5 - 1) + 7
+    model = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1, eps=1.0)).eval().requires_grad_(False)
+    for tensor, value in zip(
+        (model[0].weight, model[0].bias, model[1].weight, model[1].bias, model[1].running_mean, model[1].running_var),
+        (2.0, 5.0, 6.0, 7.0, 1.0, 3.0),
+        strict=True,
+    ):
+        tensor.fill_(value)
+    canonical = lrpfunc.canonize(*lrpfunc.functionalize(model, torch.ones(1, 1)))
+    assert canonical.params["0.weight"].item() == 6.0
+    assert canonical.params["0.bias"].item() == 19.0
+
+
+def conv(width: int = 6, **arguments) -> nn.Conv2d:
+    return nn.Conv2d(4, width, 3, padding=1, **arguments)
+
+
+# Between a layer and its batch norm there may be what only moves or averages; what the batch norm is merged into.
+BETWEEN = {
+    "flatten and unflatten": (lambda m, x: m.bn(m.a(x).flatten(2)).unflatten(2, (5, 5)), {"a": conv()}, "a"),
+    "dropout": (lambda m, x: m.bn(m.drop(m.a(x))), {"a": conv(), "drop": nn.Dropout()}, "a"),
+    "transpose": (lambda m, x: m.bn(m.a(x).transpose(2, 3)), {"a": conv()}, "a"),
+    "permuted channels": (
+        lambda m, x: m.bn(m.a(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)),
+        {"a": nn.Linear(4, 6, bias=False)},
+        "a",
+    ),
+    "average pool": (lambda m, x: m.bn(F.avg_pool2d(m.a(x), 2)), {"a": conv(bias=False)}, "a"),
+    "average of what is there": (
+        lambda m, x: m.bn(F.avg_pool2d(m.a(x), 3, 2, 1, count_include_pad=False)),
+        {"a": conv()},
+        "a",
+    ),
+    "adaptive pool": (lambda m, x: m.bn(F.adaptive_avg_pool2d(m.a(x), 2)), {"a": conv()}, "a"),
+    "mean": (lambda m, x: m.bn(m.a(x).mean((2, 3))), {"a": conv()}, "a"),
+    "upsampling": (lambda m, x: m.bn(F.interpolate(m.a(x), scale_factor=2)), {"a": conv()}, "a"),
+    "reflection": (lambda m, x: m.bn(F.pad(m.a(x), (1, 2, 1, 0), mode="reflect")), {"a": conv()}, "a"),
+    "groups of channels": (lambda m, x: m.bn(m.a(x).reshape(-1, 6, 10, 5)), {"a": conv(12)}, "a"),
+    "features to channels": (
+        lambda m, x: m.bn(m.a(x.flatten(1)).view(-1, 6, 2, 2)),
+        {"a": nn.Linear(100, 24, bias=False)},
+        "a",
+    ),
+    "channel shuffle": (
+        lambda m, x: m.bn(m.a(x).view(-1, 2, 3, 5, 5).transpose(1, 2).reshape(-1, 6, 5, 5)),
+        {"a": conv(groups=2)},
+        "a",
+    ),
+    "concatenation": (
+        lambda m, x: m.bn(torch.cat([m.a(x), m.b(x)], 1)),
+        {"a": conv(2, bias=False), "b": nn.Conv2d(4, 4, 1)},
+        "a, b",
+    ),
+    "concatenation in space": (
+        lambda m, x: m.bn(torch.cat([m.a(x), m.b(x)], 3)),
+        {"a": conv(), "b": conv(bias=False)},
+        "a, b",
+    ),
+    "sum": (lambda m, x: m.bn(m.a(x) + m.b(x)), {"a": conv(bias=False), "b": conv()}, "a, b"),
+    "difference": (lambda m, x: m.bn(m.a(x) - m.b(x)), {"a": conv(), "b": conv()}, "a, b"),
+    "sum with one weight": (lambda m, x: m.bn(m.a(x) + m.a(x.flip(0))), {"a": conv()}, "a, a:1"),
+    "sum of sums, pooled": (
+        lambda m, x: m.bn(F.avg_pool2d(m.a(x) + (m.b(x) - torch.cat([m.c(x), m.d(x)], 1)), 2)),
+        {"a": conv(), "b": conv(), "c": conv(3), "d": conv(3)},
+        "a, b, c, d",
+    ),
+    "sum that broadcasts": (
+        lambda m, x: m.bn(m.a(x) + m.b(x).mean((2, 3), keepdim=True)),
+        {"a": conv(), "b": conv()},
+        "a, b",
+    ),
+    "its own shape": (lambda m, x: m.bn(m.a(x)).view(m.a(x).shape[0], -1), {"a": conv()}, None),
+    "weight norm": (
+        lambda m, x: m.bn(m.a(x)),
+        {"a": nn.utils.parametrizations.weight_norm(conv(bias=False))},
+        "a",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BETWEEN)
+def test_a_batch_norm_is_folded_through_what_moves_or_averages(case):
+    forward, layers, into = BETWEEN[case]
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(6) if case in ("flatten and unflatten", "mean") else nn.BatchNorm2d(6)
+    model, x = signed(Net(forward, **layers, bn=norm)), torch.randn(3, 4, 5, 5, dtype=DOUBLE)
+    canonical = canonical_of(model, x, canonizers.merge_batch_norm)
+    assert canonical.report.left == {}
+    assert not any("batch_norm" in operator for operator in operators(canonical.fmodel))
+    if into is not None:
+        assert fates(canonical) == {"bn": ("merged", into)}
+    fmodel, params = lrpfunc.functionalize(model, x)
+    if case not in ("sum with one weight", "weight norm"):  # these need leaves of their own
+        assert canonical.params.keys() == params.keys()
+        assert relative_error(fmodel(canonical.params, x), model(x)) < 1e-13
 
 
 def test_a_batch_norm_after_a_batch_norm_is_folded_too():
     torch.manual_seed(0)
-    model = randomize(nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.BatchNorm2d(3))).double()
-    x = torch.randn(2, 2, 5, 5, dtype=torch.float64)
-    fmodel, params = lrpfunc.functionalize(model, x)
-    canonical = lrpfunc.canonize(fmodel, params)
-    assert [e.operator for e in canonical.fmodel.equations] == ["conv2d"]
-    assert relative_error(canonical.fmodel(canonical.params, x), model(x)) < 1e-13
-    restored = canonical.restore(canonical.params)
-    assert all(torch.equal(restored[name], leaf) for name, leaf in params.items())
-    assert dict(canonical.report.fates) == {"1": "merged into 0", "2": "merged into 0"}
+    model = signed(nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.BatchNorm2d(3, affine=False)))
+    canonical = canonical_of(model, torch.randn(2, 2, 5, 5, dtype=DOUBLE))
+    assert operators(canonical.fmodel) == ["conv2d"]
+    assert fates(canonical) == {"1": ("merged", "0"), "2": ("merged", "0")}
+
+
+def test_batch_norms_without_a_layer_are_folded_into_one():
+    torch.manual_seed(0)
+    model = signed(nn.Sequential(nn.BatchNorm2d(3, affine=False), nn.BatchNorm2d(3), nn.Tanh()))
+    canonical = canonical_of(model, torch.randn(2, 3, 4, 4, dtype=DOUBLE))
+    assert operators(canonical.fmodel) == ["batch_norm", "tanh"]
+    assert fates(canonical)["1"] == ("merged", "0")
 
 
 def test_folding_is_idempotent():
-    *_, canonical = canonical_of(*LAYERS["conv2d"])
+    canonical = canonical_of(*pair("conv2d"))
     again = lrpfunc.canonize(canonical.fmodel, canonical.params)
     assert all(torch.equal(again.params[name], leaf) for name, leaf in canonical.params.items())
     assert again.fmodel is canonical.fmodel
@@ -90,75 +248,618 @@ def test_restore_keeps_what_was_changed_elsewhere():
     assert torch.equal(restored["0.weight"], params["0.weight"])
 
 
-class Shared(nn.Module):
-    """One convolution under two batch norms: its weight must not be overwritten."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.one, self.two = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
-
-    def forward(self, x):
-        return self.two(self.conv(self.one(self.conv(x)).relu()))
-
-
 def test_a_shared_weight_gets_its_own_leaf_for_each_use():
-    model, x = randomize(Shared()).double(), torch.randn(2, 3, 5, 5, dtype=torch.float64)
-    fmodel, params = lrpfunc.functionalize(model, x)
-    canonical = lrpfunc.canonize(fmodel, params)
-    assert relative_error(canonical.fmodel(canonical.params, x), model(x)) < 1e-13
+    torch.manual_seed(0)
+    layers = {"conv": nn.Conv2d(3, 3, 3, padding=1), "one": nn.BatchNorm2d(3), "two": nn.BatchNorm2d(3)}
+    model = signed(Net(lambda m, x: m.two(m.conv(m.one(m.conv(x)).relu())), **layers))
+    x = torch.randn(2, 3, 5, 5, dtype=DOUBLE)
+    canonical = canonical_of(model, x)
+    params = lrpfunc.functionalize(model, x)[1]
     assert torch.equal(canonical.params["conv.weight"], params["conv.weight"])
     assert set(canonical.params) - set(params) == {"conv.weight'", "conv.bias'", "conv:1.weight", "conv:1.bias"}
-    restored = canonical.restore(canonical.params)
-    assert restored.keys() == params.keys()
-    assert all(torch.equal(restored[name], leaf) for name, leaf in params.items())
 
 
-class Left(nn.Module):
-    """Batch norms that must be left alone, each for its own reason."""
+def test_a_batch_norm_of_weights_is_none_of_an_input():
+    def f(params, x):
+        weight = F.batch_norm(params["w"].flatten(1)[None], None, None, training=True)  # standardized
+        return F.conv2d(x, weight.view_as(params["w"]))
+
+    params, x = {"w": torch.randn(4, 3, 2, 2)}, torch.randn(2, 3, 5, 5)
+    with pytest.raises(TraceError, match="is in training mode"):
+        lrpfunc.trace(f, params, x)
+
+
+LEFT = {
+    "an input before it": (lambda m, x: m.bn(x).tanh(), {}, "before it: an input; behind it: tanh is no linear layer"),
+    "a layer read twice": (
+        lambda m, x: (lambda y: m.bn(y) + y)(m.a(x)),
+        {"a": conv(4)},
+        "before it: others read a too; behind it: add is no linear layer",
+    ),
+    "a layer whose result is an output": (
+        lambda m, x: (lambda y: (y, m.bn(y)))(m.a(x)),
+        {"a": conv(4)},
+        "before it: others read a too; behind it: an output",
+    ),
+    "differing pixels": (
+        lambda m, x: m.a(torch.cat([m.bn(x), x], 2).mean((2, 3))),
+        {"a": nn.Linear(4, 3)},
+        "behind it: mean mixes its channels",
+    ),
+    "scaled": (lambda m, x: m.a(2 * m.bn(x)), {"a": conv()}, "behind it: mul is no linear layer"),
+    "a part": (
+        lambda m, x: m.bn(m.a(x).chunk(2, 1)[0]),
+        {"a": conv(8)},
+        "before it: only a part of chunk; behind it: an output",
+    ),
+    "a constant added": (lambda m, x: m.bn(m.a(x) + 1.0), {"a": conv(4)}, "before it: add has a constant term"),
+    "zeros around": (lambda m, x: m.bn(F.pad(m.a(x), (1, 1))), {"a": conv(4)}, "before it: pad changes constants"),
+    "pooled zeros": (
+        lambda m, x: m.bn(F.avg_pool2d(m.a(x), 3, 2, 1)),
+        {"a": conv(4)},
+        "before it: avg_pool2d changes constants",
+    ),
+    "channels mixed": (
+        lambda m, x: m.bn(m.a(x).transpose(1, 2).reshape(-1, 4, 5, 5)),
+        {"a": conv(4)},
+        "before it: its channels are not the features of a",
+    ),
+    "tokens": (
+        lambda m, x: m.bn(m.a(x.flatten(2)).unsqueeze(3)),
+        {"a": nn.Linear(25, 9)},
+        "before it: its channels are not the features of a",
+    ),
+    "a broadcast sum": (
+        lambda m, x: m.bn(m.a(x) + m.b(x)),
+        {"a": conv(4), "b": conv(1)},
+        "before it: add broadcasts its channels",
+    ),
+    "an output behind it": (lambda m, x: m.bn(x), {}, "before it: an input; behind it: an output"),
+    "a product of matrices": (
+        lambda m, x: m.bn(x).flatten(1) @ torch.ones(100, 2, dtype=DOUBLE),
+        {},
+        "behind it: matmul is no linear layer",
+    ),
+    "a sum behind it": (lambda m, x: m.a(m.bn(x) + x), {"a": conv(4)}, "behind it: add is no linear layer"),
+    "max pooling behind it": (
+        lambda m, x: m.a(F.max_pool2d(m.bn(x).relu(), 2)),
+        {"a": conv(4)},
+        "behind it: max_pool2d is no linear layer",
+    ),
+    "padding with ones": (
+        lambda m, x: m.a(F.pad(m.bn(x), (1, 1), value=1.0)),
+        {"a": conv(4)},
+        "behind it: pad adds values other than zero",
+    ),
+    "flattened zeros": (
+        lambda m, x: m.a(F.pad(m.bn(x), (1, 1)).flatten(1)),
+        {"a": nn.Linear(140, 3)},
+        "behind it: flatten comes behind zero padding",
+    ),
+    "pixels mixed": (
+        lambda m, x: m.a(m.bn(x).transpose(1, 3)),
+        {"a": nn.Conv2d(5, 3, 1)},
+        "behind it: its channels are not the features of a",
+    ),
+    "channels averaged": (
+        lambda m, x: m.a(m.bn(x).mean(1, keepdim=True)),
+        {"a": nn.Conv2d(1, 3, 1)},
+        "behind it: mean mixes its channels",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LEFT)
+def test_batch_norms_that_cannot_be_folded_are_left_and_reported(case):
+    forward, layers, why = LEFT[case]
+    torch.manual_seed(0)
+    model, x = signed(Net(forward, **layers, bn=nn.BatchNorm2d(4))), torch.randn(3, 4, 5, 5, dtype=DOUBLE)
+    fmodel, params = lrpfunc.functionalize(model, x)
+    canonical = lrpfunc.canonize(fmodel, params)
+    assert why in canonical.report.left["bn"]
+    assert canonical.fmodel is fmodel
+    assert canonical.params is params
+    listing = lrpfunc.explain(canonical.fmodel, composites.epsilon())
+    assert {row[1]: row[-1] for row in listing.rows}["bn"] == "pass_through"
+
+
+# -- batch norms before layers ----------------------------------------------------------------------------------------
+
+# Layers of 4 inputs and the sizes of theirs; whether the bias must become a map.
+BEHIND = {
+    "linear": (nn.Linear(4, 3), (), False),
+    "1x1": (nn.Conv2d(4, 3, 1, bias=False), (5, 5), False),
+    "not padded": (nn.Conv2d(4, 6, 3, stride=2, groups=2), (7, 6), False),
+    "valid": (nn.Conv2d(4, 3, 3, padding="valid"), (5, 5), False),
+    "1x1 same": (nn.Conv2d(4, 3, 1, padding="same"), (5, 5), False),
+    "reflecting": (nn.Conv2d(4, 3, 3, padding=1, padding_mode="reflect"), (5, 5), False),
+    "circular": (nn.Conv3d(4, 3, 3, padding=1, padding_mode="circular"), (4, 3, 5), False),
+    "replicating": (nn.Conv1d(4, 3, 3, padding=2, padding_mode="replicate"), (5,), False),
+    "padded": (nn.Conv2d(4, 3, 3, padding=1), (5, 5), True),
+    "same": (nn.Conv2d(4, 3, (3, 7), padding="same", bias=False), (5, 5), True),
+    "dilated": (nn.Conv2d(4, 3, 3, padding=2, dilation=2, stride=(1, 2)), (6, 5), True),
+    "depthwise": (nn.Conv2d(4, 8, 3, padding=1, groups=4), (5, 5), True),
+    "grouped": (nn.Conv2d(4, 6, 3, padding=(0, 2), groups=2, bias=False), (5, 5), True),
+    "smaller than the kernel": (nn.Conv2d(4, 3, 5, padding=3), (2, 3), True),
+    "1d": (nn.Conv1d(4, 3, 3, padding=1, stride=2), (8,), True),
+    "3d": (nn.Conv3d(4, 6, 3, padding=1, groups=2), (3, 4, 5), True),
+    "transposed": (nn.ConvTranspose2d(4, 3, 3, stride=2, padding=1, output_padding=1), (4, 5), True),
+    "transposed grouped": (nn.ConvTranspose2d(4, 6, 3, groups=2, dilation=2, bias=False), (4, 5), True),
+    "transposed 1d": (nn.ConvTranspose1d(4, 2, 4, stride=3), (5,), True),
+    "transposed 3d": (nn.ConvTranspose3d(4, 2, 2, stride=2), (2, 3, 2), True),
+}
+NORMS = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+
+
+@pytest.mark.parametrize("case", BEHIND)
+def test_a_batch_norm_is_folded_into_the_layer_behind_it(case):
+    layer, sizes, is_mapped = BEHIND[case]
+    torch.manual_seed(0)
+    model = signed(Net(lambda m, x: m.layer(m.bn(x)), bn=NORMS[len(sizes)](4), layer=layer))
+    x = torch.randn(2, 4, *sizes, dtype=DOUBLE)
+    canonical = canonical_of(model, x)
+    assert fates(canonical) == {"bn": ("merged right", "layer")}
+    assert operators(canonical.fmodel)[-1].endswith("_bias_map") == is_mapped
+    assert ("layer.shift" in canonical.params) == is_mapped
+    assert relative_error(canonical.fmodel(canonical.params, x[:1]), model(x[:1])) < 1e-13
+
+
+def test_the_bias_map_follows_the_size_of_the_image():
+    torch.manual_seed(0)
+    model = signed(nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 3, 3, padding=1)))
+    small, large = (torch.randn(2, 4, n, n + 1, dtype=DOUBLE) for n in (4, 9))
+    params = canonical_of(model, small).params
+    fmodel = lrpfunc.canonize(*lrpfunc.functionalize(model, large)).fmodel
+    assert relative_error(fmodel(params, large), model(large)) < 1e-13
+
+
+def test_a_bias_map_by_hand():
+    # y = 2 x + 3 and w = (1, 10, 100), b = 5: the shift adds 3 * (110, 111, 11) to the bias from place to place
+    model = nn.Sequential(nn.BatchNorm1d(1, eps=1.0), nn.Conv1d(1, 1, 3, padding=1)).eval().requires_grad_(False)
+    model[0].weight.fill_(2.0), model[0].bias.fill_(3.0), model[0].running_var.fill_(0.0)
+    model[1].weight.copy_(torch.tensor([[[1.0, 10.0, 100.0]]])), model[1].bias.fill_(5.0)
+    x = torch.tensor([[[1.0, 2.0, 3.0]]])
+    canonical = lrpfunc.canonize(*lrpfunc.functionalize(model, x))
+    assert canonical.params["1.weight"].flatten().tolist() == [2.0, 20.0, 200.0]
+    values = canonical.fmodel.bind(canonical.params, (x,))
+    for equation in canonical.fmodel.equations:
+        canonical.fmodel.store(equation, equation.evaluate(values), values)
+    assert values["1.bias"].flatten().tolist() == [335.0, 338.0, 38.0]
+
+    # z = conv + map = (420 + 335, 642 + 338, 64 + 38); all of R = z: the input gets x w^T 1, the rest is the map's
+    seed = lambda y: y  # noqa: E731
+    relevance = lrpfunc.attribute(canonical.fmodel, canonical.params, x, rules.epsilon(0.0), seed)
+    assert relevance.flatten().tolist() == pytest.approx([1 * 22.0, 2 * 222.0, 3 * 220.0])
+    unbiased = lrpfunc.attribute(canonical.fmodel, canonical.params, x, rules.epsilon(0.0, zero_bias=True), seed)
+    assert unbiased.sum().item() == pytest.approx(755 + 980 + 102)
+
+
+ROUTES = {
+    "two layers": (
+        lambda m, x: (lambda y: m.a(y) + m.b(y))(m.bn(x)),
+        {"a": conv(), "b": nn.Conv2d(4, 6, 1)},
+        ("merged right", "a, b"),
+    ),
+    "zero padding, then a pool": (
+        lambda m, x: m.a(F.avg_pool2d(F.pad(m.bn(x), (1, 0, 2, 1)), 2)),
+        {"a": conv()},
+        ("merged right", "a"),
+    ),
+    "a pool over zeros": (lambda m, x: m.a(F.avg_pool2d(m.bn(x), 3, 2, 1)), {"a": conv()}, ("merged right", "a")),
+    "reflection, upsampling": (
+        lambda m, x: m.a(F.interpolate(F.pad(m.bn(x), (1, 1, 0, 2), mode="replicate"), size=(4, 9), mode="bilinear")),
+        {"a": nn.Conv2d(4, 6, 1)},
+        ("merged right", "a"),
+    ),
+    "flattened": (lambda m, x: m.a(m.bn(x).flatten(1)), {"a": nn.Linear(100, 3)}, ("merged right", "a")),
+    "addmm": (
+        lambda m, x: torch.addmm(m.a.bias, m.bn(x).mean((2, 3)), m.a.weight.t()),
+        {"a": nn.Linear(4, 3)},
+        ("merged right", "a.bias"),
+    ),
+    "parts of a concatenation": (
+        lambda m, x: m.a(torch.cat([x.tanh(), m.bn(x), x], 1)),
+        {"a": nn.Conv2d(12, 3, 3, padding=1, bias=False)},
+        ("merged right", "a"),
+    ),
+    "relu": (lambda m, x: m.a(m.bn(x).relu()), {"a": conv(bias=False)}, ("threshold", "relu, a")),
+    "leaky relu": (lambda m, x: m.a(F.leaky_relu(m.bn(x), 0.2)), {"a": conv()}, ("threshold", "leaky_relu, a")),
+    "hardtanh": (lambda m, x: m.a(F.hardtanh(m.bn(x), -0.3, 0.4)), {"a": conv()}, ("threshold", "hardtanh, a")),
+    "relu6": (lambda m, x: m.a(F.relu6(m.bn(x))), {"a": conv()}, ("threshold", "relu6, a")),
+    "clamps": (
+        lambda m, x: m.a(m.bn(x).clamp(max=0.5).clip(min=-0.5).clamp_min(-0.2).clamp_max(0.3)),
+        {"a": conv()},
+        ("threshold", "clamp, clamp:1, clamp_min, clamp_max, a"),
+    ),
+    "global pool": (
+        lambda m, x: m.a(F.adaptive_avg_pool2d(m.bn(x).relu(), 1).flatten(1)),
+        {"a": nn.Linear(4, 3)},
+        ("threshold", "relu, a"),
+    ),
+    "flattened relu": (
+        lambda m, x: m.a(m.bn(x).flatten(1).relu()),
+        {"a": nn.Linear(100, 3)},
+        ("threshold", "relu, a"),
+    ),
+    "relu, zero padding": (
+        lambda m, x: m.a(F.pad(m.bn(x).relu(), (1, 1, 1, 1))),
+        {"a": nn.Conv2d(4, 6, 3)},
+        ("threshold", "relu, a"),
+    ),
+    "shuffled": (
+        lambda m, x: m.a(m.bn(x).relu().view(-1, 2, 2, 5, 5).transpose(1, 2).flatten(1, 2)),
+        {"a": conv(groups=2)},
+        ("threshold", "relu, a"),
+    ),
+    "a layer that also reads it without": (
+        lambda m, x: m.a(m.bn(x)) + m.b(F.relu(m.bn(x), inplace=True)),
+        {"a": conv(), "b": conv(bias=False)},
+        ("merged right", "a"),
+    ),
+    "relu of a concatenation": (
+        lambda m, x: m.a(torch.cat([m.bn(x), x.sigmoid()], 1).relu()),
+        {"a": nn.Conv2d(8, 3, 3, padding=1)},
+        ("threshold", "relu, a"),
+    ),
+    "two readings of a concatenation": (
+        lambda m, x: m.a(torch.cat([m.bn(x), m.c(x)], 1)),
+        {"a": nn.Conv2d(8, 3, 3, padding=1), "c": nn.BatchNorm2d(4)},
+        ("merged right", "a"),
+    ),
+    "norm, relu, norm, relu": (
+        lambda m, x: m.a(m.c(m.bn(x).relu()).relu()),
+        {"a": conv(), "c": nn.BatchNorm2d(4)},
+        ("threshold", "relu, relu:1, a"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ROUTES)
+def test_a_batch_norm_is_folded_along_its_way_to_the_right(case):
+    forward, layers, fate = ROUTES[case]
+    torch.manual_seed(0)
+    model, x = signed(Net(forward, **layers, bn=nn.BatchNorm2d(4))), torch.randn(3, 4, 5, 5, dtype=DOUBLE)
+    canonical = canonical_of(model, x)
+    assert fates(canonical)["bn"] == fate
+    assert canonical.report.left == {}
+    assert not any("batch_norm" in operator for operator in operators(canonical.fmodel))
+    again = lrpfunc.canonize(canonical.fmodel, canonical.params)
+    assert again.fmodel is canonical.fmodel
+
+
+# -- threshold ReLUs --------------------------------------------------------------------------------------------------
+
+
+def test_threshold_relus_by_hand():
+    # relu(a x + b) with (a, b) = (2, 1), (-2, 1), (0, 1), (0, -1): bends at -1/2 and 1/2, constants 1 and 0
+    model = nn.Sequential(nn.BatchNorm1d(4, eps=1.0), nn.ReLU(), nn.Linear(4, 1, bias=False)).eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([2.0, -2.0, 0.0, 0.0])), model[0].running_var.fill_(0.0)
+        model[0].bias.copy_(torch.tensor([1.0, 1.0, 1.0, -1.0])), model[2].weight.fill_(10.0)
+    x = torch.tensor([[-3.0, 3.0, 5.0, 5.0], [1.0, -1.0, 5.0, 5.0]])
+    canonical = lrpfunc.canonize(*lrpfunc.functionalize(model, x))
+    assert canonical.params["1.low"].flatten().tolist() == [-0.5, -torch.inf, -torch.inf, -torch.inf]
+    assert canonical.params["1.high"].flatten().tolist() == [torch.inf, 0.5, torch.inf, torch.inf]
+    assert canonical.params["2.weight"].tolist() == [[20.0, -20.0, 0.0, 0.0]]
+    assert canonical.params["2.bias"].tolist() == [10.0 + 10.0 + 10.0]
+    assert canonical.fmodel(canonical.params, x).flatten().tolist() == [10.0, 70.0]
+
+    # t(x) = (-1/2, 1/2, 5, 5) and (1, -1, 5, 5); relevance passes through t, so it is w t and not w x
+    relevance = lrpfunc.attribute(canonical.fmodel, canonical.params, x, rules.epsilon(0.0), lambda y: y)
+    assert relevance.tolist() == [[-10.0, -10.0, 0.0, 0.0], [20.0, 20.0, 0.0, 0.0]]
+
+
+def test_a_scale_too_small_to_divide_by_counts_as_zero():
+    model = nn.Sequential(nn.BatchNorm1d(2, eps=1.0), nn.ReLU(), nn.Linear(2, 1)).eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([1e-40, -1e-40])), model[0].running_var.fill_(0.0)
+        model[0].bias.copy_(torch.tensor([-1.0, 1.0]))
+    x = torch.randn(5, 2)
+    canonical = lrpfunc.canonize(*lrpfunc.functionalize(model, x))
+    torch.testing.assert_close(canonical.fmodel(canonical.params, x), model(x).detach())
+    assert canonical.params["2.weight"].isfinite().all()
+
+
+def densenet() -> nn.Module:
+    return torchvision.models.DenseNet(
+        growth_rate=4, block_config=(2, 2), num_init_features=6, bn_size=2, num_classes=5
+    )
+
+
+class PreActivation(nn.Module):
+    """A residual network that normalizes before each convolution, as timm's resnetv2 does."""
 
     def __init__(self):
         super().__init__()
-        self.first, self.conv = nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)
-        self.read_twice, self.tokens, self.linear = nn.BatchNorm2d(3), nn.BatchNorm1d(3), nn.Linear(9, 9)
-        self.normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 1))
-        self.computed = nn.BatchNorm2d(3)
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(n) for n in (6, 8, 8, 8, 8))
+        self.convs = nn.ModuleList(nn.Conv2d(n, 8, 3, padding=1, bias=False) for n in (6, 8, 8, 8))
+        self.short, self.head = nn.Conv2d(6, 8, 1), nn.Linear(8, 4)
 
     def forward(self, x):
-        y = self.conv(self.first(x))
-        y = self.read_twice(y) + y
-        return self.tokens(self.linear(self.computed(self.normed(y)).flatten(2)))
+        x = F.max_pool2d(self.stem(x), 2)
+        y = self.norms[0](x).relu()
+        x = self.short(y) + self.convs[1](self.norms[1](self.convs[0](y)).relu())
+        x = x + self.convs[3](F.relu6(self.norms[3](self.convs[2](F.leaky_relu(self.norms[2](x))))))
+        return self.head(F.adaptive_avg_pool2d(F.relu(self.norms[4](x), inplace=True), 1).flatten(1))
 
 
-def test_batch_norms_that_cannot_be_folded_are_left_and_reported():
-    model, x = randomize(Left()).double(), torch.randn(2, 3, 3, 3, dtype=torch.float64)
+@pytest.mark.parametrize("build", [densenet, PreActivation])
+def test_networks_that_normalize_before_their_layers_have_no_batch_norm_left(build):
+    torch.manual_seed(0)
+    model, x = signed(build()), torch.randn(2, 3, 40, 40, dtype=DOUBLE)
+    canonical = canonical_of(model, x)
+    assert canonical.report.left == {}
+    assert {fate.became for fate in canonical.report.fates.values()} == {"merged", "threshold"}
+    listing = lrpfunc.explain(canonical.fmodel, composites.epsilon_plus(), strict=True)
+    assert {row[-1] for row in listing.rows if row[3] == "threshold_relu"} == {"pass_through"}
+
+
+# -- relevance --------------------------------------------------------------------------------------------------------
+
+
+def total_over_logit(fmodel, params, x, entries=None) -> torch.Tensor:
+    """Relevance under epsilon_plus, summed, over the explained logit, with all biases set to zero."""
+    unbiased = {name: torch.zeros_like(leaf) if name.endswith("bias") else leaf for name, leaf in params.items()}
+    logits = fmodel(unbiased, x)
+    relevance = lrpfunc.attribute(fmodel, unbiased, x, composites.epsilon_plus(entries=entries))
+    return relevance.flatten(1).sum(1) / logits.max(1).values
+
+
+@pytest.mark.parametrize("name", ["resnet18", "densenet121"])
+def test_what_canonization_is_for(name):
+    """Relevance sums to the logit, which it does not where batch norms are moved by their gradient, as hooks do it.
+
+    Passed through batch norms (our default for those that are left) it keeps its sum, too. No channel is dead here: a
+    threshold ReLU has a value, and so relevance, also where its input is zero, and dead layers cannot pass that on.
+    """
+    torch.manual_seed(0)
+    model, x = signed(torchvision.models.get_model(name), dead=0.5), torch.randn(2, 3, 64, 64, dtype=DOUBLE)
     fmodel, params = lrpfunc.functionalize(model, x)
     canonical = lrpfunc.canonize(fmodel, params)
-    assert torch.equal(canonical.fmodel(canonical.params, x), model(x))
-    assert dict(canonical.report.fates) == {
-        "first": "left: it reads an input, not a linear layer",
-        "read_twice": "left: others read conv too",
-        "computed": "left: parameters of computed or normed are computed",
-        "tokens": "left: its channels are not the features of linear",
-    }
-    listing = lrpfunc.explain(canonical.fmodel, composites.epsilon())
-    assert {row[1]: row[-1] for row in listing.rows}["first"] == "pass_through"
+    one = torch.ones(2, dtype=DOUBLE)
+    torch.testing.assert_close(total_over_logit(canonical.fmodel, canonical.params, x), one, atol=1e-4, rtol=0)
+    by_gradient = total_over_logit(fmodel, params, x, composites.by_kind({"batch_norm": rules.gradient()}))
+    assert ((by_gradient - 1).abs() > 1e-2).all()
+    torch.testing.assert_close(total_over_logit(fmodel, params, x), one, atol=1e-4, rtol=0)
 
 
-def test_a_layer_whose_result_is_also_an_output_is_left():
-    class Both(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+# The canonical form has operations of its own: laws 4 to 6 must hold of them too.
 
-        def forward(self, x):
-            y = self.conv(x)
-            return y, self.norm(y)
 
-    model, x = randomize(Both()), torch.randn(2, 3, 4, 4)
+def deep() -> tuple[nn.Module, torch.Tensor]:
+    """Bias maps before and behind a threshold ReLU."""
+    torch.manual_seed(0)
+    model, x = two_way()
+    head = nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(18, 3))
+    return signed(nn.Sequential(*model, *head), dead=0.5), x
+
+
+@pytest.mark.parametrize("name", ["epsilon", "epsilon_plus_flat", "epsilon_gamma_box", "epsilon_alpha2_beta1"])
+def test_transforms_of_a_canonical_attribution(name):
+    arguments = (-3.0, 3.0) if name == "epsilon_gamma_box" else ()
+    composite = getattr(composites, name)(*arguments, epsilon=1e-2)
+    model, x = deep()
     fmodel, params = lrpfunc.functionalize(model, x)
-    canonical = lrpfunc.canonize(fmodel, params)
-    assert dict(canonical.report.fates) == {"norm": "left: others read conv too"}
-    assert all(map(torch.equal, canonical.fmodel(canonical.params, x), model(x)))
+
+    def f(params, x):
+        canonical = lrpfunc.canonize(fmodel, params)
+        return lrpfunc.attribute(canonical.fmodel, canonical.params, x, composite, 1)
+
+    def close(got, expected):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
+
+    expected = f(params, x)
+    torch._dynamo.reset()
+    close(torch.compile(f, fullgraph=True, backend="aot_eager")(params, x), expected)
+    close(make_fx(f)(params, x)(params, 2 * x), f(params, 2 * x))
+    close(vmap(lambda x: f(params, x[None])[0])(x), expected)
+    changed = {key: leaf * 1.1 for key, leaf in params.items()}
+    stacked = {key: torch.stack([leaf, changed[key]]) for key, leaf in params.items()}
+    close(vmap(f, (0, None))(stacked, x), torch.stack([expected, f(changed, x)]))
+    # eps is float64 in a model of any dtype: a model in half the precision explains itself to half the digits
+    halves = optree.tree_map(lambda leaf: leaf.float(), params)
+    torch.testing.assert_close(f(halves, x.float()).double(), expected, rtol=1e-2, atol=1e-4)
+
+
+def test_relevance_at_a_threshold_relu_is_what_passes_through():
+    model, x = deep()
+    canonical = canonical_of(model, x)
+    _, inner = lrpfunc.attribute(
+        canonical.fmodel, canonical.params, x, composites.epsilon(0.0, zero_bias=True), at=["3", "5"]
+    )
+    assert torch.equal(inner["3"], inner["5"])
+
+
+def test_rules_of_folded_batch_norms_say_what_to_name_instead():
+    model, x = pair("conv2d")
+    canonical = canonical_of(model, x)
+    with pytest.raises(RuleError, match=r"no layer matches the pattern '1'"):
+        lrpfunc.attribute(canonical.fmodel, canonical.params, x, {"1": rules.flat()}, target=(0, 0, 0))
+
+
+# -- passes -----------------------------------------------------------------------------------------------------------
+
+
+def two_way() -> tuple[nn.Module, torch.Tensor]:
+    """Batch norms that are merged to the left, to the right, and as a threshold."""
+    torch.manual_seed(0)
+    model = signed(
+        nn.Sequential(
+            nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.MaxPool2d(2),
+            nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1),
+        )
+    )  # fmt: skip
+    return model, torch.randn(2, 3, 6, 6, dtype=DOUBLE)
+
+
+def test_each_pass_can_be_used_alone_and_in_a_chain():
+    model, x = two_way()
+    left, right, threshold = ({"2"}, {"0"}, {"4"})
+    for one, folded in (
+        (canonizers.merge_batch_norm, left),
+        (canonizers.merge_batch_norm_right, right),
+        (canonizers.threshold_relu, right | threshold),
+        (canonizers.chain(canonizers.merge_batch_norm, canonizers.merge_batch_norm_right), left | right),
+        (canonizers.chain(), set()),
+    ):
+        canonical = canonical_of(model, x, one)
+        assert set(canonical.report.fates) - set(canonical.report.left) == folded
+    assert canonical_of(model, x, canonizers.merge_batch_norm).report.left["0"] == "no pass was told to fold it"
+    program, params = canonizers.merge_batch_norm(*lrpfunc.functionalize(model, x))
+    assert relative_error(program(params, x), model(x)) < 1e-13
+
+
+def test_the_report_is_a_table():
+    assert str(canonical_of(*two_way()).report) == (
+        "batch norm  became        where\n"
+        "0           merged right  1\n"
+        "2           merged        1\n"
+        "4           threshold     5, 6"
+    )
+
+
+def test_named_batch_norms_are_merged_into_named_layers():
+    model, x = two_way()
+    for pairs, became in (
+        ([("1", "2")], {"0": "left", "2": "merged", "4": "left"}),
+        ([(("1",), "0"), ("6", "4")], {"0": "merged right", "2": "left", "4": "threshold"}),
+    ):
+        canonical = canonical_of(model, x, canonizers.merge_named(pairs))
+        assert {name: fate.became for name, fate in canonical.report.fates.items()} == became
+    two = signed(Net(lambda m, x: m.bn(m.a(x) + m.b(x)), a=conv(), b=conv(), bn=nn.BatchNorm2d(6)))
+    both = canonical_of(two, torch.randn(2, 4, 5, 5, dtype=DOUBLE), canonizers.merge_named([(("b", "a"), "bn")]))
+    assert fates(both) == {"bn": ("merged", "a, b")}
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ([("7", "2")], r"no layer is called '7'\..* `print\(fmodel\)` lists all names\."),
+        ([("1", "bn")], r"no layer is called 'bn'\."),
+        ([("1", "3")], r"'3' is no batch norm but max_pool2d: name the layer first, then the norm\."),
+        ([("3", "2")], r"'3' is no linear layer but max_pool2d: nothing can be merged into it\."),
+        ([("6", "0")], r"batch norm '0' has 3 channels, but layer '6' has 4 inputs and 2 outputs\."),
+        ([("6", "2")], r"'2' cannot be merged into '6'\. Before it: it would go into '1'; behind it: 3 \(max_pool2d\)"),
+    ],
+)
+def test_names_that_do_not_fit_are_refused(pairs, message):
+    model, x = two_way()
+    with pytest.raises(CanonizeError, match=message):
+        lrpfunc.canonize(*lrpfunc.functionalize(model, x), canonizers.merge_named(pairs))
+
+
+def test_equations_are_replaced_by_traced_functions():
+    model, x = two_way()
+    swapped = copy.deepcopy(model)
+    swapped[5] = nn.Softplus()
+    fmodel, params = lrpfunc.functionalize(model, x)
+    program, leaves = canonizers.replace("5", lambda params, x: F.softplus(x))(fmodel, params)
+    assert torch.equal(program(leaves, x), swapped(x))
+    assert torch.equal(program(leaves, x[:1]), swapped(x[:1]))
+    assert leaves.keys() == params.keys()
+    assert {e.name: e.operator for e in program.equations}["5"] == "softplus"
+    assert "relu" in operators(fmodel)
+
+    def doubled(params, x):
+        return F.conv2d(x, params["6.weight"], params["6.bias"]) + F.conv2d(x, params["6.weight"] * torch.tensor(1.0))
+
+    program, leaves = canonizers.replace("6", doubled)(fmodel, params)
+    expected = 2 * model(x) - model[6].bias[:, None, None]
+    assert relative_error(program(leaves, x), expected) < 1e-13
+    assert leaves.keys() > params.keys()  # the constant
+    names = [equation.name for equation in operations.active_equations(program)]
+    assert [name for name in names if name.startswith("6")] == ["6.6", "6.conv2d", "6.add"]
+
+
+class Attention(nn.Module):
+    """A block of several equations, with a mask from outside, called once or twice."""
+
+    def __init__(self, calls: int):
+        super().__init__()
+        self.gate, self.calls, self.head = nn.Sequential(nn.Linear(4, 4), nn.Sigmoid()), calls, nn.Linear(4, 2)
+        self.block = Net(lambda m, x: (x * m.scale(x).sigmoid()).relu(), scale=nn.Linear(4, 4))
+
+    def forward(self, x):
+        x = self.block(x)
+        for _ in range(self.calls - 1):
+            x = self.block(x.tanh())
+        return self.head(x)
+
+
+def test_a_block_is_replaced_by_its_path():
+    torch.manual_seed(0)
+    model, x = signed(Attention(1)), torch.randn(3, 4, dtype=DOUBLE)
+    fmodel, params = lrpfunc.functionalize(model, x)
+    canonical = lrpfunc.canonize(
+        fmodel, params, canonizers.replace("block", lambda params, x: x + params["head.bias"][0])
+    )
+    expected = model.head(x + model.head.bias[0])
+    torch.testing.assert_close(canonical.fmodel(canonical.params, x), expected)
+    assert canonical.restore(canonical.params).keys() == params.keys()
+    relevance = lrpfunc.attribute(canonical.fmodel, canonical.params, x, composites.epsilon(0.0))
+    assert relevance.shape == x.shape
+
+
+def test_a_batch_norm_in_a_replaced_block_is_reported():
+    model, x = two_way()
+    canonical = lrpfunc.canonize(
+        *lrpfunc.functionalize(model, x),
+        canonizers.chain(canonizers.replace("2", lambda params, x: x), canonizers.DEFAULT),
+    )
+    assert fates(canonical)["2"] == ("replaced", "by <lambda>")
+    two = signed(Net(lambda m, x: m.bn(x) + x, bn=nn.BatchNorm2d(3)))
+    gone = lrpfunc.canonize(*lrpfunc.functionalize(two, x), canonizers.replace("add", lambda params, a, b: b))
+    assert fates(gone) == {"bn": ("gone", "nothing reads it")}
+
+
+@pytest.mark.parametrize(
+    ("calls", "name", "function", "message"),
+    [
+        (1, "blok", None, r"no layer is called 'blok'\. Did you mean 'block'.* `print\(fmodel\)` lists all names\."),
+        (2, "block", lambda params, x, y: (x + y, y), r"'block' is no block of its own: others between its equations"),
+        (1, "block", lambda params, x: x[:, :2], r"of 'block' must return \(batch, 4\) .*, but returns \(batch, 2\)"),
+        (1, "head", lambda params, x: (x, x), r"of 'head' must return \(batch, 2\) .*, but returns \(batch, 4\) .*, "),
+    ],
+)  # fmt: skip
+def test_replacements_that_do_not_fit_are_refused(calls, name, function, message):
+    fmodel, params = lrpfunc.functionalize(signed(Attention(calls)), torch.randn(3, 4, dtype=DOUBLE))
+    with pytest.raises(CanonizeError, match=message):
+        canonizers.replace(name, function)(fmodel, params)
+
+
+# -- bad input --------------------------------------------------------------------------------------------------------
+
+
+def test_bad_parameters_are_refused():
+    model, x = pair("conv2d")
+    canonical = canonical_of(model, x)
+    fmodel, params = lrpfunc.functionalize(model, x)
+    with pytest.raises(ParameterError, match=r"lacks the leaf '0.bias'"):
+        lrpfunc.canonize(fmodel, {name: leaf for name, leaf in params.items() if name != "0.bias"})
+    with pytest.raises(ParameterError, match=r"lacks the leaf '0.bias'"):
+        canonical.restore({name: leaf for name, leaf in params.items() if name != "0.bias"})
+    other = lrpfunc.functionalize(signed(nn.Linear(4, 3)), torch.randn(2, 4, dtype=DOUBLE))[1]
+    with pytest.raises(ParameterError, match=r"params lacks the leaf"):
+        canonical.restore(other)
+    nested, nested_params = lrpfunc.trace(lambda p, x: x @ p["a"]["w"], {"a": {"w": torch.eye(3)}}, torch.randn(2, 3))
+    with pytest.raises(CanonizeError, match=r"needs the parameters as a flat dict"):
+        lrpfunc.canonize(nested, nested_params)
+
+
+@pytest.mark.parametrize(("value", "shown"), [(-0.5, "-0.49999"), (float("nan"), "nan"), (-1e-5, "0")])
+@pytest.mark.parametrize("position", [0, 1])
+def test_a_variance_that_is_not_positive_is_refused(value, shown, position):
+    layers = [nn.Linear(3, 3), nn.ReLU()]
+    layers.insert(position, nn.BatchNorm1d(3))
+    model = nn.Sequential(*layers[: position + 1], *layers[position + 1 :], nn.Linear(3, 2)).double().eval()
+    model[position].running_var[1] = value
+    fmodel, params = lrpfunc.functionalize(model, torch.randn(2, 3, dtype=DOUBLE))
+    with pytest.raises(
+        CanonizeError,
+        match=rf"norm '{position}' cannot be folded: its variance \+ eps must be positive, but is {shown}.*channel 1",
+    ):
+        lrpfunc.canonize(fmodel, params)
 
 
 def test_a_functional_batch_norm_of_a_traced_function_is_folded():
@@ -166,39 +867,17 @@ def test_a_functional_batch_norm_of_a_traced_function_is_folded():
         y = F.conv2d(x, params["w"], params["b"])
         return F.batch_norm(y, params["mean"], params["var"], params["gamma"], params["beta"], eps=1e-3)
 
-    params = {name: torch.rand(4, dtype=torch.float64) + 0.5 for name in ("b", "mean", "var", "gamma", "beta")}
-    params["w"] = torch.randn(4, 3, 2, 2, dtype=torch.float64)
-    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    params = {name: torch.rand(4, dtype=DOUBLE) + 0.5 for name in ("b", "mean", "var", "gamma", "beta")}
+    params["w"] = torch.randn(4, 3, 2, 2, dtype=DOUBLE)
+    x = torch.randn(2, 3, 4, 4, dtype=DOUBLE)
     fmodel, lifted = lrpfunc.trace(f, params, x)
     canonical = lrpfunc.canonize(fmodel, lifted)
     assert relative_error(canonical.fmodel(canonical.params, x), f(params, x)) < 1e-13
-    assert [e.operator for e in canonical.fmodel.equations] == ["conv2d"]
+    assert operators(canonical.fmodel) == ["conv2d"]
     assert lifted["batch_norm.eps"].item() == 1e-3
 
 
-def test_canonization_makes_the_sum_of_relevance_match_the_logit():
-    torch.manual_seed(0)
-    model = randomize(nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(72, 3)))
-    x = torch.randn(2, 1, 5, 5)
-    fmodel, params = lrpfunc.functionalize(model, x)
-    _, canonical, _, _ = lrpfunc.canonize(fmodel, params)
-    unbiased = {name: torch.zeros_like(p) if name.endswith("bias") else p for name, p in canonical.items()}
-    relevance = lrpfunc.attribute(fmodel, unbiased, x, composites.epsilon_plus(), 1)
-    torch.testing.assert_close(relevance.flatten(1).sum(1), fmodel(unbiased, x)[:, 1], rtol=1e-3, atol=1e-5)
-
-
-def test_bad_parameters_are_refused():
-    _, _, fmodel, params, canonical = canonical_of(*LAYERS["conv2d"])
-    with pytest.raises(ParameterError, match=r"lacks the leaf '0.bias'"):
-        lrpfunc.canonize(fmodel, {name: leaf for name, leaf in params.items() if name != "0.bias"})
-    with pytest.raises(ParameterError, match=r"lacks the leaf '0.bias'"):
-        canonical.restore({name: leaf for name, leaf in params.items() if name != "0.bias"})
-    nested, nested_params = lrpfunc.trace(lambda p, x: x @ p["a"]["w"], {"a": {"w": torch.eye(3)}}, torch.randn(2, 3))
-    with pytest.raises(CanonizeError, match=r"needs the parameters as a flat dict"):
-        lrpfunc.canonize(nested, nested_params)
-
-
-def test_rules_of_folded_batch_norms_say_what_to_name_instead():
-    _, x, _, _, canonical = canonical_of(*LAYERS["conv2d"])
-    with pytest.raises(RuleError, match=r"no layer matches the pattern '1'"):
-        lrpfunc.attribute(canonical.fmodel, canonical.params, x, {"1": lrpfunc.rules.flat()}, target=(0, 0, 0))
+def test_batch_norms_that_normalize_by_the_batch_are_refused():
+    for norm in (nn.BatchNorm1d(3).train(), nn.BatchNorm1d(3, track_running_stats=False).eval()):
+        with pytest.raises(TraceError, match=r"batch norm '1' is in training mode.*running statistics"):
+            lrpfunc.functionalize(nn.Sequential(nn.Linear(3, 3), norm), torch.randn(2, 3))

@@ -983,6 +983,19 @@ def test_attention_and_transformer_layers():
         torch.backends.mha.set_fastpath_enabled(True)
 
 
+def test_operations_with_several_names_go_by_the_usual_one():
+    def f(params, x):
+        y = torch.concat([x, torch.concatenate([x, x.clip(0, 1)], 1)], 1)
+        y = torch.moveaxis(y.multiply(2.0).divide(3.0).subtract(1.0), 1, 2).negative()
+        return torch.true_divide(y.multiply_(params["w"]), 2.0)
+
+    params, x = {"w": torch.tensor(3.0)}, torch.randn(2, 3, 4)
+    fmodel, params = lrpfunc.trace(f, params, x)
+    names = {equation.operator for equation in fmodel.equations}
+    assert names == {"clamp", "cat", "mul", "div", "sub", "movedim", "neg"}
+    assert torch.equal(fmodel(params, x), f(params, x))
+
+
 def test_shapes_taken_from_a_tensor_carry_no_relevance():
     def forward(self, x):
         h = self.fc(x)
