@@ -383,7 +383,7 @@ def _pulled_back(bound: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 def _into_dense(draft: Draft, arrival: Arrival, scale: Tensor, shift: Tensor) -> None:
     layer, at = arrival.equation, places(arrival.equation)
-    weight, bias = draft.value(layer.arguments[at.weight]), draft.value(layer.arguments[at.bias])
+    weight, bias = draft.value(layer.arguments[at.weight]).to(scale.dtype), draft.value(layer.arguments[at.bias])
     is_output_first = at.output_axis == 0
     scaled = weight * (scale if is_output_first else scale[:, None])
     added = weight @ shift if is_output_first else shift @ weight

@@ -236,7 +236,10 @@ def _first(program: Program) -> list[str]:
 
 
 def epsilon(epsilon: StabilizerLike = 1e-6, zero_bias: bool = False, entries: Entries = None) -> Composite:
-    """The epsilon rule for all layers, sums and average pooling; with 0, input times gradient on ReLU networks."""
+    """The epsilon rule for all layers, sums and average pooling.
+
+    With 0 it is input times gradient on ReLU networks; not on threshold ReLUs, which pass on what their constants get.
+    """
     return first_match(entries, by_kind({LINEAR: rules.epsilon(epsilon, zero_bias), **_without_parameters(epsilon)}))
 
 

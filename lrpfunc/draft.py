@@ -58,14 +58,17 @@ class Draft:
 
     def _known(self, variable: Variable):
         if variable.name in (DEVICE, DTYPE):
-            assert self.program.reference is not None
-            reference = self.value(self.program.reference)
-            return reference.device if variable.name == DEVICE else reference.dtype
+            return self._reference.device if variable.name == DEVICE else self._reference.dtype
         return self.value(variable)
 
+    @property
+    def _reference(self) -> Tensor:
+        assert self.program.reference is not None
+        return self.value(self.program.reference)
+
     def scale_and_shift(self, batch_norm: Equation) -> tuple[Tensor, Tensor]:
-        """a and b of a batch norm y = a x + b."""
-        gamma, beta, mean, var, eps = map(self.value, batch_norm.arguments[1:])
+        """a and b of a batch norm y = a x + b, in float32 at least: half precision is rounded once, at the end."""
+        gamma, beta, mean, var, eps = (_single(self.value(argument)) for argument in batch_norm.arguments[1:])
         _check_variance(batch_norm.name, var + eps)
         scale = (var + eps).rsqrt()
         scale = scale if gamma is None else scale * gamma
@@ -78,17 +81,17 @@ class Draft:
         is_leaf = isinstance(old, Variable) and old.name.startswith(PARAMETER)
         if is_leaf and self.structure.readers[old.name] == [equation] and old.name not in self.structure.results:
             name = old.name.removeprefix(PARAMETER)
-            return self._set(name, tensor.to(self.params[name].dtype))
+            self.leaves[name] = tensor.to(self.params[name].dtype)
+            return old
         return self.new_leaf(f"{equation.name}.{part}", tensor)
 
     def new_leaf(self, name: str, tensor: Tensor) -> Variable:
+        """A leaf of a new name, in the dtype of the other parameters, which need not be the one that was traced."""
         while name in self.variables:
             name += "'"
-        return self._set(name, tensor)
-
-    def _set(self, name: str, tensor: Tensor) -> Variable:
-        self.leaves[name] = tensor
-        self.variables[name] = Variable(PARAMETER + name, tuple(tensor.shape), tensor.dtype)
+        self.leaves[name] = tensor.to(self._reference.dtype)
+        assert self.program.reference is not None
+        self.variables[name] = Variable(PARAMETER + name, tuple(tensor.shape), self.program.reference.dtype)
         return self.variables[name]
 
     def equation(self, name: str, function: Callable, arguments: tuple, shape: tuple, keywords=None) -> Equation:
@@ -136,6 +139,10 @@ class Draft:
                 if isinstance(variable, Variable) and variable.name.startswith(PARAMETER) and variable.name not in read:
                     name = variable.name.removeprefix(PARAMETER)
                     self.leaves[name] = torch.full_like(self.params[name], identity)
+
+
+def _single(value):
+    return value.to(torch.promote_types(value.dtype, torch.float32)) if isinstance(value, Tensor) else value
 
 
 def _check_variance(name: str, variance: Tensor) -> None:

@@ -1,7 +1,21 @@
 """Every example runs, and shows what it says."""
 
 import importlib.util
+import math
 from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import zennit.attribution
+import zennit.composites
+import zennit.rules
+import zennit.types
+from torch import nn
+
+import lrpfunc
+from lrpfunc import composites, digits
+from tests.helpers import randomize, relative_error
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -19,3 +33,88 @@ def test_a_penalty_on_the_explanation_moves_it_away_from_the_leak():
     penalized_share, penalized_accuracy = example.experiment(1.0)
     assert penalized_share < share / 4
     assert penalized_accuracy > accuracy + 0.05
+
+
+# -- the ablation of canonization -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ablation():
+    pytest.importorskip("sklearn")
+    return load("canonization_ablation")
+
+
+@pytest.fixture(scope="module")
+def ablated(ablation):
+    """The rows of a short run, by network, composite and what became of the batch norms."""
+    rows = ablation.main(["--samples", "6", "--epochs", "1", "--networks", "2", "--without-quantus"])
+    return {(row.network, row.composite, row.batch_norms): row for row in rows}
+
+
+def test_the_ablation_has_a_row_for_every_treatment_of_batch_norms(ablation, ablated):
+    treatments = {"DigitsNet": {"folded", *ablation.LEFT}, "DenseNet": {*ablation.CANONIZED, *ablation.LEFT}}
+    assert set(ablated) == {
+        (network, composite, treatment)
+        for network, expected in treatments.items()
+        for composite in ablation.COMPOSITES
+        for treatment in expected
+    }
+    for row in ablated.values():
+        assert 0 < row.area < 1
+        assert all(map(math.isfinite, row.totals))
+        changes = [comparison.area for comparison in row.against.values()]
+        assert all(change.least <= change.mean <= change.most for change in changes)
+
+
+def test_folded_and_passed_through_in_the_ablation_are_canonize_and_the_default(ablation):
+    model, images, _ = digits.load()
+    found = ablation.measure(model, images, seed=0, with_quantus=False)
+    fmodel, params = lrpfunc.functionalize(model, images)
+    folded = lrpfunc.canonize(fmodel, params)
+    for treatment, program, leaves in (("folded", folded.fmodel, folded.params), ("passed through", fmodel, params)):
+        relevance = lrpfunc.attribute(program, leaves, images, composites.epsilon_plus())
+        logits = fmodel(params, images).amax(1)
+        torch.testing.assert_close(found["epsilon_plus", treatment].total, relevance.sum((1, 2, 3)) / logits)
+
+
+def test_treatments_that_agree_in_theory_agree_in_the_ablation(ablated):
+    """The epsilon rule on ReLU networks is input times gradient, which knows nothing of batch norms."""
+    for network, canonized in (("DigitsNet", "folded"), ("DenseNet", "folded, constants apart")):
+        row = ablated[network, "epsilon", "input times gradient"]
+        change = row.against[canonized].area
+        assert abs(change.mean) < 1e-3
+        assert row.totals == pytest.approx(ablated[network, "epsilon", canonized].totals, rel=0.02)
+
+
+def test_plain_gradient_is_what_zennit_does_with_a_batch_norm_for_which_it_has_no_rule(ablation):
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    model = randomize(nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, 5))).double()
+    x = torch.randn(3, 1, 8, 8, dtype=torch.float64)
+    hooks = [
+        (zennit.types.Activation, zennit.rules.Pass()),
+        (zennit.types.Convolution, zennit.rules.ZPlus()),
+        (nn.Linear, zennit.rules.Epsilon()),
+    ]
+    one_hot = torch.eye(5, dtype=torch.float64)[1].expand(3, 5)
+    with zennit.attribution.Gradient(model, zennit.composites.LayerMapComposite(hooks)) as attributor:
+        _, expected = attributor(x, lambda y: y * one_hot)
+    entries = composites.by_kind({"batch_norm": ablation.plain_gradient()})
+    fmodel, params = lrpfunc.functionalize(model, x)
+    got = lrpfunc.attribute(fmodel, params, x, composites.epsilon_plus(entries=entries), target=1)
+    assert relative_error(got, expected) < 1e-9
+
+
+@pytest.mark.dev
+def test_max_sensitivity_of_the_digit_itself_is_the_size_of_the_noise(ablation):
+    pytest.importorskip("quantus")
+    model, images, labels = digits.load()
+    images, labels = images[:5], labels[:5]
+    before = np.random.get_state()[1].copy()
+    found = ablation.max_sensitivity(model, lambda x, target: x, images, labels, seed=0)
+    norms = images.flatten(1).norm(dim=1)
+    assert (found * norms > 0.2 * 8 / 3**0.5 - 0.2).all()  # 64 pixels of standard deviation 0.2 / sqrt(3)
+    assert (found * norms < 0.2 * 8).all()
+    assert (found == ablation.max_sensitivity(model, lambda x, target: x, images, labels, seed=0)).all()
+    assert (found != ablation.max_sensitivity(model, lambda x, target: x, images, labels, seed=1)).all()
+    assert (np.random.get_state()[1] == before).all()
