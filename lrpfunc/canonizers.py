@@ -31,7 +31,7 @@ from lrpfunc.channels import (
     places,
     rightwards,
 )
-from lrpfunc.draft import Draft, Parameters
+from lrpfunc.draft import Draft, Parameters, check_flat
 from lrpfunc.errors import CanonizeError, near_misses
 from lrpfunc.operations import BIAS_MAPS, CONVOLUTION, OPERATORS
 from lrpfunc.program import (
@@ -94,15 +94,12 @@ def canonize(fmodel: Program, params: Parameters, passes: Pass | None = None) ->
     from the parameters that are given to it. `report` says what became of each batch norm. The canonical parameters
     alone, given to the original `fmodel`, give the same function wherever only `merge_batch_norm` was needed and no
     weight is shared or computed.
-    Errors: `ParameterError` for parameters that do not fit; `CanonizeError` if they are no flat dict, or if a batch
-    norm's variance + eps is not positive.
+    Errors: `ParameterError` for parameters that do not fit; `CanonizeError` if they are no flat dict, for passes that
+    are none, and if a batch norm's variance + eps is not positive or its scale or shift not finite (which nobody can
+    see inside vmap and torch.compile).
     """
-    fmodel.flatten_params(params)
-    if not isinstance(params, dict) or set(params) != set(fmodel.parameters):
-        raise CanonizeError(
-            "canonize needs the parameters as a flat dict {name: tensor}, as functionalize returns them."
-        )
-    program, new = (passes or DEFAULT)(fmodel, params)
+    check_flat(fmodel, params)
+    program, new = _applied(DEFAULT if passes is None else passes, fmodel, params)
     originals = {name: params[name] for name in params if new[name] is not params[name]}
 
     def restore(canonical_params: Parameters) -> Parameters:
@@ -110,6 +107,26 @@ def canonize(fmodel: Program, params: Parameters, passes: Pass | None = None) ->
         return {name: originals.get(name, canonical_params[name]) for name in params}
 
     return Canonical(program, new, restore, _report(fmodel, program))
+
+
+def _applied(one: Pass, program: Program, params: Parameters) -> tuple[Program, Parameters]:
+    """What a pass makes of a program, checked."""
+    if not callable(one):
+        raise CanonizeError(
+            f"a pass is a function (program, params) -> (program, params), but got {type(one).__name__}. "
+            "For several passes use canonizers.chain(first, second)."
+        )
+    name = getattr(one, "__name__", type(one).__name__)
+    made = one(program, params)
+    if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], Program)):
+        raise CanonizeError(
+            f"the pass '{name}' must return (program, params), but returned {type(made).__name__}. "
+            "If it is made by a function, call that first: canonizers.replace(name, function)."
+        )
+    check_flat(*made)
+    if missing := params.keys() - made[1].keys():
+        raise CanonizeError(f"the pass '{name}' dropped the leaf '{min(missing)}': a pass may only add leaves.")
+    return made
 
 
 def _report(before: Program, after: Program) -> Report:
@@ -140,7 +157,7 @@ def chain(*passes: Pass) -> Pass:
 
     def chained(program: Program, params: Parameters) -> tuple[Program, Parameters]:
         for one in passes:
-            program, params = one(program, params)
+            program, params = _applied(one, program, params)
         return program, params
 
     return chained
@@ -150,11 +167,12 @@ def merge_batch_norm(program: Program, params: Parameters) -> tuple[Program, Par
     """Fold each batch norm into the linear layer before it, if nothing else reads that layer.
 
     W' = s W, b' = s (b - mean) + beta, s = gamma / sqrt(var + eps). Views and averages may come between; of layers that
-    are concatenated each gets its channels, of layers that are added all are scaled and the first is shifted. The batch
+    are concatenated each gets its channels, of layers that are added all are scaled and one is shifted. The batch
     norm's equation goes; its leaves, unless another equation still reads them, become the identity: mean 0, var 1,
     weight 1, bias 0, eps 0. A weight that other equations read too, or that is computed from others, is left as it is,
     and the layer gets its own leaf.
-    Errors: `CanonizeError` if variance + eps is not positive. Source: Guillemot et al. 2020, arXiv:2002.11018.
+    Errors: `CanonizeError` for batch norms whose values cannot be folded, as `canonize`.
+    Source: Guillemot et al. 2020, arXiv:2002.11018.
     """
     return _fold_all(program, params, leftwards, _merge_left)
 
@@ -165,7 +183,7 @@ def merge_batch_norm_right(program: Program, params: Parameters) -> tuple[Progra
     With y = a x + d: W' = W a, b' = b + W d. Where a layer pads with zeros, and in a transposed convolution, W d
     differs from place to place: the bias becomes the map that the layer makes of the shift, computed for the size at
     hand. The layer's sum of W d over input channels is a new leaf, "conv.shift".
-    Errors: `CanonizeError` if variance + eps is not positive.
+    Errors: `CanonizeError` for batch norms whose values cannot be folded, as `canonize`.
     """
     return _fold_all(program, params, partial(rightwards, through_activations=False), _merge_right)
 
@@ -177,7 +195,7 @@ def threshold_relu(program: Program, params: Parameters) -> tuple[Program, Param
     the constant relu(b). The threshold ReLU t passes relevance on as any activation, but is not non-negative; a and b
     move on as in `merge_batch_norm_right`. So do ReLU6, hardtanh, clamps by numbers and LeakyReLU, whose bends all
     move. The bends are new leaves, "relu.low" and "relu.high", infinite where there is none.
-    Errors: `CanonizeError` if variance + eps is not positive.
+    Errors: `CanonizeError` for batch norms whose values cannot be folded, as `canonize`.
     Source: zennit pull request 171; Motzkus et al. 2022, arXiv:2202.06621.
     """
     return _fold_all(program, params, _rightwards, _merge_right)
@@ -188,10 +206,15 @@ def replace(name: str, function: Callable) -> Pass:
 
     `params` are all parameters, as canonize has them; `inputs` are the values that the equations read from outside, in
     the order in which they read them (one for an activation). f returns what others read from them: one tensor, or a
-    tuple of several. It is traced: the rules see its operations. All calls of a module make one block.
-    Errors: `CanonizeError` for an unknown name, a block with others in between, and results of another shape or dtype;
-    those of `trace`.
+    tuple of several. It is traced: the rules see its operations. An equation that has a name of its own is replaced at
+    each call ("relu", "relu:1"); all equations below a module's path make one block.
+    Errors: `CanonizeError` for an unknown name, a block with others in between, a function that cannot be traced, and
+    results of another shape or dtype.
     """
+
+    if not isinstance(name, str) or not callable(function):
+        given = f"{type(name).__name__} and {type(function).__name__}"
+        raise CanonizeError(f"replace needs a name and a function f(params, *inputs), but got {given}.")
 
     def replaced(program: Program, params: Parameters) -> tuple[Program, Parameters]:
         return splice(program, params, name, function)
@@ -202,11 +225,12 @@ def replace(name: str, function: Callable) -> Pass:
 def merge_named(pairs: Iterable[tuple[str | Sequence[str], str]]) -> Pass:
     """Fold only the batch norms that are named, each with the layer (or layers) that must take it up.
 
-    `pairs`: `[("conv1", "bn1"), (("branch1.fc", "branch2.fc"), "bn2")]`, by the names that `print(fmodel)` lists. The
-    layers may come before the batch norm or behind it. Nothing is taken on trust: the function stays the same.
+    `pairs`: `[("conv1", "bn1"), (("branch1.fc", "branch2.fc"), "bn2")]`, or a mapping, by the names that
+    `print(fmodel)` lists. The layers may come before the batch norm or behind it. Nothing is taken on trust: the
+    function stays the same.
     Errors: `CanonizeError` for unknown names, widths that do not fit, and where the data flow allows no such fold.
     """
-    named = [((layers,) if isinstance(layers, str) else tuple(layers), batch_norm) for layers, batch_norm in pairs]
+    named = [_checked_pair(pair) for pair in (pairs.items() if isinstance(pairs, Mapping) else pairs)]
 
     def merge(program: Program, params: Parameters) -> tuple[Program, Parameters]:
         for layers, batch_norm in named:
@@ -236,7 +260,7 @@ def _fold_all(program: Program, params: Parameters, find: Find, merge: Merge):
                 found = find(draft.structure, batch_norm)
             except Immovable:
                 continue
-            if draft.claim([batch_norm, *_touched(found)]):
+            if draft.is_free([batch_norm, *_touched(found)]):  # else in the next round
                 merge(draft, batch_norm, found)
         if not draft.bypassed:
             return program, params
@@ -277,6 +301,17 @@ def _merge_one(program: Program, params: Parameters, layers: tuple[str, ...], na
     )
 
 
+def _checked_pair(pair) -> tuple[tuple[str, ...], str]:
+    match pair:
+        case str(layer), str(batch_norm):
+            return (layer,), batch_norm
+        case [*layers], str(batch_norm) if layers and all(isinstance(layer, str) for layer in layers):
+            return tuple(layers), batch_norm
+    raise CanonizeError(
+        f'merge_named needs pairs of names, [("conv1", "bn1"), (("fc1", "fc2"), "bn2")], but got {pair!r}.'
+    )
+
+
 def _named(program: Program, name: str) -> Equation:
     names = {equation.name: equation for equation in operations.active_equations(program)}
     if name not in names:
@@ -298,18 +333,17 @@ def _check_width(structure: Structure, layer: Equation, batch_norm: Equation) ->
 
 def _merge_left(draft: Draft, batch_norm: Equation, absorbers: list[Absorber]) -> None:
     scales, shifts = draft.scale_and_shift(batch_norm)
-    for layer, channels, is_shifted in absorbers:
-        scale = _gathered(scales, channels, rest=1.0)
+    for layer, channels, share in absorbers:
+        scale, shift = _gathered(scales, channels, rest=1.0), share * _gathered(shifts, channels, rest=0.0)
         weight_at, bias_at = (1, 2) if is_batch_norm(layer) else (places(layer).weight, places(layer).bias)
-        weight, bias = draft.value(layer.arguments[weight_at]), draft.value(layer.arguments[bias_at])
+        weight, bias = layer.arguments[weight_at], layer.arguments[bias_at]
+        like = weight or layer.arguments[4]  # a batch norm without a weight has its variance
         arguments = list(layer.arguments)
-        arguments[weight_at] = draft.own_leaf(
-            layer, layer.arguments[weight_at], "weight", _scaled(layer, weight, scale)
-        )
-        if bias is not None or is_shifted:
-            shift = _gathered(shifts, channels, rest=0.0) if is_shifted else torch.zeros_like(scale)
-            moved = shift if bias is None else scale * bias + shift
-            arguments[bias_at] = draft.own_leaf(layer, layer.arguments[bias_at], "bias", moved)
+        scaled = _scaled(layer, draft.value(weight), scale)
+        arguments[weight_at] = draft.own_leaf(layer, weight, "weight", scaled, like)
+        if bias is not None or share:
+            moved = shift if bias is None else scale * draft.value(bias) + shift
+            arguments[bias_at] = draft.own_leaf(layer, bias, "bias", moved, like)
         draft.put(dataclasses.replace(layer, arguments=tuple(arguments)))
     draft.bypass(batch_norm, MERGED, ", ".join(absorber.layer.name for absorber in absorbers))
 
@@ -334,7 +368,9 @@ def _groups(convolution: Equation) -> int:
 def _merge_right(draft: Draft, batch_norm: Equation, route: Route) -> None:
     moved: dict[str | None, tuple[Tensor, Tensor]] = {None: draft.scale_and_shift(batch_norm)}
     for activation in route.activations:
-        moved[activation.equation.outputs[0].name] = _bend_elsewhere(draft, activation, *moved[activation.origin])
+        moved[activation.equation.outputs[0].name] = _bend_elsewhere(
+            draft, activation, *moved[activation.origin], like=batch_norm.arguments[4]
+        )
     for layer in route.layers:
         scales, shifts = moved[layer.origin]
         scale, shift = _gathered(scales, layer.channels, rest=1.0), _gathered(shifts, layer.channels, rest=0.0)
@@ -348,31 +384,34 @@ def _is_convolution(layer: Equation) -> bool:
     return OPERATORS[layer.operator].kind == CONVOLUTION
 
 
-def _bend_elsewhere(draft: Draft, arrival: Arrival, scales: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor]:
-    """Make f(a x + b) = a t(x) + b of an activation, and return a and b behind it: 0 and f(b) where a is 0."""
+def _bend_elsewhere(draft: Draft, arrival: Arrival, scales: Tensor, shifts: Tensor, like: Variable):
+    """Make f(a x + b) = a t(x) + b of an activation, and return a and b behind it.
+
+    Where a is 0, or too small to divide by, t is the identity, and a and b become f'(b) a and f(b).
+    """
     activation = arrival.equation
     found = bounds(activation)
     assert found is not None
     a, b = _gathered(scales, arrival.channels, rest=1.0), _gathered(shifts, arrival.channels, rest=0.0)
     low, high = (torch.as_tensor(draft.value(bound), dtype=a.dtype, device=a.device) for bound in found[:2])
-    is_constant = (a == 0) | _overflows(low, a, b) | _overflows(high, a, b)
-    divisor = torch.where(is_constant, 1.0, a)
+    dtype = draft.value(like).dtype
+    is_flat = (a == 0) | _overflows(low, a, b, dtype) | _overflows(high, a, b, dtype)
+    divisor = torch.where(is_flat, 1.0, a)
     first, second = _pulled_back(low, divisor, b), _pulled_back(high, divisor, b)
-    leaves = (
-        torch.where(is_constant, -torch.inf, torch.where(a < 0, second, first)),
-        torch.where(is_constant, torch.inf, torch.where(a < 0, first, second)),
-    )
-    named = zip(found, ("low", "high"), leaves, strict=False)
-    variables = [draft.own_leaf(activation, old, part, leaf) for old, part, leaf in named]
-    arguments = (activation.arguments[0], *variables, found.slope)
+    new_low = torch.where(is_flat, -torch.inf, torch.where(a < 0, second, first))
+    new_high = torch.where(is_flat, torch.inf, torch.where(a < 0, first, second))
+    low_leaf = draft.own_leaf(activation, found.low, "low", new_low, like)
+    high_leaf = draft.own_leaf(activation, found.high, "high", new_high, like)
+    arguments = (activation.arguments[0], low_leaf, high_leaf, found.slope)
     draft.put(dataclasses.replace(activation, function=operations.threshold_relu, arguments=arguments))
-    constant = operations.threshold_relu(b, low, high, found.slope)
-    return torch.where(is_constant, 0.0, a).flatten(), torch.where(is_constant, constant, b).flatten()
+    value = operations.threshold_relu(b, low, high, found.slope)
+    derivative = torch.where((low < b) & (b < high), 1.0, found.slope)
+    return torch.where(is_flat, a * derivative, a).flatten(), torch.where(is_flat, value, b).flatten()
 
 
-def _overflows(bound: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Whether a is so small that the bend is nowhere."""
-    return bound.isfinite() & ~((bound - b) / a).isfinite()
+def _overflows(bound: Tensor, a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """Whether a is so small that the bend is nowhere in a dtype."""
+    return bound.isfinite() & ~((bound - b) / a).to(dtype).isfinite()
 
 
 def _pulled_back(bound: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -383,36 +422,38 @@ def _pulled_back(bound: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 def _into_dense(draft: Draft, arrival: Arrival, scale: Tensor, shift: Tensor) -> None:
     layer, at = arrival.equation, places(arrival.equation)
-    weight, bias = draft.value(layer.arguments[at.weight]).to(scale.dtype), draft.value(layer.arguments[at.bias])
+    weight, bias = layer.arguments[at.weight], layer.arguments[at.bias]
+    matrix = draft.value(weight).to(scale.dtype)
     is_output_first = at.output_axis == 0
-    scaled = weight * (scale if is_output_first else scale[:, None])
-    added = weight @ shift if is_output_first else shift @ weight
-    added = added if bias is None else bias + added
+    added = matrix @ shift if is_output_first else shift @ matrix
+    added = added if bias is None else draft.value(bias) + added
+    scaled = matrix * (scale if is_output_first else scale[:, None])
     arguments = list(layer.arguments)
-    arguments[at.weight] = draft.own_leaf(layer, layer.arguments[at.weight], "weight", scaled)
-    arguments[at.bias] = draft.own_leaf(layer, layer.arguments[at.bias], "bias", added)
+    arguments[at.weight] = draft.own_leaf(layer, weight, "weight", scaled, weight)
+    arguments[at.bias] = draft.own_leaf(layer, bias, "bias", added, weight)
     draft.put(dataclasses.replace(layer, arguments=tuple(arguments)))
 
 
 def _into_convolution(draft: Draft, arrival: Arrival, scale: Tensor, shift: Tensor) -> None:
     layer, at = arrival.equation, places(arrival.equation)
-    weight, bias = draft.value(layer.arguments[at.weight]), layer.arguments[at.bias]
-    scaled, kernel = _by_input_channel(layer, weight, scale, shift)
+    weight, bias = layer.arguments[at.weight], layer.arguments[at.bias]
+    scaled, kernel = _by_input_channel(layer, draft.value(weight), scale, shift)
     arguments = list(layer.arguments)
-    arguments[at.weight] = draft.own_leaf(layer, layer.arguments[at.weight], "weight", scaled)
-    is_map = bias is not None and not draft.structure.is_constant(bias)
-    if not is_map and not arrival.path and _is_even(layer):
+    arguments[at.weight] = draft.own_leaf(layer, weight, "weight", scaled, weight)
+    has_map = layer.operator.endswith("_bias_map")
+    if not has_map and not arrival.path and _is_even(layer):
         added = kernel.flatten(1).sum(1)
         added = added if bias is None else added + draft.value(bias)
-        arguments[at.bias] = draft.own_leaf(layer, layer.arguments[at.bias], "bias", added)
+        arguments[at.bias] = draft.own_leaf(layer, bias, "bias", added, weight)
         draft.put(dataclasses.replace(layer, arguments=tuple(arguments)))
         return
-    name = layer.operator.removesuffix("_bias_map")
-    made = _bias_map(draft, arrival, draft.new_leaf(f"{layer.name}.shift", kernel), None if is_map else bias)
-    if is_map:
+    shift_leaf = draft.new_leaf(f"{layer.name}.shift", kernel, weight)
+    made = _bias_map(draft, arrival, shift_leaf, None if has_map else bias)
+    if has_map:
         made.append(draft.equation(f"{layer.name}.bias", aten.add.Tensor, (bias, made[-1].outputs[0]), bias.shape))
     arguments[at.bias] = made[-1].outputs[0]
-    draft.put(dataclasses.replace(layer, function=BIAS_MAPS[name], arguments=tuple(arguments)), before=made)
+    function = BIAS_MAPS[layer.operator.removesuffix("_bias_map")]
+    draft.put(dataclasses.replace(layer, function=function, arguments=tuple(arguments)), before=made)
 
 
 def _by_input_channel(layer: Equation, weight: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,11 +31,11 @@ def _described(equation: Equation) -> str:
 
 
 class Absorber(NamedTuple):
-    """A layer that scales its output channel i by a[channels[i]] and, if `is_shifted`, adds b[channels[i]]."""
+    """A layer (or batch norm) that scales its output channel i by a[channels[i]] and adds share * b[channels[i]]."""
 
     layer: Equation
     channels: Index
-    is_shifted: bool
+    share: float
 
 
 class Arrival(NamedTuple):
@@ -67,6 +67,10 @@ class Bounds(NamedTuple):
     slope: float = 0.0
 
 
+# What reads a value for its shape only.
+SHAPE_READERS = ("size", "ones_of")
+
+
 # -- structure --------------------------------------------------------------------------------------------------------
 
 
@@ -81,7 +85,9 @@ class Structure:
         for name, readers in program.readers().items():
             self.readers[name] = [equation for equation in readers if equation.operator not in SHAPE_READERS]
         self.results = {variable.name for variable in variables_in(program.output_leaves)}
-        self.constants = {DEVICE, DTYPE, *(variable.name for variable in program.parameters.values())}
+        self.constants = {variable.name for variable in program.parameters.values()}
+        if program.reference is not None and program.reference.name in self.constants:
+            self.constants |= {DEVICE, DTYPE}
         for equation in program.equations:
             if all(variable.name in self.constants for variable in equation.reads):
                 self.constants.update(variable.name for variable in equation.outputs)
@@ -104,12 +110,9 @@ class Structure:
             and equation.operator.startswith(("conv", "linear", "addmm"))
             and kind(self.program, equation) in (CONVOLUTION, DENSE)
             and self.is_constant(equation.arguments[layout.weight])
+            and len(equation.arguments[layout.weight].shape) > 1
             and not any(value != 1 for value in equation.keywords.values())
         )
-
-
-# What reads a value for its shape only.
-SHAPE_READERS = ("size", "ones_of")
 
 
 def batch_norms(program: Program) -> list[Equation]:
@@ -163,11 +166,17 @@ def _along(equation: Equation, index: Index, size: int | str, axis: int) -> Inde
 
 def leftwards(structure: Structure, batch_norm: Equation) -> list[Absorber]:
     """The layers before a batch norm that can take it up together. Errors: `Immovable`."""
-    return _absorbers(structure, batch_norm, batch_norm.arguments[0], _behind(batch_norm), True)
+    _check_parameters(structure, batch_norm)
+    return _absorbers(structure, batch_norm, batch_norm.arguments[0], _behind(batch_norm), 1.0)
 
 
-def _absorbers(structure: Structure, reader: Equation, value: Variable, index: Index, is_shifted: bool):
-    """The layers that together can scale and shift a value."""
+def _check_parameters(structure: Structure, batch_norm: Equation) -> None:
+    if not structure.is_constant(batch_norm.arguments[1:]):
+        raise Immovable("its own parameters depend on the input")
+
+
+def _absorbers(structure: Structure, reader: Equation, value: Variable, index: Index, share: float) -> list[Absorber]:
+    """The layers that together can scale a value and add a share of the shift."""
     maker = structure.program.producers.get(value.name)
     if maker is None or not is_active(structure.program, maker):
         raise Immovable("an input" if value.name in structure.inputs else "a constant")
@@ -177,54 +186,68 @@ def _absorbers(structure: Structure, reader: Equation, value: Variable, index: I
     if len(maker.outputs) > 1:
         raise Immovable(f"only a part of {maker.name}")
     if structure.is_layer(maker) or maker.operator in ("batch_norm", "frozen_batch_norm"):
-        return [_absorber(structure, maker, index, is_shifted)]
+        return [_absorber(structure, maker, index, share)]
     if maker.operator == "cat":
-        return _in_parts(structure, maker, index, is_shifted)
+        return _in_parts(structure, maker, index, share)
     if maker.operator in ("add", "sub"):
-        return _in_terms(structure, maker, index, is_shifted)
+        return _in_terms(structure, maker, index, share)
     if maker.operator in MOVES:
         moved, keeps_constants = _moved(maker, index, to_left=True)
-        if is_shifted and not keeps_constants:
+        if share and not keeps_constants:
             raise Immovable(f"{_described(maker)} changes constants")
-        return _absorbers(structure, maker, _source(maker), moved, is_shifted)
+        return _absorbers(structure, maker, _source(maker), moved, share)
+    if kind(structure.program, maker) == DENSE:
+        raise Immovable(f"{_described(maker)} has no place for a bias")
     raise Immovable(f"{_described(maker)} is no linear layer")
 
 
-def _absorber(structure: Structure, layer: Equation, index: Index, is_shifted: bool) -> Absorber:
+def _absorber(structure: Structure, layer: Equation, index: Index, share: float) -> Absorber:
     if is_batch_norm(layer):
         axis, parameters = 1, layer.arguments[1:]
     else:
         axis, parameters = channel_axis(layer), layer.arguments[places(layer).bias]
     if not structure.is_constant(parameters):
-        raise Immovable(f"the bias of {layer.name} depends on the input's size")
-    return Absorber(layer, _along(layer, index, layer.outputs[0].shape[axis], axis), is_shifted)
+        raise Immovable(f"the bias of {layer.name} is not constant")
+    return Absorber(layer, _along(layer, index, layer.outputs[0].shape[axis], axis), share)
 
 
-def _in_parts(structure: Structure, cat: Equation, index: Index, is_shifted: bool) -> list[Absorber]:
+def _in_parts(structure: Structure, cat: Equation, index: Index, share: float) -> list[Absorber]:
     """A concatenation along the channels has a range of them for each part, along other axes all of them."""
-    parts, axis = cat.arguments[0], _axis(cat)
+    parts, axis = _parts(cat)
     ranges = [index] * len(parts)
     if index.shape[axis] != 1:
         ranges = np.split(index, np.cumsum([part.shape[axis] for part in parts])[:-1], axis)
     found = []
     for part, own in zip(parts, ranges, strict=True):
-        found += _absorbers(structure, cat, part, own, is_shifted)
+        found += _absorbers(structure, cat, part, own, share)
     return found
 
 
-def _in_terms(structure: Structure, total: Equation, index: Index, is_shifted: bool) -> list[Absorber]:
-    """In a sum all terms are scaled; the first one, which counts positively, is shifted."""
-    found = []
-    for i, term in enumerate(total.arguments[:2]):
-        if not isinstance(term, Variable):
-            raise Immovable(f"{_described(total)} has a constant term")
-        missing = index.ndim - len(term.shape)
-        full = [1] * missing + list(term.shape)
-        if any(n > 1 and size == 1 for n, size in zip(index.shape, full, strict=True)):
-            raise Immovable(f"{_described(total)} broadcasts its channels")
-        own = index.reshape(index.shape[missing:])
-        found += _absorbers(structure, total, term, own, is_shifted and i == 0)
-    return found
+def _in_terms(structure: Structure, total: Equation, index: Index, share: float) -> list[Absorber]:
+    """In a sum both terms are scaled, and the shift goes to the first one that can take it."""
+    second = total.keywords.get("alpha", 1) * (-1 if total.operator == "sub" else 1)
+    ways = [(share, 0.0)] if not share or not second else [(share, 0.0), (0.0, share / second)]
+    obstacles = []
+    for shares in ways:
+        try:
+            found = []
+            for term, own in zip(total.arguments[:2], shares, strict=True):
+                found += _absorbers(structure, total, term, _of_term(total, term, index), own)
+            return found
+        except Immovable as obstacle:
+            obstacles.append(obstacle)
+    raise obstacles[0]
+
+
+def _of_term(total: Equation, term, index: Index) -> Index:
+    """Where channels are in a term of a sum, which may have fewer dimensions."""
+    if not isinstance(term, Variable):
+        raise Immovable(f"{_described(total)} has a constant term")
+    missing = index.ndim - len(term.shape)
+    full = (*[1] * missing, *term.shape)
+    if any(n > 1 and size == 1 for n, size in zip(index.shape, full, strict=True)):
+        raise Immovable(f"{_described(total)} broadcasts its channels")
+    return index.reshape(index.shape[missing:])
 
 
 # -- to the right -----------------------------------------------------------------------------------------------------
@@ -235,6 +258,7 @@ def rightwards(structure: Structure, batch_norm: Equation, through_activations: 
 
     Errors: `Immovable`, also for activations where `through_activations` is false.
     """
+    _check_parameters(structure, batch_norm)
     route = Route([], [])
     value = batch_norm.outputs[0].name
     carried: dict[str, Arrival] = {value: Arrival(batch_norm, _behind(batch_norm), None)}
@@ -268,10 +292,12 @@ def rightwards(structure: Structure, batch_norm: Equation, through_activations: 
 def _at_layer(structure: Structure, arrival: Arrival, carried: dict[str, Arrival]) -> Arrival:
     layer, at = arrival.equation, places(arrival.equation)
     x, axis = layer.arguments[at.input], channel_axis(layer)
+    has_map = layer.operator.endswith("_bias_map")
+    can_shift = has_map or structure.is_constant(layer.arguments[at.bias])
     if OPERATORS[layer.operator].kind == CONVOLUTION:
-        can_shift = axis == 1
+        can_shift = can_shift and axis == 1
     else:
-        can_shift = not arrival.path and structure.is_constant(layer.arguments[at.bias])
+        can_shift = can_shift and not arrival.path
     if x.name not in carried or not can_shift:
         raise Immovable(f"{_described(layer)} cannot take up a shift")
     return arrival._replace(channels=_along(layer, arrival.channels, x.shape[axis], axis))
@@ -285,12 +311,14 @@ def _passed(arrival: Arrival) -> Arrival:
         return arrival._replace(channels=index)
     if equation.operator not in SPATIAL:
         raise Immovable(f"{_described(equation)} comes behind zero padding")
+    if _dimensions(equation) > arrival.channels.ndim - 2:  # of a batch norm with one channel
+        raise Immovable(f"{_described(equation)} pads its channels")
     return arrival._replace(channels=index, path=(*arrival.path, equation))
 
 
 def _joined(cat: Equation, carried: dict[str, Arrival]) -> Arrival:
     """A scale and shift of some parts of a concatenation, the identity for the others."""
-    parts, axis = cat.arguments[0], _axis(cat)
+    parts, axis = _parts(cat)
     arrivals = [carried.get(part.name) for part in parts]
     known = [arrival for arrival in arrivals if arrival is not None]
     first = known[0]._replace(equation=cat)
@@ -305,7 +333,8 @@ def _joined(cat: Equation, carried: dict[str, Arrival]) -> Arrival:
     spread = []
     for part, arrival in zip(parts, arrivals, strict=True):
         own = np.full([1] * len(shape), -1) if arrival is None else arrival.channels
-        spread.append(np.broadcast_to(own, [part.shape[i] if i == axis else n for i, n in enumerate(shape)]))
+        full: list = [part.shape[i] if i == axis else n for i, n in enumerate(shape)]
+        spread.append(np.broadcast_to(own, full))
     return first._replace(channels=np.concatenate(spread, axis))
 
 
@@ -321,7 +350,9 @@ def bounds(equation: Equation) -> Bounds | None:
         case "leaky_relu", [slope]:
             return Bounds(0.0, infinity, slope)
         case "hardtanh" | "clamp", [(int() | float() | None) as low, (int() | float() | None) as high]:
-            return Bounds(-infinity if low is None else low, infinity if high is None else high)
+            # of bounds that cross the upper one wins, which is another one for negative scales
+            crosses = low is not None and high is not None and low > high
+            return None if crosses else Bounds(-infinity if low is None else low, infinity if high is None else high)
         case "clamp_min", [(int() | float()) as low]:
             return Bounds(low, infinity)
         case "clamp_max", [(int() | float()) as high]:
@@ -355,8 +386,12 @@ def _source(equation: Equation) -> Variable:
     return source
 
 
-def _axis(cat: Equation) -> int:
-    return (cat.arguments[1] if len(cat.arguments) > 1 else 0) % len(cat.outputs[0].shape)
+def _parts(cat: Equation) -> tuple[Sequence[Variable], int]:
+    """What a concatenation joins, and along which axis."""
+    rank = len(cat.outputs[0].shape)
+    if any(len(part.shape) != rank for part in cat.arguments[0]):  # torch lets empty tensors of any rank join
+        raise Immovable(f"{_described(cat)} joins an empty tensor")
+    return cat.arguments[0], (cat.arguments[1] if len(cat.arguments) > 1 else 0) % rank
 
 
 def _same(equation: Equation, index: Index, to_left: bool) -> Index:
@@ -417,7 +452,8 @@ def _padded(equation: Equation, index: Index, to_left: bool) -> Index:
 
 def _averaged(equation: Equation, index: Index, to_left: bool) -> Index:
     rank = len(_source(equation).shape)
-    axes = tuple(axis % rank for axis in equation.arguments[1]) if equation.arguments[1:] else tuple(range(rank))
+    given = equation.arguments[1] if len(equation.arguments) > 1 else None
+    axes = tuple(axis % rank for axis in given or range(rank))  # none and [] mean all
     keeps_rank = len(equation.outputs[0].shape) == rank
     if to_left:
         return index if keeps_rank else np.expand_dims(index, axes)

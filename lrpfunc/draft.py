@@ -21,25 +21,21 @@ class Draft:
     """Changes to a program and its parameters, collected one by one and made at once."""
 
     def __init__(self, program: Program, params: Parameters):
+        check_flat(program, params)
         self.program, self.params = program, params
         self.structure = Structure(program)
         self.leaves = dict(params)
         self.variables = dict(program.parameters)
         self.computed: dict[str, Tensor] = {}
-        self.claimed: set[str] = set()
         self.put_in: dict[str, list[Equation]] = {}
         self.bypassed: dict[str, Variable] = {}
         self.notes = dict(program.notes)
         self.names = {variable.name for equation in program.equations for variable in equation.outputs}
         self.names |= {equation.name for equation in program.equations}
 
-    def claim(self, equations: Iterable[Equation]) -> bool:
-        """Whether none of the equations has been changed yet; from now on they count as changed."""
-        names = {equation.outputs[0].name for equation in equations}
-        is_free = not names & self.claimed
-        if is_free:
-            self.claimed |= names
-        return is_free
+    def is_free(self, equations: Iterable[Equation]) -> bool:
+        """Whether none of the equations is changed yet."""
+        return not any(equation.outputs[0].name in self.put_in.keys() | self.bypassed.keys() for equation in equations)
 
     # -- values
 
@@ -58,40 +54,41 @@ class Draft:
 
     def _known(self, variable: Variable):
         if variable.name in (DEVICE, DTYPE):
-            return self._reference.device if variable.name == DEVICE else self._reference.dtype
+            assert self.program.reference is not None
+            reference = self.value(self.program.reference)
+            return reference.device if variable.name == DEVICE else reference.dtype
         return self.value(variable)
-
-    @property
-    def _reference(self) -> Tensor:
-        assert self.program.reference is not None
-        return self.value(self.program.reference)
 
     def scale_and_shift(self, batch_norm: Equation) -> tuple[Tensor, Tensor]:
         """a and b of a batch norm y = a x + b, in float32 at least: half precision is rounded once, at the end."""
         gamma, beta, mean, var, eps = (_single(self.value(argument)) for argument in batch_norm.arguments[1:])
-        _check_variance(batch_norm.name, var + eps)
         scale = (var + eps).rsqrt()
         scale = scale if gamma is None else scale * gamma
-        return scale, -scale * mean if beta is None else beta - scale * mean
+        shift = -scale * mean if beta is None else beta - scale * mean
+        _check(batch_norm.name, var + eps, scale, shift)
+        return scale, shift
 
     # -- changes
 
-    def own_leaf(self, equation: Equation, old, part: str, tensor: Tensor) -> Variable:
-        """A leaf with a new value for a part of an equation: the old one if nothing else reads it, else a new one."""
+    def own_leaf(self, equation: Equation, old, part: str, tensor: Tensor, like: Variable) -> Variable:
+        """A leaf with a new value for a part of an equation: the old one if it fits and nothing else reads it."""
         is_leaf = isinstance(old, Variable) and old.name.startswith(PARAMETER)
-        if is_leaf and self.structure.readers[old.name] == [equation] and old.name not in self.structure.results:
+        if is_leaf and old.shape == tuple(tensor.shape) and self._is_read_once(old, equation):
             name = old.name.removeprefix(PARAMETER)
             self.leaves[name] = tensor.to(self.params[name].dtype)
             return old
-        return self.new_leaf(f"{equation.name}.{part}", tensor)
+        return self.new_leaf(f"{equation.name}.{part}", tensor, like)
 
-    def new_leaf(self, name: str, tensor: Tensor) -> Variable:
-        """A leaf of a new name, in the dtype of the other parameters, which need not be the one that was traced."""
+    def _is_read_once(self, leaf: Variable, by: Equation) -> bool:
+        is_read_by_others = self.structure.readers[leaf.name] != [by] or leaf.name in self.structure.results
+        return not is_read_by_others and [variable.name for variable in by.reads].count(leaf.name) == 1
+
+    def new_leaf(self, name: str, tensor: Tensor, like: Variable) -> Variable:
+        """A leaf of a new name, in the dtype of another one, which need not be that of the trace any more."""
         while name in self.variables:
             name += "'"
-        self.leaves[name] = tensor.to(self._reference.dtype)
-        assert self.program.reference is not None
-        self.variables[name] = Variable(PARAMETER + name, tuple(tensor.shape), self.program.reference.dtype)
+        self.leaves[name] = tensor.to(self.value(like).dtype)
+        self.variables[name] = Variable(PARAMETER + name, tuple(tensor.shape), like.dtype)
         return self.variables[name]
 
     def equation(self, name: str, function: Callable, arguments: tuple, shape: tuple, keywords=None) -> Equation:
@@ -114,47 +111,56 @@ class Draft:
 
     def finish(self) -> tuple[Program, Parameters]:
         """The new program and its parameters, where what went away leaves an identity batch norm behind."""
-        redirected = {name: self._end_of(variable) for name, variable in self.bypassed.items()}
         kept, gone = [], []
         for old in self.program.equations:
             name = old.outputs[0].name
             if name in self.bypassed:
                 gone.append(old)
             else:
-                kept += [equation.renamed(redirected) for equation in self.put_in.get(name, [old])]
-        output = optree.tree_map(lambda leaf: rename(leaf, redirected), self.program.output, namespace=NAMESPACE)
+                kept += [equation.renamed(self.bypassed) for equation in self.put_in.get(name, [old])]
+        output = optree.tree_map(lambda leaf: rename(leaf, self.bypassed), self.program.output, namespace=NAMESPACE)
         program = self.program.replace(equations=tuple(kept), output=output, notes=self.notes)
-        self._reset(gone, {variable.name for equation in program.equations for variable in equation.reads})
+        for batch_norm in gone:
+            self._reset(batch_norm, {v.name for e in program.equations for v in e.reads} | self.structure.results)
         return program.with_parameters(self.variables, self.leaves), self.leaves
 
-    def _end_of(self, variable: Variable) -> Variable:
-        """What a bypassed batch norm's readers read, if several in a row go."""
-        while variable.name in self.bypassed:
-            variable = self.bypassed[variable.name]
-        return variable
+    def _reset(self, batch_norm: Equation, read: set[str]) -> None:
+        leaves = [v if isinstance(v, Variable) and v.name.startswith(PARAMETER) else None for v in batch_norm.arguments]
+        for variable, identity in zip(leaves[1:], IDENTITY, strict=True):
+            if variable is not None and variable.name not in read and leaves.count(variable) == 1:
+                name = variable.name.removeprefix(PARAMETER)
+                self.leaves[name] = torch.full_like(self.params[name], identity)
 
-    def _reset(self, batch_norms: Sequence[Equation], read: set[str]) -> None:
-        for batch_norm in batch_norms:
-            for variable, identity in zip(batch_norm.arguments[1:], IDENTITY, strict=True):
-                if isinstance(variable, Variable) and variable.name.startswith(PARAMETER) and variable.name not in read:
-                    name = variable.name.removeprefix(PARAMETER)
-                    self.leaves[name] = torch.full_like(self.params[name], identity)
+
+def check_flat(program: Program, params: Parameters) -> None:
+    """Errors: `CanonizeError` unless given a program and a flat dict of its parameters; `ParameterError`."""
+    if not isinstance(program, Program):
+        raise CanonizeError(
+            f"a program is needed, as functionalize and trace return it first, but got {type(program).__name__}."
+        )
+    program.flatten_params(params)
+    if not isinstance(params, dict) or set(params) != set(program.parameters):
+        raise CanonizeError(
+            "canonization needs the parameters as a flat dict {name: tensor}, as functionalize returns them."
+        )
 
 
 def _single(value):
     return value.to(torch.promote_types(value.dtype, torch.float32)) if isinstance(value, Tensor) else value
 
 
-def _check_variance(name: str, variance: Tensor) -> None:
+def _check(name: str, variance: Tensor, scale: Tensor, shift: Tensor) -> None:
+    """Refuse what cannot be folded. Inside vmap and torch.compile, and on fake tensors, there are no values to see."""
     if torch.compiler.is_compiling():
         return
     try:
-        wrong = (~(variance > 0)).nonzero()[:1].tolist()
-    except RuntimeError:  # inside vmap and on fake tensors there are no values to ask for
+        wrong = (~((variance > 0) & scale.isfinite() & shift.isfinite())).nonzero()[:1].tolist()
+    except RuntimeError:
         return
     if wrong:
         channel = wrong[0][0]
         raise CanonizeError(
-            f"batch norm '{name}' cannot be folded: its variance + eps must be positive, but is "
-            f"{variance[channel].item():g} in channel {channel}."
+            f"batch norm '{name}' cannot be folded: its variance + eps must be positive and all finite, but channel "
+            f"{channel} has variance + eps {variance[channel].item():g}, scale {scale[channel].item():g} and shift "
+            f"{shift[channel].item():g}."
         )

@@ -61,14 +61,33 @@ def _safe_divide(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 def batch_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps) -> Tensor:
     """Batch normalization with given statistics, whose eps may be a tensor: the same kernel, eps added beforehand."""
-    return torch.batch_norm(x, weight, bias, mean, var + eps, False, 0.0, 0.0, torch.backends.cudnn.enabled)
+    variance = var + eps
+    if _is_differentiated(mean) or _is_differentiated(variance):  # which the kernel cannot
+        return _normalized(x, weight, bias, mean, variance)
+    return torch.batch_norm(x, weight, bias, mean, variance, False, 0.0, 0.0, torch.backends.cudnn.enabled)
 
 
 def frozen_batch_norm(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps) -> Tensor:
     """Batch normalization as torchvision's FrozenBatchNorm2d writes it, operation by operation."""
-    weight, bias, mean, var = (p.reshape(1, -1, *[1] * (x.dim() - 2)) for p in (weight, bias, mean, var))
-    scale = weight * (var + eps).rsqrt()
-    return x * scale + (bias - mean * scale)
+    return _normalized(x, weight, bias, mean, var + eps)
+
+
+def _normalized(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor) -> Tensor:
+    shape = (1, -1, *[1] * (x.dim() - 2))
+    mean, scale = mean.reshape(shape), variance.reshape(shape).rsqrt()
+    scale = scale if weight is None else weight.reshape(shape) * scale
+    return x * scale + (-mean * scale if bias is None else bias.reshape(shape) - mean * scale)
+
+
+def _is_differentiated(tensor: Tensor) -> bool:
+    """Whether autograd, or a torch.func transform at any level, follows a tensor."""
+    if torch.compiler.is_compiling():
+        return tensor.requires_grad
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        if torch._C._functorch.is_gradtrackingtensor(tensor):
+            return True
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor.requires_grad
 
 
 def threshold_relu(x: Tensor, low: Tensor, high: Tensor, slope: float) -> Tensor:

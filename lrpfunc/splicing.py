@@ -12,53 +12,97 @@ import torch
 from torch import Tensor
 
 from lrpfunc.channels import Structure
-from lrpfunc.errors import CanonizeError, near_misses
+from lrpfunc.draft import Parameters, check_flat
+from lrpfunc.errors import CanonizeError, InputError, TraceError, near_misses
 from lrpfunc.operations import is_active
-from lrpfunc.program import DEVICE, DTYPE, NAMESPACE, Equation, Program, Variable, rename
-from lrpfunc.tracing import trace
+from lrpfunc.program import DEVICE, DTYPE, NAMESPACE, PARAMETER, Equation, Program, Variable, rename
+from lrpfunc.tracing import trace_along
 
 
-def splice(program: Program, params: Mapping[str, Tensor], name: str, function: Callable):
+def splice(program: Program, params: Parameters, name: str, function: Callable) -> tuple[Program, Parameters]:
     """The program with `f(params, *inputs)` in the place of the equations that a name means, and its parameters.
 
-    Errors: `CanonizeError` for an unknown name, several calls of one module, and results of another shape or dtype.
+    Errors: `CanonizeError` for an unknown name, a block with others in between, a function that cannot be traced, and
+    results of another shape or dtype.
     """
-    block = _block(program, name)
+    check_flat(program, params)
+    for block in _blocks(program, name):
+        program, params = _exchange(program, params, block, name, function)
+    return program, params
+
+
+def _exchange(program: Program, params: Parameters, block: Sequence[Equation], name: str, function: Callable):
     made = {variable.name for equation in block for variable in equation.outputs}
-    inputs = _inputs(program, block, made)
-    outputs = _outputs(program, block, made)
-    values = _on_meta(program)
-    device = next(iter(params.values())).device if params else None
-    templates = {key: torch.zeros(leaf.shape, dtype=leaf.dtype, device=device) for key, leaf in params.items()}
-    examples = [torch.zeros(values[v.name].shape, dtype=v.dtype, device=device) for v in inputs]
-    inner, captured = trace(function, templates, *examples)
-    equations, results = _embedded(inner, name, inputs, program)
+    inputs, outputs = _inputs(program, block, made), _outputs(program, block, made)
+    inner, captured = _traced(program, params, inputs, name, function)
+    others = [e for e in program.equations if not any(variable.name in made for variable in e.outputs)]
+    equations, results = _embedded(inner, block[0].name if len(block) == 1 else name, inputs, others)
     _check_results(name, outputs, results)
     renamed = {old.name: new for old, new in zip(outputs, results, strict=True)}
-    kept = [e for e in program.equations if not any(v.name in made for v in e.outputs)]
-    redirected = [e.renamed(renamed) for e in kept]
-    ordered = _ordered([*redirected, *equations], name)
+    ordered = _ordered([*(equation.renamed(renamed) for equation in others), *equations], name)
     output = optree.tree_map(lambda leaf: rename(leaf, renamed), program.output, namespace=NAMESPACE)
-    leaves = {**params, **{key: leaf for key, leaf in captured.items() if key not in params}}
     notes = {**program.notes, **{e.name: ("replaced", f"by {_label(function)}") for e in block}}
-    program = program.replace(equations=ordered, output=output, notes=notes)
-    return program.with_parameters({**inner.parameters, **program.parameters}, leaves), leaves
+    ranges = _joint_ranges(program, inner, inputs, name)
+    leaves = {**params, **captured}
+    changed = program.replace(equations=ordered, output=output, notes=notes, size_ranges=ranges)
+    return changed.with_parameters({**inner.parameters, **program.parameters}, leaves), leaves
+
+
+def _traced(program: Program, params: Parameters, inputs: Sequence[Variable], name: str, function: Callable):
+    """The program of a function of all parameters and some values, and the leaves that it adds."""
+    values = _on_meta(program)
+    device = next((leaf.device for leaf in params.values()), None)
+    with torch._C._DisableFuncTorch():  # what is traced here are stand-ins, whatever transform we are in
+        leaves = {key: torch.zeros_like(values[v.name], device=device) for key, v in program.parameters.items()}
+        examples = [torch.zeros_like(values[variable.name], device=device) for variable in inputs]
+        axes = [next((i for i, n in enumerate(v.shape) if isinstance(n, str)), None) for v in inputs]
+        try:
+            inner, captured = trace_along(function, leaves, examples, axes)
+        except (TraceError, InputError) as error:
+            listed = ", ".join(map(str, inputs))
+            raise CanonizeError(
+                f"what replaces '{name}' must be a function f(params, *inputs) of the {len(inputs)} inputs {listed}, "
+                f"but tracing it failed: {error}"
+            ) from error
+    return inner, {key: _like_others(leaf, program, params) for key, leaf in captured.items() if key not in params}
+
+
+def _like_others(leaf: Tensor, program: Program, params: Parameters) -> Tensor:
+    """A new leaf in the dtype that the parameters have now, if it has the one that they were traced in."""
+    reference = program.reference
+    if reference is None or not reference.name.startswith(PARAMETER) or leaf.dtype != reference.dtype:
+        return leaf
+    return leaf.to(params[reference.name.removeprefix(PARAMETER)].dtype)
+
+
+def _joint_ranges(program: Program, inner: Program, inputs: Sequence[Variable], name: str) -> dict:
+    """The sizes that both programs take."""
+    ranges = dict(program.size_ranges)
+    for symbol, (low, high) in inner.size_ranges.items():
+        outside = _symbols(inner, inputs)[symbol]
+        if not outside.isidentifier():
+            raise CanonizeError(f"the function in the place of '{name}' decides on the size {outside}.")
+        lowest, highest = ranges.get(outside, (0, None))
+        bounds = [n for n in (high, highest) if n is not None]
+        ranges[outside] = max(low, lowest), min(bounds) if bounds else None
+    return ranges
 
 
 def _label(function: Callable) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
-def _block(program: Program, name: str) -> list[Equation]:
-    exact = [equation for equation in program.equations if equation.name == name]
-    below = [equation for equation in program.equations if equation.name.startswith(f"{name}.")]
-    if not exact and not any(is_active(program, equation) for equation in below):
+def _blocks(program: Program, name: str) -> list[list[Equation]]:
+    """The equations that a name means: those of a name of their own one by one, those below a path together."""
+    own = [e for e in program.equations if e.name == name or re.fullmatch(re.escape(name) + r":\d+", e.name)]
+    below = [e for e in program.equations if e.name.startswith(f"{name}.")]
+    if not any(is_active(program, equation) for equation in (*own, *below)):
         names = [equation.name for equation in program.equations if is_active(program, equation)]
         paths = {known.rpartition(".")[0] for known in names} - {""}
         raise CanonizeError(
             f"no layer is called '{name}'.{near_misses(name, [*names, *paths])} `print(fmodel)` lists all names."
         )
-    return exact or below
+    return [[*own, *below]] if below else [[equation] for equation in own]
 
 
 def _inputs(program: Program, block: Sequence[Equation], made: set[str]) -> list[Variable]:
@@ -99,49 +143,60 @@ def _on_meta(program: Program) -> dict:
     return values
 
 
-def _embedded(
-    inner: Program, name: str, inputs: Sequence[Variable], outer: Program
-) -> tuple[list[Equation], list[Variable]]:
-    """The equations and results of a program whose inputs are variables of another one, under names of their own."""
-    variables = {leaf.value.name: outside for leaf, outside in zip(inner.input_leaves, inputs, strict=True)}
-    symbols = {
+def _symbols(inner: Program, inputs: Sequence[Variable]) -> dict[str, str]:
+    """What the sizes that a program leaves open are called outside."""
+    return {
         mine: str(theirs)
         for leaf, outside in zip(inner.input_leaves, inputs, strict=True)
         for mine, theirs in zip(leaf.value.shape, outside.shape, strict=True)
         if isinstance(mine, str)
     }
-    taken = {variable.name for equation in outer.equations for variable in equation.outputs}
+
+
+def _embedded(
+    inner: Program, name: str, inputs: Sequence[Variable], others: Sequence[Equation]
+) -> tuple[list[Equation], list[Variable]]:
+    """The equations and results of a program whose inputs are variables of another one, under names of their own."""
+    variables = {leaf.value.name: outside for leaf, outside in zip(inner.input_leaves, inputs, strict=True)}
+    symbols = _symbols(inner, inputs)
+    taken = {variable.name for equation in others for variable in equation.outputs}
     for equation in inner.equations:
         for variable in equation.outputs:
-            fresh = f"{name}.{variable.name}"
-            while fresh in taken:
-                fresh += "'"
             shape = tuple(_translated(n, symbols) for n in variable.shape)
-            variables[variable.name] = Variable(fresh, shape, variable.dtype)
+            variables[variable.name] = Variable(_fresh(f"{name}.{variable.name}", taken), shape, variable.dtype)
+    names = {equation.name for equation in others}
     is_single = sum(is_active(inner, equation) for equation in inner.equations) == 1
-    equations = [
-        dataclasses.replace(
-            equation.renamed(variables),
-            name=name if is_single and is_active(inner, equation) else f"{name}.{equation.name}",
-            outputs=tuple(variables[variable.name] for variable in equation.outputs),
-        )
-        for equation in inner.equations
-    ]
+    equations = []
+    for equation in inner.equations:
+        own = name if is_single and is_active(inner, equation) else f"{name}.{equation.name}"
+        outputs = tuple(variables[variable.name] for variable in equation.outputs)
+        equations.append(dataclasses.replace(equation.renamed(variables), name=_fresh(own, names), outputs=outputs))
     return equations, [variables.get(leaf.name, leaf) for leaf in inner.output_leaves if isinstance(leaf, Variable)]
+
+
+def _fresh(name: str, taken: set[str]) -> str:
+    """A name that is not taken yet; from now on it is."""
+    while name in taken:
+        name += "'"
+    taken.add(name)
+    return name
 
 
 def _translated(size: int | str, symbols: Mapping[str, str]) -> int | str:
     """A size of one program in the symbols of another."""
     if isinstance(size, int):
         return size
-    return re.sub(r"[a-z]\w*", lambda match: symbols.get(match[0], match[0]), size)
+    if size in symbols:
+        return symbols[size]
+    return re.sub(r"[a-z]\w*", lambda match: f"({symbols.get(match[0], match[0])})", size)
 
 
 def _check_results(name: str, outputs: Sequence[Variable], results: Sequence[Variable]) -> None:
     needed, given = ([f"{v} {v.dtype}" for v in variables] for variables in (outputs, results))
     if needed != given:
         raise CanonizeError(
-            f"the function in the place of '{name}' must return {', '.join(needed)}, but returns {', '.join(given)}."
+            f"the function in the place of '{name}' must return {', '.join(needed)}, but returns "
+            f"{', '.join(given) or 'no tensor'}."
         )
 
 

@@ -95,7 +95,18 @@ def trace(function: Callable, params, /, *example_inputs, **example_keywords) ->
     if not callable(function):
         raise TraceError(f"trace needs a function f(params, *inputs), but got {type(function).__name__}.")
     inputs = _Inputs.of(function, (params, *example_inputs), example_keywords).without_first()
-    boundary = _Boundary(lambda own, *values: inputs.call(function, values, own), params, inputs)
+    return _trace(function, params, inputs, axes=None)
+
+
+def trace_along(
+    function: Callable, params, inputs: Sequence[Tensor], axes: Sequence[int | None]
+) -> tuple[Program, Any]:
+    """As `trace`, with the axis of each input that may have any size (None: none of them)."""
+    return _trace(function, params, _Inputs.of(function, (params, *inputs), {}).without_first(), axes)
+
+
+def _trace(function: Callable, params, inputs: _Inputs, axes: Sequence[int | None] | None) -> tuple[Program, Any]:
+    boundary = _Boundary(lambda own, *values: inputs.call(function, values, own), params, inputs, axes)
     program, captured = _capture(boundary, None)
     return _lift(program, captured) if boundary.is_flat else (program, params)
 
@@ -144,8 +155,8 @@ def _positional_names(function: Callable, positional: tuple, keywords: Mapping[s
 class _Boundary:
     """Between the pytrees that `function(own, *inputs)` takes and gives and the lists of tensors that export does."""
 
-    def __init__(self, function: Callable, own, inputs: _Inputs):
-        self.function, self.own, self.inputs = function, own, inputs
+    def __init__(self, function: Callable, own, inputs: _Inputs, axes: Sequence[int | None] | None = None):
+        self.function, self.own, self.inputs, self.axes = function, own, inputs, axes
         self.own_leaves, self.own_structure = _flatten(own)
         self.own_names = _checked_names(own, self.own_leaves)
         self.is_flat = type(own) is dict and all(isinstance(leaf, Tensor) for leaf in own.values())
@@ -231,7 +242,7 @@ def _register(kind: type) -> None:
 def _capture(boundary: _Boundary, model: nn.Module | None) -> tuple[Program, Parameters]:
     """The program of a function, and its parameters: the boundary's own leaves or a model's tensors, and constants."""
     front = _Front(boundary, model)
-    exported, ranges = _export(front, *boundary.examples())
+    exported, ranges = _export(front, *boundary.examples(), boundary.axes)
     builder = Builder(model)
     inputs = _placeholders(builder, exported, front, boundary)
     kinds = [spec.kind for spec in exported.graph_signature.output_specs]
@@ -262,7 +273,10 @@ def _placeholders(builder: Builder, exported, front: _Front, boundary: _Boundary
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
             builder.parameter(node, spec.target.removeprefix("model."), operator.attrgetter(spec.target)(front))
         elif spec.kind is InputKind.CONSTANT_TENSOR and (boundary.is_flat or hasattr(front, "model")):
-            builder.parameter(node, spec.target.removeprefix("model."), exported.constants[spec.target])
+            name = spec.target.removeprefix("model.")
+            while name in boundary.own_names or name in builder.params:
+                name += "'"
+            builder.parameter(node, name, exported.constants[spec.target])
         elif spec.kind is InputKind.CONSTANT_TENSOR:
             builder.constant(node, exported.constants[spec.target])
         elif own:
@@ -302,24 +316,29 @@ class _Lines(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def _export(front: _Front, params: list[Tensor], inputs: list[Tensor]) -> tuple[Any, Ranges]:
-    """Export with a dynamic batch size where the model allows one, else with the sizes of the example."""
+def _export(front: _Front, params: list[Tensor], inputs: list[Tensor], axes) -> tuple[Any, Ranges]:
+    """Export with sizes left open along an axis of each input where the model allows it, else with those given.
+
+    Without `axes` that is the first axis of all inputs that have the first one's batch size.
+    """
     batch = next((tensor.shape[0] for tensor in inputs if tensor.dim()), None)
-    batched = [tensor.dim() > 0 and tensor.shape[0] == batch for tensor in inputs]
-    while any(batched):
+    if axes is None:
+        axes = [0 if tensor.dim() > 0 and tensor.shape[0] == batch else None for tensor in inputs]
+    while any(axis is not None for axis in axes):
         # A size of one would be taken for a constant, so an example of one sample is traced as two.
-        examples = [_two(x) if is_batched and batch == 1 else x for x, is_batched in zip(inputs, batched, strict=True)]
+        examples = [_two(x) if axis == 0 and batch == 1 else x for x, axis in zip(inputs, axes, strict=True)]
         try:
-            exported = _export_once(front, params, examples, batched)
+            exported = _export_once(front, params, examples, axes)
         except Exception:  # whatever is wrong shows again, in plainer words, without dynamic sizes
             break
         ranges = _ranges(exported, len(inputs))
-        stayed = [any(map(is_symbolic, shape)) for shape in _shapes(exported, len(inputs))]
-        if ranges is not None and (stayed == batched or batch != 1):
+        is_open = [any(map(is_symbolic, shape)) for shape in _shapes(exported, len(inputs))]
+        stayed = [axis if still else None for axis, still in zip(axes, is_open, strict=True)]
+        if ranges is not None and (stayed == axes or batch != 1):
             return exported, ranges
-        batched = [] if ranges is None else stayed
+        axes = [] if ranges is None else stayed
     try:
-        return _export_once(front, params, inputs, [False] * len(inputs)), {}
+        return _export_once(front, params, inputs, [None] * len(inputs)), {}
     except LrpError:
         raise
     except Exception as error:
@@ -330,10 +349,10 @@ def _two(x: Tensor) -> Tensor:
     return x.repeat(2, *[1] * (x.dim() - 1))
 
 
-def _export_once(front: _Front, params: list[Tensor], inputs: list[Tensor], batched: list[bool]):
+def _export_once(front: _Front, params: list[Tensor], inputs: list[Tensor], axes: list[int | None]):
     import torch.fx.experimental._config as config
 
-    sizes = (*[None] * len(params), *({0: torch.export.Dim.AUTO} if is_batched else None for is_batched in batched))
+    sizes = (*[None] * len(params), *(None if axis is None else {axis: torch.export.Dim.AUTO} for axis in axes))
     # backed_size_oblivious: the sizes 0 and 1 are nothing special, so that what a model asks about them is on record.
     with _quiet(), torch.no_grad(), config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         return torch.export.export(front, (*params, *inputs), dynamic_shapes={"tensors": sizes}, strict=False)
@@ -507,9 +526,12 @@ def _match_frozen_batch_norm(program: Program, equation: Equation) -> tuple | No
         return maker if maker is not None and maker.operator == operator else None
 
     def parameter(value) -> Variable | None:
-        """The one-dimensional parameter under reshapes."""
-        while maker := made_by(value, "reshape"):
-            value = maker.arguments[0]
+        """The one-dimensional parameter under a reshape that makes one value of it for each channel of the result."""
+        maker = made_by(value, "reshape")
+        channels = equation.outputs[0].shape[1:2]
+        if maker is None or maker.outputs[0].shape != (1, *channels, *[1] * (len(equation.outputs[0].shape) - 2)):
+            return None
+        value = maker.arguments[0]
         is_leaf = isinstance(value, Variable) and value.name.startswith(PARAMETER) and len(value.shape) == 1
         return value if is_leaf else None
 
@@ -519,6 +541,8 @@ def _match_frozen_batch_norm(program: Program, equation: Equation) -> tuple | No
     if product is None or shift is None or product.arguments[0].name not in program.active:
         return None
     x, scale = product.arguments
+    if x.shape != equation.outputs[0].shape:
+        return None
     scaled, shifted = made_by(scale, "mul"), made_by(shift.arguments[1], "mul")
     if scaled is None or shifted is None or shifted.arguments[1] is not scale:
         return None
@@ -577,10 +601,10 @@ def _missing_biases(program: Program) -> Iterator[tuple[Equation, int, int]]:
     structure = Structure(program)
     for norm in batch_norms(program):
         with contextlib.suppress(Immovable):
-            for layer, index, is_shifted in leftwards(structure, norm):
+            for layer, channels, share in leftwards(structure, norm):
                 position = places(layer).bias if structure.is_layer(layer) else None
-                if is_shifted and position is not None and layer.arguments[position] is None:
-                    yield layer, position, index.size
+                if share and position is not None and layer.arguments[position] is None:
+                    yield layer, position, channels.size
 
 
 def _leaf_name(variable: Variable) -> str | None:

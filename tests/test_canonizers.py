@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import nn
-from torch.func import vmap
+from torch.func import grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torchvision.ops import FrozenBatchNorm2d
 
 import lrpfunc
 from lrpfunc import canonizers, composites, operations, rules
-from lrpfunc.errors import CanonizeError, ParameterError, RuleError, TraceError
+from lrpfunc.errors import CanonizeError, InputError, ParameterError, RuleError, TraceError
 from tests.helpers import randomize, relative_error
 
 DOUBLE = torch.float64
@@ -259,14 +259,16 @@ def test_a_shared_weight_gets_its_own_leaf_for_each_use():
     assert set(canonical.params) - set(params) == {"conv.weight'", "conv.bias'", "conv:1.weight", "conv:1.bias"}
 
 
-def test_a_batch_norm_of_weights_is_none_of_an_input():
+def test_a_batch_norm_of_weights_is_a_constant():
     def f(params, x):
-        weight = F.batch_norm(params["w"].flatten(1)[None], None, None, training=True)  # standardized
-        return F.conv2d(x, weight.view_as(params["w"]))
+        weight = F.batch_norm(params["w"], torch.zeros(3), torch.full((3,), 2.0), eps=0.1)
+        return F.batch_norm(F.conv2d(x, weight), params["mean"], params["var"])
 
-    params, x = {"w": torch.randn(4, 3, 2, 2)}, torch.randn(2, 3, 5, 5)
-    with pytest.raises(TraceError, match="is in training mode"):
-        lrpfunc.trace(f, params, x)
+    params = {"w": torch.randn(4, 3, 2, 2), "mean": torch.rand(4), "var": torch.rand(4) + 0.5}
+    x = torch.randn(2, 3, 5, 5)
+    canonical = lrpfunc.canonize(*lrpfunc.trace(f, params, x))
+    assert [fate.became for fate in canonical.report.fates.values()] == ["merged"]
+    assert relative_error(canonical.fmodel(canonical.params, x), f(params, x)) < 1e-6
 
 
 LEFT = {
@@ -825,7 +827,7 @@ def test_a_batch_norm_in_a_replaced_block_is_reported():
 @pytest.mark.parametrize(
     ("calls", "name", "function", "message"),
     [
-        (1, "blok", None, r"no layer is called 'blok'\. Did you mean 'block'.* `print\(fmodel\)` lists all names\."),
+        (1, "blok", F.relu, r"no layer is called 'blok'\. Did you mean 'block'.* `print\(fmodel\)` lists all names\."),
         (2, "block", lambda params, x, y: (x + y, y), r"'block' is no block of its own: others between its equations"),
         (1, "block", lambda params, x: x[:, :2], r"of 'block' must return \(batch, 4\) .*, but returns \(batch, 2\)"),
         (1, "head", lambda params, x: (x, x), r"of 'head' must return \(batch, 2\) .*, but returns \(batch, 4\) .*, "),
@@ -866,7 +868,7 @@ def test_a_variance_that_is_not_positive_is_refused(value, shown, position):
     fmodel, params = lrpfunc.functionalize(model, torch.randn(2, 3, dtype=DOUBLE))
     with pytest.raises(
         CanonizeError,
-        match=rf"norm '{position}' cannot be folded: its variance \+ eps must be positive, but is {shown}.*channel 1",
+        match=rf"norm '{position}' cannot be folded: .* positive and all finite, but channel 1 has .* eps {shown}",
     ):
         lrpfunc.canonize(fmodel, params)
 
@@ -890,3 +892,257 @@ def test_batch_norms_that_normalize_by_the_batch_are_refused():
     for norm in (nn.BatchNorm1d(3).train(), nn.BatchNorm1d(3, track_running_stats=False).eval()):
         with pytest.raises(TraceError, match=r"batch norm '1' is in training mode.*running statistics"):
             lrpfunc.functionalize(nn.Sequential(nn.Linear(3, 3), norm), torch.randn(2, 3))
+
+
+# -- what reviews found ------------------------------------------------------------------------------------------------
+
+
+def random(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, dtype=DOUBLE)
+
+
+def statistics(**more: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Parameters of a functional batch norm of three channels, and others."""
+    return {"m": random(3), "v": torch.rand(3, dtype=DOUBLE) + 0.5, "g": random(3), "b": random(3), **more}
+
+
+def norm(p, x: torch.Tensor) -> torch.Tensor:
+    return F.batch_norm(x, p["m"], p["v"], p["g"], p["b"])
+
+
+FUNCTIONS = {
+    "parameters that are outputs too": (
+        lambda p, x: (norm(p, F.conv2d(x, p["w"])), p["b"], p["w"]),
+        statistics(w=random(3, 3, 2, 2)),
+    ),
+    "one leaf as scale and shift": (
+        lambda p, x: F.batch_norm(F.batch_norm(x, p["m"], p["v"], p["g"], p["g"]), p["m"], p["v"]).tanh(),
+        statistics(),
+    ),
+    "one leaf as scale and shift behind a layer": (
+        lambda p, x: F.batch_norm(F.conv2d(x, p["w"]), p["m"], p["v"], p["g"], p["g"]),
+        statistics(w=random(3, 3, 2, 2)),
+    ),
+    "a bias that depends on the input": (
+        lambda p, x: F.conv2d(norm(p, x), p["w"], x.detach().mean((0, 2, 3)), padding=1),
+        statistics(w=random(3, 3, 3, 3)),
+    ),
+    "bounds that cross": (lambda p, x: F.conv2d(norm(p, x).clamp(1.0, 0.0), p["w"]), statistics(w=random(2, 3, 1, 1))),
+    "statistics of the batch": (
+        lambda p, x: F.batch_norm(F.conv2d(x, p["w"]), x.mean((0, 2, 3)), x.var((0, 2, 3)), p["g"], p["b"]),
+        statistics(w=random(3, 3, 2, 2)),
+    ),
+    "statistics of the batch before a layer": (
+        lambda p, x: F.conv2d(F.batch_norm(x, x.mean((0, 2, 3)), x.var((0, 2, 3))), p["w"]),
+        statistics(w=random(3, 3, 2, 2)),
+    ),
+    "a bias of one for all": (
+        lambda p, x: norm(p, F.linear(x.mean((2, 3)), p["w"], p["one"])),
+        statistics(w=random(3, 3), one=random(1)),
+    ),
+    "a bias of one for all, behind": (
+        lambda p, x: F.linear(norm(p, x).mean((2, 3)), p["w"], p["one"]),
+        statistics(w=random(2, 3), one=random(1)),
+    ),
+    "padded channels": (
+        lambda p, x: F.conv2d(
+            F.pad(F.batch_norm(x[:, :1], p["m"][:1], p["v"][:1]), (0, 0, 0, 0, 1, 1)), p["w"], padding=1
+        ),
+        statistics(w=random(2, 3, 3, 3)),
+    ),
+    "a mean over everything": (
+        lambda p, x: F.conv2d(norm(p, x).mean([], keepdim=True).expand(1, 3, 4, 4), p["w"]),
+        statistics(w=random(2, 3, 1, 1)),
+    ),
+    "a mean over everything before it": (
+        lambda p, x: F.batch_norm(F.conv2d(x, p["w"]).mean(None, keepdim=True).expand(2, 3, 2, 2), p["m"], p["v"]),
+        statistics(w=random(3, 3, 1, 1)),
+    ),
+    "an empty tensor in a concatenation": (
+        lambda p, x: norm(p, torch.cat([x.new_zeros(0), F.conv2d(x, p["w"])], 1)),
+        statistics(w=random(3, 3, 1, 1)),
+    ),
+    "a weight of one dimension": (
+        lambda p, x: F.batch_norm(F.linear(x.flatten(2), p["w"]), p["m"], p["v"]),
+        statistics(w=random(25)),
+    ),
+    "no parameters": (
+        lambda p, x: F.conv2d(F.batch_norm(x, x.new_zeros(3), x.new_full((3,), 2.0)), x.new_ones(2, 3, 1, 1)),
+        {},
+    ),
+    "a sum whose first term takes no shift": (
+        lambda p, x: norm(p, F.avg_pool2d(F.conv2d(x, p["w"]), 3, 1, 1).sub(F.conv2d(x, p["u"]), alpha=2.0)),
+        statistics(w=random(3, 3, 1, 1), u=random(3, 3, 1, 1)),
+    ),
+    "an affine map along the last axis": (
+        lambda p, x: x.transpose(1, 3) * (p["g"].reshape(1, 1, 1, -1) * (p["v"].reshape(1, 1, 1, -1) + 1e-5).rsqrt())
+        + (p["b"].reshape(1, 1, 1, -1) - p["m"].reshape(1, 1, 1, -1) * (p["g"] * (p["v"] + 1e-5).rsqrt())),
+        statistics(),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FUNCTIONS)
+def test_odd_functions_stay_what_they_are(case):
+    function, params = FUNCTIONS[case]
+    x = random(2, 3, 5, 5)
+    fmodel, leaves = lrpfunc.trace(function, params, x)
+    before = {name: leaf.clone() for name, leaf in leaves.items()}
+    canonical = lrpfunc.canonize(fmodel, leaves)
+    outputs, expected = (optree.tree_leaves(f) for f in (canonical.fmodel(canonical.params, x), function(params, x)))
+    assert all(relative_error(got, wanted) < 1e-12 for got, wanted in zip(outputs, expected, strict=True))
+    assert all(torch.equal(before[name], leaf) for name, leaf in canonical.restore(canonical.params).items())
+    if case.startswith("statistics"):
+        assert "its own parameters depend on the input" in next(iter(canonical.report.left.values()))
+    if case == "a sum whose first term takes no shift":
+        assert canonical.report.left == {}
+
+
+def test_models_of_two_dtypes_are_folded():
+    torch.manual_seed(0)
+    layers = {"a": nn.Conv2d(4, 4, 1), "bn": nn.BatchNorm2d(4), "b": nn.Conv2d(4, 3, 3, padding=1, bias=False)}
+    model = signed(Net(lambda m, x: m.b(m.bn(m.a(x).double().tanh()).relu()), **layers))
+    model.a.float()
+    x = torch.randn(2, 4, 5, 5)
+    fmodel, params = lrpfunc.functionalize(model, x)
+    canonical = lrpfunc.canonize(fmodel, params)
+    assert canonical.report.left == {}
+    assert relative_error(canonical.fmodel(canonical.params, x), model(x)) < 1e-12
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1e-6, -1.0), (1e-3, -100.0), (-1e-6, 1.0), (1e-6, 1.0)])
+def test_bends_beyond_half_precision_are_left_out(scale, shift):
+    model = nn.Sequential(nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 1, 1)).eval().requires_grad_(False)
+    model[0].weight.fill_(scale), model[0].bias.fill_(shift)
+    x = torch.randn(2, 2, 3, 3)
+    fmodel, params = lrpfunc.functionalize(model, x)
+    halves = optree.tree_map(lambda leaf: leaf.half(), params)
+    canonical = lrpfunc.canonize(fmodel, halves)
+    got = canonical.fmodel(canonical.params, x.half())
+    torch.testing.assert_close(got.float(), model(x), rtol=1e-2, atol=1e-2)
+
+
+def test_dead_channels_have_the_derivative_that_they_have():
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.LeakyReLU(0.1), nn.Linear(3, 1)).double().eval()
+    with torch.no_grad():
+        model[0].weight.zero_(), model[0].bias.copy_(torch.tensor([1.0, -1.0, 0.5]))
+    x = random(4, 3)
+    fmodel, params = lrpfunc.functionalize(model, x)
+
+    def loss(weight, is_canonical):
+        given = {**params, "0.weight": weight}
+        program, leaves = lrpfunc.canonize(fmodel, given)[:2] if is_canonical else (fmodel, given)
+        return program(leaves, x).square().sum()
+
+    expected, got = (grad(loss)(params["0.weight"], is_canonical) for is_canonical in (False, True))
+    assert expected.all()
+    torch.testing.assert_close(got, expected)
+
+
+def test_the_statistics_of_batch_norms_that_are_left_have_derivatives():
+    model = signed(nn.Sequential(nn.BatchNorm2d(3), nn.MaxPool2d(2), nn.Conv2d(3, 2, 1)), dead=0.5)
+    x = random(2, 3, 4, 4)
+    fmodel, params = lrpfunc.functionalize(model, x)
+
+    def total(mean):
+        given = {**params, "0.running_mean": mean}
+        return lrpfunc.attribute(fmodel, given, x, composites.epsilon(1e-2), (0, 0, 0)).square().sum()
+
+    mean = params["0.running_mean"]
+    direction, step = random(3), 1e-6
+    slope = (total(mean + step * direction) - total(mean - step * direction)) / (2 * step)
+    torch.testing.assert_close(grad(total)(mean) @ direction, slope, rtol=1e-6, atol=1e-9)
+    both = torch.stack([mean, mean + 1])
+    by_loop = torch.stack([grad(total)(each) for each in both])
+    torch.testing.assert_close(grad(lambda means: vmap(total)(means).sum())(both), by_loop)
+
+
+def test_several_replacements_with_constants_keep_them_apart():
+    model, x = signed(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))), random(3, 4)
+    fmodel, params = lrpfunc.functionalize(model, x)
+    both = canonizers.chain(
+        canonizers.replace("0", lambda params, x: x * torch.tensor([2.0, 2.0, 2.0, 2.0], dtype=DOUBLE)),
+        canonizers.replace("1", lambda params, x: x * torch.tensor([3.0, 3.0, 3.0, 3.0], dtype=DOUBLE)),
+    )
+    program, leaves = both(fmodel, params)
+    torch.testing.assert_close(program(leaves, x), 6 * x)
+    named = {"lifted_tensor_0": torch.tensor(2.0)}
+    program, leaves = lrpfunc.trace(lambda p, x: x * p["lifted_tensor_0"] * torch.tensor([3.0] * 4), named, x)
+    torch.testing.assert_close(program(leaves, x), 6 * x)
+
+
+def test_a_replacement_that_decides_on_the_batch_size_is_held_to_its_branch():
+    model, x = signed(nn.Sequential(nn.Linear(4, 4), nn.ReLU())), random(3, 4)
+    branching = canonizers.replace("1", lambda params, x: x * 2 if x.shape[0] > 1 else x * 3)
+    program, leaves = branching(*lrpfunc.functionalize(model, x))
+    torch.testing.assert_close(program(leaves, x), 2 * model[0](x))
+    with pytest.raises(InputError, match="'batch' of input 'input' must be at least 2, but is 1"):
+        program(leaves, x[:1])
+
+
+def test_each_call_of_a_layer_is_replaced():
+    model = signed(Net(lambda m, x: m.a(m.a(x).tanh()), a=nn.Linear(4, 4)))
+    x = random(3, 4)
+    program, leaves = canonizers.replace("a", lambda params, x: x * 2)(*lrpfunc.functionalize(model, x))
+    torch.testing.assert_close(program(leaves, x), 2 * torch.tanh(2 * x))
+    assert [equation.name for equation in program.equations] == ["a", "tanh", "a:1"]
+
+
+def test_replacements_follow_the_batch_wherever_it_is():
+    model = signed(Net(lambda m, x: m.act(m.a(x.transpose(0, 1))).transpose(0, 1), a=nn.Linear(4, 4), act=nn.ReLU()))
+    x = random(3, 5, 4)
+    program, leaves = canonizers.replace("act", lambda params, x: x.exp())(*lrpfunc.functionalize(model, x))
+    torch.testing.assert_close(program(leaves, x[:2]), model.a(x[:2]).exp())
+
+
+def test_a_replacement_under_grad_and_in_another_dtype():
+    model, x = signed(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))), random(3, 4)
+    fmodel, params = lrpfunc.functionalize(model, x)
+    smooth = canonizers.replace("1", lambda params, x: F.softplus(x) * torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=DOUBLE))
+
+    def total(weight):
+        canonical = lrpfunc.canonize(fmodel, {**params, "0.weight": weight}, smooth)
+        return canonical.fmodel(canonical.params, x).sum()
+
+    weight = params["0.weight"]
+    scales = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=DOUBLE)
+    expected = grad(lambda w: model[2](F.softplus(F.linear(x, w, model[0].bias)) * scales).sum())(weight)
+    torch.testing.assert_close(grad(total)(weight), expected)
+    singles = optree.tree_map(lambda leaf: leaf.float(), params)
+    program, leaves = smooth(fmodel, singles)
+    assert program(leaves, x.float()).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda f, p: lrpfunc.canonize(nn.Linear(1, 1), p), r"a program is needed, .*but got Linear\."),
+        (lambda f, p: canonizers.merge_batch_norm(p, f), r"a program is needed, .*but got dict\."),
+        (lambda f, p: lrpfunc.canonize(f, p, [canonizers.merge_batch_norm]), r"but got list\. For several .*chain"),
+        (lambda f, p: lrpfunc.canonize(f, p, canonizers.chain([])), r"a pass is a function .*, but got list"),
+        (lambda f, p: lrpfunc.canonize(f, p, lambda f, p: None), r"the pass '<lambda>' must return .* NoneType"),
+        (lambda f, p: lrpfunc.canonize(f, p, canonizers.replace), r"needs a name and a function .*, but got Program"),
+        (lambda f, p: lrpfunc.canonize(f, p, canonizers.chain), r"the pass 'chain' must return .*, call that first"),
+        (lambda f, p: lrpfunc.canonize(f, p, lambda f, p: lrpfunc.functionalize(nn.ReLU(), torch.ones(2))), r"dropped"),
+        (lambda f, p: canonizers.merge_named(("1", "2")), r"needs pairs of names.*, but got '1'"),
+        (lambda f, p: canonizers.merge_named([(0, 1)]), r"needs pairs of names.*, but got \(0, 1\)"),
+        (lambda f, p: canonizers.merge_named([((), "2")]), r"needs pairs of names.*, but got \(\(\), '2'\)"),
+        (lambda f, p: canonizers.replace(2, F.relu), r"needs a name and a function .*, but got int and"),
+        (lambda f, p: canonizers.replace("5", None), r"needs a name and a function .* str and NoneType"),
+        (lambda f, p: canonizers.replace("5", lambda x: x)(f, p), r"replaces '5' .* of the 1 inputs \(batch, 4,"),
+        (lambda f, p: canonizers.replace("5", F.softplus)(f, p), r"replaces '5' must be a function f\(params, \*inp"),
+        (lambda f, p: canonizers.replace("5", lambda p, x: None)(f, p), r"must return .*, but returns no tensor\."),
+    ],
+)  # fmt: skip
+def test_what_is_no_pass_is_refused(call, message):
+    model, x = two_way()
+    with pytest.raises(CanonizeError, match=message):
+        call(*lrpfunc.functionalize(model, x))
+
+
+def test_no_pass_at_all_and_a_mapping_of_names():
+    model, x = two_way()
+    fmodel, params = lrpfunc.functionalize(model, x)
+    assert lrpfunc.canonize(fmodel, params, canonizers.chain()).fmodel is fmodel
+    canonical = canonical_of(model, x, canonizers.merge_named({"1": "2"}))
+    assert fates(canonical)["2"] == ("merged", "1")
