@@ -7,17 +7,19 @@ A model is a pure function, an explanation is that function's custom vector-Jaco
     relevance = lrpfunc.attribute(fmodel, params, x, lrpfunc.composites.epsilon_plus_flat())
 
 Nothing is hooked, patched or mutated, so `vmap`, `grad`, `jvp` and `torch.compile` work on an explanation as they do on
-any other function of tensors. Read on in this order: program, operations, rules, composites, interpreter.
+any other function of tensors. Read on in this order: program, operations, flows, rules, composites, interpreter.
 """
 
 from lrpfunc import canonizers, composites, errors, rules
+from lrpfunc.autograd import custom_vjp, with_rules
 from lrpfunc.canonizers import Canonical, canonize
 from lrpfunc.composites import explain
 from lrpfunc.errors import LrpError
-from lrpfunc.interpreter import attribute, custom_vjp, vjp, with_rules
-from lrpfunc.operations import Flow
+from lrpfunc.flows import Flow
+from lrpfunc.interpreter import Prepared, attribute, attribute_each, prepare, vjp
 from lrpfunc.program import Program
-from lrpfunc.rules import Rule, stabilizer
+from lrpfunc.rules import Rule
+from lrpfunc.stabilizers import stabilizer
 from lrpfunc.tracing import functionalize, trace
 
 __version__ = "0.2.0"
@@ -26,9 +28,11 @@ __all__ = [
     "Canonical",
     "Flow",
     "LrpError",
+    "Prepared",
     "Program",
     "Rule",
     "attribute",
+    "attribute_each",
     "canonize",
     "canonizers",
     "composites",
@@ -36,6 +40,7 @@ __all__ = [
     "errors",
     "explain",
     "functionalize",
+    "prepare",
     "rules",
     "stabilizer",
     "trace",

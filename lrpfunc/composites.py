@@ -30,7 +30,7 @@ from lrpfunc.operations import (
 )
 from lrpfunc.program import Equation, Program, equation_row, format_table
 from lrpfunc.rules import Rule
-from lrpfunc.rules.rule import StabilizerLike
+from lrpfunc.stabilizers import StabilizerLike
 
 Assignment = dict[str, Rule]
 Composite = Callable[[Program], Assignment]

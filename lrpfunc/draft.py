@@ -35,7 +35,8 @@ class Draft:
 
     def is_free(self, equations: Iterable[Equation]) -> bool:
         """Whether none of the equations is changed yet."""
-        return not any(equation.outputs[0].name in self.put_in.keys() | self.bypassed.keys() for equation in equations)
+        names = [equation.outputs[0].name for equation in equations]
+        return not any(name in self.put_in or name in self.bypassed for name in names)
 
     # -- values
 
@@ -120,8 +121,9 @@ class Draft:
                 kept += [equation.renamed(self.bypassed) for equation in self.put_in.get(name, [old])]
         output = optree.tree_map(lambda leaf: rename(leaf, self.bypassed), self.program.output, namespace=NAMESPACE)
         program = self.program.replace(equations=tuple(kept), output=output, notes=self.notes)
+        read = {v.name for e in program.equations for v in e.reads} | self.structure.results
         for batch_norm in gone:
-            self._reset(batch_norm, {v.name for e in program.equations for v in e.reads} | self.structure.results)
+            self._reset(batch_norm, read)
         return program.with_parameters(self.variables, self.leaves), self.leaves
 
     def _reset(self, batch_norm: Equation, read: set[str]) -> None:

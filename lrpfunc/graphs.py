@@ -109,6 +109,7 @@ class Builder:
         self.sharing: dict[Any, list] = {}  # nodes by the memory that they show
         self.stale: dict[Any, str] = {}  # nodes whose memory was overwritten under another name, and where
         self.outer: dict[Any, Any] = {}  # placeholders of inlined regions, and what they stand for
+        self.twin_dtypes: dict[str, torch.dtype] = {}  # of functional twins, by what rules them
 
     # -- leaves
 
@@ -258,7 +259,7 @@ class Builder:
         get the new value written into theirs. Whatever else shares the memory goes stale.
         """
         written, before = node.args[0], self.values[node.args[0]]
-        if _twin_dtype(node) != before.dtype:
+        if self._twin_dtype(node) != before.dtype:
             result = self._emit(node, aten.to.dtype, (result, before.dtype))
         self.values[node] = self.values[written] = result
         views: tuple = ()
@@ -273,6 +274,17 @@ class Builder:
         for other in self.sharing[_memory(written)]:
             if other in self.values and other not in known:
                 self.stale[other] = source(node)
+
+    def _twin_dtype(self, node) -> torch.dtype:
+        """The dtype of an in-place operation's functional twin, found on fake tensors: `lt` gives bools, sums promote.
+
+        That is slow on symbolic sizes, and only dtypes, ranks and what is no tensor can matter.
+        """
+        key = str((node.target, *torch.fx.map_arg((node.args, node.kwargs), _dtype_and_rank)))
+        if key not in self.twin_dtypes:
+            arguments, keywords = torch.fx.map_arg((node.args, node.kwargs), lambda argument: argument.meta["val"])
+            self.twin_dtypes[key] = _functional_twin(node)(*arguments, **keywords).dtype
+        return self.twin_dtypes[key]
 
     def _base(self, node, writer) -> _Base | None:
         """The node that a node is a view of, None if it has memory of its own (or nobody knows whose)."""
@@ -349,10 +361,9 @@ def _is_view(function) -> bool:
     return any(result.alias_info is not None for result in function._schema.returns)
 
 
-def _twin_dtype(node) -> torch.dtype:
-    """The dtype of an in-place operation's functional twin, found on fake tensors: `lt` gives bools, sums promote."""
-    arguments, keywords = torch.fx.map_arg((node.args, node.kwargs), lambda argument: argument.meta["val"])
-    return _functional_twin(node)(*arguments, **keywords).dtype
+def _dtype_and_rank(node) -> str:
+    value = node.meta["val"]
+    return f"{value.dtype} of rank {value.dim()}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _memory(node):

@@ -1,8 +1,9 @@
-"""Attribution: one loop forwards under the rules, one loop backwards."""
+"""Attribution: a plan that needs no input, one loop forwards under the rules, one loop backwards."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import optree
@@ -12,9 +13,12 @@ from torch import Tensor
 from lrpfunc import targets
 from lrpfunc.composites import Entries, assign
 from lrpfunc.errors import InputError, RuleError, TraceError, near_misses
-from lrpfunc.operations import OPERATORS, UNKNOWN, Flow, Operation, Slot, active_equations, bind
-from lrpfunc.program import NAMESPACE, Equation, Program, Variable, operator_name
+from lrpfunc.flows import Flow
+from lrpfunc.operations import Operation, active_equations, bind
+from lrpfunc.program import NAMESPACE, Equation, Program, Variable
 from lrpfunc.rules import Rule
+from lrpfunc.signs import InputRange, input_ranges, nonnegative
+from lrpfunc.stabilizers import is_plain
 from lrpfunc.targets import Target
 
 
@@ -26,6 +30,8 @@ def attribute(
     target: Target = None,
     at: str | Sequence[str] | None = None,
     strict: bool = False,
+    input_range: InputRange = None,
+    checkpoint: int | None = None,
 ):
     """The relevance of the inputs, in the structure of `x` and in units of the explained output.
 
@@ -34,80 +40,314 @@ def attribute(
     {name pattern: rule} or one rule for all weighted equations. `target`: None (arg-max), an int, an index tensor, a
     tuple, a list per sample, or a function output -> relevance. `at`: names of layers at whose outputs relevance is
     wanted too; the result is then `(relevance, {name: tensor})`. `strict`: no equation may fall back to the gradient.
+    `input_range`: what the inputs are known to lie in, (low, high), for all or by the input's name; rules that treat
+    signs apart save work where low >= 0. `checkpoint`: in how many segments to run the model; all but the last are run
+    twice, so that the residuals of only one are in memory.
 
     Errors: `ParameterError`, `InputError`, `TargetError`, `RuleError`.
     """
-    names = [at] if isinstance(at, str) else list(at or ())
-    if not all(isinstance(name, str) for name in names):
-        raise RuleError(f"`at` takes names of layers, but got {at!r}.")
-    run = _forward(fmodel, params, x, rules, names, strict)
-    relevance, inner = _backward(run, targets.seed(run.output, target))
-    return relevance if at is None else (relevance, inner)
+    return _plan(fmodel, params, rules, strict, input_range)(x, target, at, checkpoint)
 
 
-def vjp(fmodel: Program, params, x, rules: Entries, strict: bool = False) -> tuple[Any, Callable]:
+def attribute_each(
+    fmodel: Program,
+    params,
+    x,
+    rules: Entries,
+    targets: Sequence[Target] | Tensor,
+    strict: bool = False,
+    input_range: InputRange = None,
+    chunk_size: int | None = None,
+):
+    """The relevance for each of several targets: that of `attribute`, with a first dimension for the targets.
+
+    All share one forward pass, and their backward passes are one batch, or batches of `chunk_size` targets to save
+    memory. `targets`: a sequence of what `attribute` takes as target, or an index tensor, (targets,) or
+    (targets, batch).
+    Errors: those of `attribute`; `TargetError` if there is no target.
+    """
+    return _plan(fmodel, params, rules, strict, input_range).each(x, targets, chunk_size)
+
+
+def vjp(
+    fmodel: Program,
+    params,
+    x,
+    rules: Entries,
+    strict: bool = False,
+    input_range: InputRange = None,
+    checkpoint: int | None = None,
+) -> tuple[Any, Callable]:
     """The output and a pullback `R_out -> R_x`, as `torch.func.vjp` has them. The pullback may be called again.
 
     Errors: `ParameterError`, `InputError`, `RuleError`; `TargetError` for an R_out that is not shaped like the output.
     """
-    run = _forward(fmodel, params, x, rules, [], strict)
+    return _plan(fmodel, params, rules, strict, input_range).vjp(x, checkpoint)
 
-    def pullback(relevance):
-        return _backward(run, targets.check(relevance, run.output))[0]
 
-    return run.output, pullback
+# -- before any input is known ----------------------------------------------------------------------------------------
+
+
+class Step(NamedTuple):
+    """An equation with its rule (None: its value does not depend on the input) and the operation as far as it is known.
+
+    `dead`: the variables that no later equation reads.
+    """
+
+    equation: Equation
+    rule: Rule | None
+    operation: Operation | None
+    inputs: tuple[Variable, ...]
+    is_nonnegative: bool
+    is_rectified: bool
+    dead: tuple[str, ...]
+
+
+@dataclass(frozen=True, repr=False)
+class Prepared:
+    """An explanation that has its parameters; `prepare` makes it."""
+
+    program: Program
+    values: Mapping[str, Any]
+    steps: tuple[Step, ...]
+    ranges: Mapping[str, tuple[float, float]]
+    kept: frozenset[str] = field(init=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "kept", _meeting_points(self.program))
+
+    def __call__(self, x, target: Target = None, at: str | Sequence[str] | None = None, checkpoint: int | None = None):
+        """The relevance of the inputs; see `attribute`."""
+        names = [at] if isinstance(at, str) else list(at or ())
+        if not all(isinstance(name, str) for name in names):
+            raise RuleError(f"`at` takes names of layers, but got {at!r}.")
+        run = _forward(self, x, {name: _output_named(self.program, name) for name in names}, checkpoint, is_final=True)
+        relevance, inner = _backward(run, targets.seed(run.output, target))
+        return relevance if at is None else (relevance, inner)
+
+    def vjp(self, x, checkpoint: int | None = None) -> tuple[Any, Callable]:
+        """The output and a pullback; see the function of the same name."""
+        run = _forward(self, x, {}, checkpoint, is_final=False)
+
+        def pullback(relevance):
+            return _backward(run, targets.check(relevance, run.output))[0]
+
+        return run.output, pullback
+
+    def each(self, x, several: Sequence[Target] | Tensor, chunk_size: int | None = None):
+        """The relevance for each of several targets; see `attribute_each`."""
+        run = _forward(self, x, {}, None, is_final=False)
+        seeds = targets.seeds(run.output, several)
+        return torch.func.vmap(lambda seed: _backward(run, seed)[0], chunk_size=chunk_size)(seeds)
+
+    def __repr__(self) -> str:
+        return f"Prepared({len(self.steps)} equations, inputs {', '.join(self.program.input_names)})"
+
+
+def prepare(fmodel: Program, params, rules: Entries, strict: bool = False, input_range: InputRange = None) -> Prepared:
+    """An explanation as a function of x: what depends on parameters only (W+, W^2, ...) is computed here, once.
+
+    `explain = prepare(fmodel, params, rules)`; then `explain(x, target, at, checkpoint)` equals `attribute` with the
+    same arguments, `explain.vjp(x)` equals `vjp` and `explain.each(x, targets)` equals `attribute_each`.
+    Errors: `ParameterError`, `RuleError`; `InputError` for an `input_range` that names no input or is none.
+    """
+    return _plan(fmodel, params, rules, strict, input_range, hoists=True)
+
+
+def _plan(
+    fmodel: Program, params, rules: Entries, strict: bool, input_range: InputRange, hoists: bool = False
+) -> Prepared:
+    """All that can be decided without an input. `hoists`: also what rules make of parameters, which takes memory."""
+    if not isinstance(fmodel, Program):
+        kind = type(fmodel).__name__
+        raise TraceError(f"a program is needed, as functionalize and trace return it first, but got {kind}.")
+    ranges = input_ranges(fmodel, input_range)
+    assigned = assign(fmodel, rules, strict)
+    values = fmodel.bind_params(params)
+    signs, rectified = nonnegative(fmodel, ranges), _rectified(fmodel, assigned)
+    steps = []
+    for equation, dead in zip(fmodel.equations, fmodel.last_reads, strict=True):
+        rule = assigned.get(equation.name)
+        inputs = tuple(variable for variable in equation.reads if variable.name in fmodel.active)
+        if rule is None and all(variable.name in values for variable in equation.reads):
+            fmodel.store(equation, equation.evaluate(values), values)
+            continue
+        step = Step(
+            equation,
+            rule,
+            None,
+            inputs,
+            is_nonnegative=all(variable.name in signs for variable in inputs),
+            is_rectified=equation.outputs[0].name in rectified,
+            dead=dead,
+        )
+        if rule is not None and all(v.name in values or v.name in fmodel.active for v in equation.reads):
+            step = step._replace(operation=_operation(fmodel, step, values, hoists))
+        steps.append(step)
+    return Prepared(fmodel, values, tuple(steps), ranges)
+
+
+def _operation(program: Program, step: Step, values: Mapping[str, Any], hoists: bool) -> Operation:
+    """The operation of a step, and with `hoists` what its rule makes of the parameters."""
+    assert step.rule is not None
+    operation = bind(step.equation, values, program.active)
+    operation.is_nonnegative, operation.is_rectified = step.is_nonnegative, step.is_rectified
+    operation.sample_shape = step.inputs[0].shape[1:]
+    with _Naming(step.rule, step.equation):
+        for make in step.rule.hoists if hoists else ():
+            operation.constants[make] = make(operation)
+    return operation
+
+
+def _rectified(program: Program, assigned: Mapping[str, Rule]) -> set[str]:
+    """Variables that a ReLU reads, through which a coefficient comes back as it went, and nobody else."""
+    readers = program.readers()
+    read_once = {name for name, equations in readers.items() if len(equations) == 1}
+    read_once -= {variable.name for variable in program.output_leaves if isinstance(variable, Variable)}
+    relus = (equation for equation in program.equations if equation.operator == "relu")
+    passing = (equation for equation in relus if getattr(assigned.get(equation.name), "label", "") == "pass_through")
+    return {equation.reads[0].name for equation in passing} & read_once
+
+
+def _meeting_points(program: Program) -> frozenset[str]:
+    """Variables at which flows of both forms can meet, so that their values are needed on the way back."""
+    reads: dict[str, int] = {}
+    for equation in program.equations:
+        for variable in equation.reads:
+            reads[variable.name] = reads.get(variable.name, 0) + 1
+    outputs = [variable.name for variable in program.output_leaves if isinstance(variable, Variable)]
+    several = (v.name for equation in program.equations if len(equation.outputs) > 1 for v in equation.outputs)
+    return frozenset({name for name, count in reads.items() if count > 1} | set(outputs) | set(several))
+
+
+# Operations whose result depends on how their input lies in memory.
+STRIDED = ("as_strided", "view", "view_as")
+
+
+def _lay_out(program: Program, values: dict[str, Any]) -> dict[str, Any]:
+    """Give images on a CPU the layout with channels last, which all that follows takes over: oneDNN, which computes
+    convolutions, then need not reorder what it reads and writes, and is a tenth to a third faster."""
+    if any(equation.operator in STRIDED for equation in program.equations):
+        return values
+    for leaf in program.input_leaves:
+        if isinstance(leaf.value, Variable) and _prefers_channels_last(values[leaf.value.name]):
+            x = values[leaf.value.name]
+            values[leaf.value.name] = x.contiguous(memory_format=torch.channels_last)
+    return values
+
+
+def _prefers_channels_last(x: Tensor) -> bool:
+    is_image = x.dim() == 4 and x.dtype in (torch.float32, torch.bfloat16)
+    return is_image and x.device.type == "cpu" and is_plain(x)
 
 
 # -- forwards ---------------------------------------------------------------------------------------------------------
 
 
-class _Step(NamedTuple):
-    equation: Equation
-    rule: Rule
+class _Record(NamedTuple):
+    step: Step
     operation: Operation
-    inputs: list[Variable]
     residuals: Any
 
 
-class _Run(NamedTuple):
-    """What a forward pass leaves behind for any number of backward passes."""
+class _Segment:
+    """Some steps in a row, and what a pass through them under the rules leaves behind; None: they are yet to be run."""
 
-    program: Program
+    def __init__(self, steps: Sequence[Step], values: dict[str, Any]):
+        self.steps, self.values = steps, values
+        self.records: list[_Record] | None = None
+
+
+class _Run(NamedTuple):
+    """What a forward pass leaves behind for backward passes; `is_final`: for one, which may use it up."""
+
+    prepared: Prepared
     inputs: tuple
     pack: Callable[[tuple], Any]
-    values: dict[str, Any]
-    steps: list[_Step]
+    segments: list[_Segment]
     output: Any
     at: dict[str, str]
+    is_final: bool
 
 
-def _forward(program: Program, params, x, rules: Entries, at: Sequence[str], strict: bool) -> _Run:
-    if not isinstance(program, Program):
-        kind = type(program).__name__
-        raise TraceError(f"a program is needed, as functionalize and trace return it first, but got {kind}.")
+def _forward(prepared: Prepared, x, at: dict[str, str], checkpoint: int | None, is_final: bool) -> _Run:
+    program = prepared.program
     inputs, pack = _unpack(program, x)
-    wanted = {name: _output_named(program, name) for name in at}
-    assigned = assign(program, rules, strict)
-    values = program.bind(params, inputs)
+    values = _lay_out(program, program.bind_inputs(inputs, dict(prepared.values)))
     _refuse_dead_ends(program)
-    steps = []
-    for equation in program.equations:
-        rule = assigned.get(equation.name)
+    _check_ranges(prepared, inputs)
+    segments = []
+    parts = _split(prepared.steps, checkpoint)
+    for part in parts[:-1]:
+        segments.append(_Segment(part, dict(values)))
+        for step in part:
+            if any(variable.name not in values for variable in step.equation.outputs):
+                program.store(step.equation, step.equation.evaluate(values), values)
+            _forget(values, step, ())
+    segments.append(_Segment(parts[-1], values))
+    _run_segment(prepared, segments[-1], at, is_final)
+    return _Run(prepared, inputs, pack, segments, _contiguous(program.result(values)), at, is_final)
+
+
+def _run_segment(prepared: Prepared, segment: _Segment, at: Mapping[str, str], is_final: bool) -> None:
+    program, values, records = prepared.program, segment.values, []
+    needed = prepared.kept.union(at.values())
+    for step in segment.steps:
+        equation, rule = step.equation, step.rule
         if rule is None:
             program.store(equation, equation.evaluate(values), values)
-            continue
-        operation, tensors = bind(equation, values, program.active)
-        variables = [v for v in equation.reads if v.name in program.active]
-        with _Naming(rule, equation):
-            output, residuals = _checked_pair(rule.forward(operation, *tensors))
-            outputs = output if isinstance(output, (tuple, list)) else (output,)
-            _check_outputs(equation, outputs)
-        program.store(equation, outputs, values)
-        steps.append(_Step(equation, rule, operation, variables, residuals))
-    return _Run(program, inputs, pack, values, steps, program.result(values), wanted)
+        else:
+            tensors = [values[variable.name] for variable in step.inputs]
+            operation = (step.operation or _operation(program, step, values, hoists=False)).at(tensors)
+            operation.is_final = is_final
+            with _Naming(rule, equation):
+                output, residuals = checked_pair(rule.forward(operation, *tensors))
+                outputs = output if isinstance(output, (tuple, list)) else (output,)
+                _check_outputs(equation, outputs)
+            program.store(equation, outputs, values)
+            records.append(_Record(step, operation, residuals))
+        _forget(values, step, needed)
+    segment.records = records
 
 
-def _checked_pair(result) -> tuple:
+def _forget(values: dict[str, Any], step: Step, needed) -> None:
+    for name in step.dead:
+        if name not in needed:
+            values.pop(name, None)
+
+
+def _split(steps: Sequence[Step], checkpoint: int | None) -> list[Sequence[Step]]:
+    """Steps in segments whose results take about the same memory. Errors: `RuleError`."""
+    if checkpoint is None:
+        return [steps]
+    if isinstance(checkpoint, bool) or not isinstance(checkpoint, int) or checkpoint < 1:
+        raise RuleError(f"checkpoint must be a number of segments >= 1, but is {checkpoint!r}.")
+    sizes = [sum(_size(variable) for variable in step.equation.outputs) for step in steps]
+    parts: list[list[Step]] = [[] for _ in range(checkpoint)]
+    passed = 0
+    for step, size in zip(steps, sizes, strict=True):
+        parts[min(checkpoint - 1, passed * checkpoint // max(sum(sizes), 1))].append(step)
+        passed += size
+    return [part for part in parts if part] or [steps]
+
+
+def _size(variable: Variable) -> int:
+    size = 1
+    for n in variable.shape:
+        size *= n if isinstance(n, int) else 1
+    return size if variable.is_tensor else 0
+
+
+def _contiguous(tree):
+    """Results in the layout that they have without ours."""
+
+    def lay(leaf):
+        return leaf.contiguous() if isinstance(leaf, Tensor) and leaf.dim() == 4 else leaf
+
+    return optree.tree_map(lay, tree, namespace=NAMESPACE)
+
+
+def checked_pair(result) -> tuple:
     if not isinstance(result, tuple) or len(result) != 2:
         raise RuleError(f"forward must return (output, residuals), but returned {type(result).__name__}.")
     return result
@@ -173,29 +413,63 @@ def _output_named(program: Program, name: str) -> str:
     return equation.outputs[0].name
 
 
+def _check_ranges(prepared: Prepared, inputs: tuple) -> None:
+    """What was stated of the inputs, where it can be seen."""
+    if not prepared.ranges:
+        return
+    leaves = optree.tree_leaves(inputs, namespace=NAMESPACE)
+    for leaf, value in zip(prepared.program.input_leaves, leaves, strict=True):
+        if leaf.label in prepared.ranges and is_plain(value) and value.numel():
+            low, high = prepared.ranges[leaf.label]
+            smallest, largest = value.min().item(), value.max().item()
+            if smallest < low or largest > high:
+                raise InputError(
+                    f"input_range says that '{leaf.label}' lies in {low:g} to {high:g}, "
+                    f"but it goes from {smallest:g} to {largest:g}."
+                )
+
+
 # -- backwards --------------------------------------------------------------------------------------------------------
 
 
 def _backward(run: _Run, seed) -> tuple[Any, dict[str, Tensor]]:
-    program, values = run.program, run.values
+    program = run.prepared.program
     flows: dict[str, Flow] = {}
     inner: dict[str, Tensor] = {}
     for variable, relevance in zip(program.output_leaves, optree.tree_leaves(seed, namespace=NAMESPACE), strict=True):
         if isinstance(variable, Variable) and variable.name in program.active:
-            _add(flows, variable, Flow(relevance=relevance), values)
-    for step in reversed(run.steps):
-        _keep(run, step, flows, inner)
+            _add(flows, variable, Flow(relevance=relevance), run.segments[-1].values)
+    for segment in reversed(run.segments):
+        passed = segment
+        if segment.records is None:
+            passed = _Segment(segment.steps, dict(segment.values))
+            _run_segment(run.prepared, passed, run.at, is_final=True)
+        _retreat(run, passed, flows, inner, uses_up=run.is_final or passed is not segment)
+    inner = {name: _contiguous(inner[name]) for name in run.at}
+    return _input_relevance(run, flows), inner
+
+
+def _retreat(run: _Run, segment: _Segment, flows: dict[str, Flow], inner: dict[str, Tensor], uses_up: bool) -> None:
+    """Move what has arrived at a segment's end to its beginning."""
+    assert segment.records is not None
+    values, remaining = segment.values, segment.records if uses_up else list(segment.records)
+    while remaining:
+        step, operation, residuals = remaining.pop()
+        assert step.rule is not None
+        _keep(run, step, flows, inner, values)
         flow = _collect(step, flows, values)
+        if uses_up:
+            for variable in step.equation.outputs:
+                values.pop(variable.name, None)
         if flow is None:
             continue
         with _Naming(step.rule, step.equation):
-            moved = step.rule.backward(step.operation, step.residuals, flow)
+            moved = step.rule.backward(operation, residuals, flow)
+        del residuals
         who = f"{step.rule.label} at layer '{step.equation.name}'"
-        checked = _checked_flows(who, moved, [values[variable.name] for variable in step.inputs])
-        for variable, flow in zip(step.inputs, checked, strict=True):
+        for variable, flow in zip(step.inputs, checked_flows(who, moved, operation.shapes), strict=True):
             if flow is not None:
                 _add(flows, variable, flow, values)
-    return _input_relevance(run, flows), {name: inner[name] for name in run.at}
 
 
 def _add(flows: dict[str, Flow], variable: Variable, flow: Flow, values: Mapping[str, Any]) -> None:
@@ -210,7 +484,7 @@ def _add(flows: dict[str, Flow], variable: Variable, flow: Flow, values: Mapping
         flows[variable.name] = Flow(relevance=before.relevance(value) + flow.relevance(value))
 
 
-def _collect(step: _Step, flows: dict[str, Flow], values: Mapping[str, Any]) -> Flow | None:
+def _collect(step: Step, flows: dict[str, Flow], values: Mapping[str, Any]) -> Flow | None:
     """What has arrived at an equation's outputs as one flow, None if nothing has."""
     outputs = [variable for variable in step.equation.outputs if variable.is_floating]
     arrived = [flows.pop(variable.name, None) for variable in outputs]
@@ -226,160 +500,40 @@ def _collect(step: _Step, flows: dict[str, Flow], values: Mapping[str, Any]) -> 
     return Flow(relevance=tuple(parts))
 
 
-def _keep(run: _Run, step: _Step, flows: Mapping[str, Flow], inner: dict[str, Tensor]) -> None:
+def _keep(run: _Run, step: Step, flows: Mapping[str, Flow], inner: dict[str, Tensor], values) -> None:
     """Note the relevance of an output that `at` asks for, now that all its readers have sent theirs."""
     for name, variable in run.at.items():
         if any(variable == output.name for output in step.equation.outputs):
-            value = run.values[variable]
+            value = values[variable]
             flow = flows.get(variable)
             inner[name] = torch.zeros_like(value) if flow is None else flow.relevance(value)
 
 
-def _checked_flows(who: str, moved, inputs: Sequence[Tensor]) -> list[Flow | None]:
+def checked_flows(who: str, moved, shapes: Sequence[torch.Size]) -> list[Flow | None]:
     """What a rule's backward returned as one flow (or None) for each input, of its shape."""
     flows = list(moved) if isinstance(moved, (tuple, list)) else [moved]
-    if len(flows) != len(inputs):
-        raise RuleError(f"{who} must return {len(inputs)} flow(s), one per input, but returned {len(flows)}.")
-    for x, flow in zip(inputs, flows, strict=True):
+    if len(flows) != len(shapes):
+        raise RuleError(f"{who} must return {len(shapes)} flow(s), one per input, but returned {len(flows)}.")
+    for needed, flow in zip(shapes, flows, strict=True):
         if flow is None:
             continue
         if not isinstance(flow, Flow):
             kind = type(flow).__name__
             raise RuleError(f"{who} must return Flow(relevance=...) or Flow(coefficient=...), but returned {kind}.")
-        if flow.tensor.shape != x.shape:
-            needed, shape = tuple(x.shape), tuple(flow.tensor.shape)
-            raise RuleError(f"{who} must return the shape of its input, {needed}, but returned {shape}.")
+        if flow.shape != needed:
+            raise RuleError(
+                f"{who} must return the shape of its input, {tuple(needed)}, but returned {tuple(flow.shape)}."
+            )
     return flows
 
 
 def _input_relevance(run: _Run, flows: Mapping[str, Flow]):
     relevance = []
     leaves, structure = optree.tree_flatten(run.inputs, namespace=NAMESPACE)
-    for leaf, value in zip(run.program.input_leaves, leaves, strict=True):
+    for leaf, value in zip(run.prepared.program.input_leaves, leaves, strict=True):
         flow = flows.get(leaf.value.name) if isinstance(leaf.value, Variable) else None
         if flow is not None:
             relevance.append(flow.relevance(value))
         else:
             relevance.append(torch.zeros_like(value) if isinstance(value, Tensor) else value)
-    return run.pack(optree.tree_unflatten(structure, relevance))
-
-
-# -- custom VJPs ------------------------------------------------------------------------------------------------------
-
-
-def with_rules(fmodel: Program, rules: Entries, strict: bool = False) -> Callable:
-    """`g(params, *inputs)` with the value of `fmodel` and LRP as its vector-Jacobian product in the inputs.
-
-    Works under `torch.func.vjp`, `jacrev`, `vmap` and plain autograd; a cotangent is the relevance of the output.
-    Parameters get no relevance. The pullback runs the model a second time, under the rules; `vjp` does without.
-    """
-
-    def g(params, *inputs, **keywords):
-        both = (params, fmodel.collect(inputs, keywords))
-        fmodel.bind(*both)
-        leaves, structure = optree.tree_flatten(both, namespace=NAMESPACE)
-        is_tensor = [isinstance(leaf, Tensor) for leaf in leaves]
-
-        def restore(tensors):
-            filled = iter(tensors)
-            return optree.tree_unflatten(
-                structure, [next(filled) if t else leaf for t, leaf in zip(is_tensor, leaves, strict=True)]
-            )
-
-        def value(*tensors):
-            params, inputs = restore(tensors)
-            output = optree.tree_leaves(fmodel(params, *inputs), namespace=NAMESPACE)
-            # autograd takes no input for an output
-            return tuple(leaf.view_as(leaf) for leaf in output if isinstance(leaf, Tensor))
-
-        def pullback(tensors, relevances):
-            params, inputs = restore(tensors)
-            run = _forward(fmodel, params, inputs, rules, [], strict)
-            relevance, _ = _backward(run, _with_tensors(fmodel.output, relevances))
-            moved = [leaf for leaf in optree.tree_leaves(relevance, namespace=NAMESPACE) if isinstance(leaf, Tensor)]
-            none = [None] * (len(tensors) - len(moved))
-            return [*none, *(leaf if leaf.is_floating_point() else None for leaf in moved)]
-
-        results = _CustomVjp.apply(value, pullback, *(leaf for leaf in leaves if isinstance(leaf, Tensor)))
-        return _with_tensors(fmodel.output, results)
-
-    return g
-
-
-def _with_tensors(template, tensors: Sequence[Tensor]):
-    """An output's pytree with tensors in the place of its variables."""
-    filled = iter(tensors)
-    return optree.tree_map(lambda v: next(filled) if isinstance(v, Variable) else v, template, namespace=NAMESPACE)
-
-
-def custom_vjp(rule: Rule, function: Callable) -> Callable:
-    """A torch function with a rule as its vector-Jacobian product: `custom_vjp(epsilon(), F.conv2d)(x, weight, bias)`.
-
-    Relevance goes to the first argument; weight and bias, its second and third, are parameters. A function that
-    lrpfunc does not know counts as a layer if it takes a weight, and is moved by its own vector-Jacobian product.
-    Errors: `RuleError` where the rule cannot handle the function.
-    """
-    if not isinstance(rule, Rule):
-        raise RuleError(f"custom_vjp needs a rule such as rules.epsilon(), but got {type(rule).__name__}.")
-
-    def f(x, *arguments, **keywords):
-        arguments, keywords = _in_order(function, arguments, keywords)
-        fixed, structure = optree.tree_flatten((arguments, keywords), namespace=NAMESPACE)
-        is_tensor = [isinstance(leaf, Tensor) for leaf in fixed]
-
-        def operation(leaves) -> Operation:
-            rest = iter(leaves[1:])
-            filled = [next(rest) if t else leaf for t, leaf in zip(is_tensor, fixed, strict=True)]
-            arguments, keywords = optree.tree_unflatten(structure, filled)
-            return Operation(operator_name(function), function, [Slot(0), *arguments], keywords, [leaves[0]])
-
-        def value(*leaves):
-            return operation(leaves)(leaves[0])
-
-        def pullback(leaves, relevance):
-            bound = operation(leaves)
-            _, residuals = _checked_pair(rule.forward(bound, leaves[0]))
-            moved = rule.backward(bound, residuals, Flow(relevance=relevance[0]))
-            (flow,) = _checked_flows(f"{rule.label} of {bound.name}", moved, [leaves[0]])
-            share = torch.zeros_like(leaves[0]) if flow is None else flow.relevance(leaves[0])
-            return [share, *[None] * (len(leaves) - 1)]
-
-        return _CustomVjp.apply(value, pullback, x, *(leaf for leaf in fixed if isinstance(leaf, Tensor)))
-
-    return f
-
-
-def _in_order(function: Callable, arguments: tuple, keywords: dict) -> tuple[list, dict]:
-    """All arguments of a weighted torch function after the first, in the order that ATen and the table have."""
-    name = operator_name(function)
-    if OPERATORS.get(name, UNKNOWN).layout is None:
-        return list(arguments), keywords
-    packet = getattr(torch.ops.aten, name)
-    schema = getattr(packet, packet.overloads()[0])._schema
-    names = [argument.name for argument in schema.arguments]
-    given = {**dict(zip(names[1:], arguments, strict=False)), **keywords}
-    unknown = [key for key in given if key not in names]
-    if unknown or len(arguments) >= len(names):
-        raise RuleError(
-            f"{name} takes {', '.join(names)}, but was given {unknown or f'{len(arguments) + 1} arguments'}."
-        )
-    return [given.get(argument.name, argument.default_value) for argument in schema.arguments[1:]], {}
-
-
-class _CustomVjp(torch.autograd.Function):
-    """A pure function of tensors with its own pullback. Only inputs are saved, so any order of derivative is right."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(value, pullback, *tensors):
-        return value(*tensors)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        _, ctx.pullback, *tensors = inputs
-        ctx.save_for_backward(*tensors)
-
-    @staticmethod
-    def backward(ctx, *cotangents):
-        return None, None, *ctx.pullback(ctx.saved_tensors, cotangents)
+    return run.pack(_contiguous(optree.tree_unflatten(structure, relevance)))

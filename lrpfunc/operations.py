@@ -1,4 +1,4 @@
-"""What each operation is: its kind, its linear map and adjoint, its own functions; and the flow between operations.
+"""What each operation is: its kind, its linear map and adjoint, and functions that ATen does not have.
 
 The table `OPERATORS` is the one place that knows ATen. Whatever is not in it is of kind "other" and is moved by its
 vector-Jacobian product.
@@ -6,7 +6,8 @@ vector-Jacobian product.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,45 +17,7 @@ from torch import Tensor
 from lrpfunc.errors import RuleError
 from lrpfunc.program import Equation, Program, Variable, operator_name
 
-# -- flow -------------------------------------------------------------------------------------------------------------
-
-
-class Flow:
-    """What travels backwards on an edge with value v: a relevance R, or a coefficient c with R = v * c.
-
-    An equation with several outputs has a flow whose `tensor` is a tuple. Source: Montavon et al. 2019,
-    doi:10.1007/978-3-030-28954-6_10, who write R_j = a_j c_j.
-    """
-
-    __slots__ = ("is_relevance", "tensor")
-
-    def __init__(self, relevance: Tensor | tuple | None = None, coefficient: Tensor | tuple | None = None):
-        if (relevance is None) == (coefficient is None):
-            raise RuleError("a Flow is either a relevance or a coefficient: give exactly one.")
-        self.is_relevance = relevance is not None
-        self.tensor: Any = relevance if relevance is not None else coefficient
-
-    def relevance(self, value: Tensor) -> Tensor:
-        """R, by R = v * c."""
-        return self.tensor if self.is_relevance else value * self.tensor
-
-    def coefficient(self, value: Tensor, stabilize: Callable[[Tensor], Tensor]) -> Tensor:
-        """R / S(v). A coefficient c is v * c / S(v): bounded where v cancels to zero, and c itself where S(v) = v."""
-        if getattr(stabilize, "is_identity", False):
-            return _safe_divide(self.tensor, value) if self.is_relevance else self.tensor
-        stable = stabilize(value)
-        return self.tensor / stable if self.is_relevance else self.tensor * (value / stable)
-
-    def moved(self, tensor) -> Flow:
-        """The same form with another tensor."""
-        return Flow(relevance=tensor) if self.is_relevance else Flow(coefficient=tensor)
-
-
-def _safe_divide(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """Zero where the denominator is zero, with a derivative that is zero there as well."""
-    is_zero = denominator == 0
-    return torch.where(is_zero, 0.0, numerator / torch.where(is_zero, 1.0, denominator))
-
+aten = torch.ops.aten
 
 # -- functions that ATen does not have --------------------------------------------------------------------------------
 
@@ -176,16 +139,41 @@ class Operation:
 
     `operation(*inputs)` is its value. `adjoint(s)` is the transposed linear map, which needs no forward pass; it gives
     one tensor for one input and a tuple for several. `linear(weight, bias)` is the same map with other parameters.
+
+    What is known of its place in the program: `is_nonnegative`, no input is ever below zero; `is_rectified`, the output
+    goes to a ReLU and nowhere else, so that a coefficient comes back as a rectified flow; `is_final`, relevance comes
+    back but once, so that residuals may be written over; `sample_shape`, the shape of the first input without its first
+    dimension.
     """
 
-    def __init__(self, name: str, function: Callable, arguments: Sequence, keywords: dict, likes: Sequence[Tensor]):
+    def __init__(
+        self, name: str, function: Callable, arguments: Sequence, keywords: dict, likes: Sequence[Tensor] = ()
+    ):
         self.name = name
         self.function = function
         self.arguments = arguments
         self.keywords = keywords
         self.operator = OPERATORS.get(operator_name(function), UNKNOWN)
+        self.is_nonnegative = self.is_rectified = self.is_final = False
+        self.constants: dict[Callable, Any] = {}
+        self._take(likes)
+
+    def at(self, inputs: Sequence[Tensor]) -> Operation:
+        """The operation at inputs of these shapes."""
+        other = self.copy()
+        other._take(inputs)
+        return other
+
+    def _take(self, likes: Sequence[Tensor]) -> None:
         self.shapes = [like.shape for like in likes]
-        self.dtypes, self.device = [like.dtype for like in likes], likes[0].device
+        self.dtypes = [like.dtype for like in likes]
+        self.device = likes[0].device if likes else None
+        self.sample_shape: Sequence = self.shapes[0][1:] if likes else ()
+
+    def copy(self, **changes) -> Operation:
+        other = object.__new__(Operation)
+        other.__dict__.update(self.__dict__, **changes)
+        return other
 
     def __call__(self, *inputs: Tensor):
         return self.function(*_fill(self.arguments, inputs), **self.keywords)
@@ -193,6 +181,10 @@ class Operation:
     @property
     def description(self) -> str:
         return f"'{self.name}' ({operator_name(self.function)})"
+
+    def hoisted(self, make: Callable[[Operation], Any]):
+        """`make(self)`, which depends on parameters only: made beforehand if the explanation was prepared."""
+        return self.constants[make] if make in self.constants else make(self)
 
     # -- parameters
 
@@ -222,16 +214,24 @@ class Operation:
         if layout.bias is not None and layout.bias < len(arguments):
             is_needed = layout.bias == 0  # addmm and its like cannot do without
             arguments[layout.bias] = weight.new_zeros(()) if bias is None and is_needed else bias
-        return self._with(arguments)
+        return self.copy(arguments=arguments)
 
     def without_bias(self) -> Operation:
         return self.linear(self.weight) if self.bias is not None else self
 
-    def _with(self, arguments: Sequence) -> Operation:
-        other = object.__new__(Operation)
-        other.__dict__.update(self.__dict__)
-        other.arguments = arguments
-        return other
+    def offset(self, bias: Tensor | None, epsilon: float) -> Tensor | None:
+        """A bias that adds epsilon to every output as well; None where the operation has no bias per output."""
+        position = self.layout.bias
+        if self.operator.outputs is None or position is None or position >= len(self.arguments):
+            return None
+        return self.weight.new_full((self.operator.outputs(self),), epsilon) if bias is None else bias + epsilon
+
+    @property
+    def has_samples(self) -> bool:
+        """Whether its first dimension counts samples, all of which it treats alike."""
+        if self.operator.kind == CONVOLUTION:
+            return len(self.sample_shape) == self.weight.dim() - 1
+        return operator_name(self.function) == "linear" and len(self.sample_shape) > 0
 
     # -- adjoints
 
@@ -255,6 +255,19 @@ class Operation:
         if isinstance(moved, tuple):
             return tuple(tensor.to(dtype) for tensor, dtype in zip(moved, self.dtypes, strict=True))
         return moved.to(self.dtypes[0])
+
+    def remembering(self, *inputs: Tensor) -> tuple[Any, Any]:
+        """The value, and what `recall` needs to move a flow back without another forward pass."""
+        remember = self.operator.remember
+        remembered = remember(self, *inputs) if remember is not None else None
+        return remembered if remembered is not None else (self(*inputs), None)
+
+    def recall(self, memory, inputs: Sequence[Tensor], s):
+        """The vector-Jacobian product at `inputs`, with what `remembering` returned there."""
+        if memory is None:
+            return self.vjp(inputs, s)
+        assert self.operator.recall is not None
+        return self.operator.recall(self, memory, s)
 
     def vjp(self, inputs: Sequence[Tensor], s):
         """The vector-Jacobian product at `inputs`: one tensor for one input, a tuple for several."""
@@ -281,23 +294,20 @@ def _weight_position(layout: Layout, arguments: Sequence) -> int:
     return layout.weight - 1 if isinstance(arguments[layout.weight], Slot) else layout.weight
 
 
-def bind(equation: Equation, values: dict[str, Any], active: Collection[str]) -> tuple[Operation, list[Tensor]]:
-    """The operation of an equation and its active inputs, in the order of its arguments."""
-    inputs: list[Tensor] = []
+def bind(equation: Equation, values: Mapping[str, Any], active: Collection[str]) -> Operation:
+    """The operation of an equation, with everything bound but its active inputs, which need no values yet."""
+    positions = itertools.count()
 
     def fill(template):
         if isinstance(template, Variable):
-            if template.name not in active:
-                return values[template.name]
-            inputs.append(values[template.name])
-            return Slot(len(inputs) - 1)
+            return Slot(next(positions)) if template.name in active else values[template.name]
         if isinstance(template, (list, tuple)):
             return type(template)([fill(item) for item in template])
         return template
 
     arguments = [fill(argument) for argument in equation.arguments]
     keywords = {name: fill(argument) for name, argument in equation.keywords.items()}
-    return Operation(equation.name, equation.function, arguments, keywords, inputs), inputs
+    return Operation(equation.name, equation.function, arguments, keywords)
 
 
 def _fill(template, inputs: Sequence[Tensor]):
@@ -335,8 +345,10 @@ class Layout(NamedTuple):
 class Operator(NamedTuple):
     """A row of the table: what is known of an operation, whatever its arguments.
 
-    `kind` holds with one active input, `joint` with several; `layout` is for operations with parameters. `ratio` is
-    f(x) / x of an activation, with f'(0) at 0; `is_gate` marks activations that scale a signal.
+    `kind` holds with one active input, `joint` with several; `layout` is for operations with parameters, `outputs`
+    counts the outputs of a layer that have a bias each. `ratio` is f(x) / x of an activation, with f'(0) at 0;
+    `is_gate` marks activations that scale a signal, `rectifies` the ReLU. `remember` and `recall` are for what is
+    linear around its input and can say at which entries, as maximum pooling can.
     """
 
     kind: str
@@ -346,6 +358,10 @@ class Operator(NamedTuple):
     adjoint: Callable[[Operation, Tensor], Any] | None = None
     ratio: Callable[..., Tensor] | None = None
     is_gate: bool = False
+    rectifies: bool = False
+    outputs: Callable[[Operation], int] | None = None
+    remember: Callable[..., tuple[Tensor, Any] | None] | None = None
+    recall: Callable[[Operation, Any, Tensor], Tensor] | None = None
 
 
 CONVOLUTION, DENSE, BATCH_NORM, ACTIVATION, AFFINE, SUM = (
@@ -499,6 +515,20 @@ def _add_adjoint(operation: Operation, s: Tensor):
     return moved if len(moved) > 1 else moved[0]
 
 
+# -- maximum pooling, by its indices -----------------------------------------------------------------------------------
+
+
+def _max_pool2d(operation: Operation, x: Tensor) -> tuple[Tensor, Any] | None:
+    output, indices = aten.max_pool2d_with_indices(x, *operation.arguments[1:])
+    return output, (x, indices)
+
+
+def _max_pool2d_recall(operation: Operation, memory, s: Tensor) -> Tensor:
+    x, indices = memory
+    settings = (*operation.arguments[1:], *((), 0, 1, False)[len(operation.arguments) - 2 :])
+    return aten.max_pool2d_with_indices_backward(s, x, *settings, indices)
+
+
 # -- f(x) / x of the activations --------------------------------------------------------------------------------------
 
 
@@ -508,10 +538,6 @@ def _tanh_ratio(x: Tensor) -> Tensor:
     return torch.where(is_zero, 1.0, torch.tanh(divisor) / divisor)
 
 
-def _relu_ratio(x: Tensor) -> Tensor:
-    return (x > 0).to(x.dtype)
-
-
 # -- the table --------------------------------------------------------------------------------------------------------
 
 
@@ -519,15 +545,30 @@ def _rows(names: str, operator: Operator) -> dict[str, Operator]:
     return dict.fromkeys(names.split(), operator)
 
 
+def _rows_of_weight(operation: Operation) -> int:
+    return operation.weight.shape[0]
+
+
+def _transposed_channels(operation: Operation) -> int:
+    return operation.weight.shape[1] * operation.arguments[GROUPS]
+
+
 UNKNOWN = Operator(OTHER)
+GROUPS = 6  # the position of the number of groups among the arguments of a convolution, transposed or not
+CONVOLVE = Operator(
+    CONVOLUTION, BILINEAR, Layout(0, 1, 2, 0), adjoint=_convolution_adjoint, outputs=_rows_of_weight
+)  # fmt: skip
+TRANSPOSED = Operator(
+    CONVOLUTION, BILINEAR, Layout(0, 1, 2), adjoint=_transposed_adjoint, outputs=_transposed_channels
+)  # fmt: skip
 
 OPERATORS: dict[str, Operator] = {
-    **_rows("conv1d conv2d conv3d conv1d_bias_map conv2d_bias_map conv3d_bias_map",
-            Operator(CONVOLUTION, BILINEAR, Layout(0, 1, 2, 0), adjoint=_convolution_adjoint)),
-    **_rows("conv_transpose1d conv_transpose2d conv_transpose3d "
-            "conv_transpose1d_bias_map conv_transpose2d_bias_map conv_transpose3d_bias_map",
-            Operator(CONVOLUTION, BILINEAR, Layout(0, 1, 2), adjoint=_transposed_adjoint)),
-    "linear": Operator(DENSE, BILINEAR, Layout(0, 1, 2, 0), adjoint=_linear_adjoint),
+    **_rows("conv1d conv2d conv3d", CONVOLVE),
+    **_rows("conv1d_bias_map conv2d_bias_map conv3d_bias_map", CONVOLVE._replace(outputs=None)),
+    **_rows("conv_transpose1d conv_transpose2d conv_transpose3d", TRANSPOSED),
+    **_rows("conv_transpose1d_bias_map conv_transpose2d_bias_map conv_transpose3d_bias_map",
+            TRANSPOSED._replace(outputs=None)),
+    "linear": Operator(DENSE, BILINEAR, Layout(0, 1, 2, 0), adjoint=_linear_adjoint, outputs=_rows_of_weight),
     "addmm": Operator(DENSE, BILINEAR, Layout(1, 2, 0, 1), adjoint=_addmm_adjoint),
     **_rows("mm bmm", Operator(DENSE, BILINEAR, Layout(None, 1), adjoint=_mm_adjoint)),
     **_rows("matmul linalg_matmul mv dot inner", Operator(DENSE, BILINEAR, Layout(None, 1))),
@@ -535,7 +576,7 @@ OPERATORS: dict[str, Operator] = {
     "einsum": Operator(DENSE, BILINEAR, Layout(None, 2)),
     **_rows("baddbmm addbmm", Operator(DENSE, BILINEAR, Layout(1, 2, 0))),
     **_rows("batch_norm frozen_batch_norm", Operator(BATCH_NORM)),
-    "relu": Operator(ACTIVATION, ratio=_relu_ratio),
+    "relu": Operator(ACTIVATION, rectifies=True),
     "silu": Operator(ACTIVATION, ratio=torch.sigmoid),
     "tanh": Operator(ACTIVATION, ratio=_tanh_ratio, is_gate=True),
     "hardswish": Operator(ACTIVATION, ratio=F.hardsigmoid),
@@ -553,7 +594,8 @@ OPERATORS: dict[str, Operator] = {
             "_upsample_nearest_exact2d _upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d "
             "_upsample_bilinear2d_aa upsample_bicubic2d _upsample_bicubic2d_aa upsample_trilinear3d",
             Operator(AVERAGE_POOL, is_linear=True)),
-    **_rows("max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices "
+    "max_pool2d": Operator(MAX_POOL, remember=_max_pool2d, recall=_max_pool2d_recall),
+    **_rows("max_pool1d max_pool3d max_pool1d_with_indices max_pool2d_with_indices "
             "max_pool3d_with_indices adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d max amax min amin "
             "maximum minimum topk sort kthvalue median", Operator(MAX_POOL, MAX_POOL)),
     "erf": Operator(OTHER, is_gate=True),

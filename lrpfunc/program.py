@@ -94,7 +94,8 @@ class Program:
 
     Equations come in an order in which they can be evaluated. `parameters` maps the leaf names of the parameter pytree,
     in flattening order, to variables, and `parameter_paths` has the same leaves' paths. `output` is the output's pytree
-    with variables for tensors. `active` holds the names of the floating-point variables that depend on an input.
+    with variables for tensors. `active` holds the names of the floating-point variables that depend on an input,
+    `last_reads` for each equation the results that nobody reads after it.
     `notes` has, by name, what became of equations that a pass took away, and where.
     """
 
@@ -110,11 +111,13 @@ class Program:
     active: frozenset[str] = field(init=False)
     producers: Mapping[str, Equation] = field(init=False)
     output_leaves: tuple = field(init=False)
+    last_reads: tuple[tuple[str, ...], ...] = field(init=False)
 
     def __post_init__(self):
         object.__setattr__(self, "producers", {v.name: e for e in self.equations for v in e.outputs})
         object.__setattr__(self, "active", _active(self))
         object.__setattr__(self, "output_leaves", tuple(optree.tree_leaves(self.output, namespace=NAMESPACE)))
+        object.__setattr__(self, "last_reads", _last_reads(self))
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
 
@@ -124,8 +127,10 @@ class Program:
         Errors: `ParameterError`, `InputError` where what is given does not fit what was traced.
         """
         values = self.bind(params, self.collect(inputs, keywords))
-        for equation in self.equations:
+        for equation, dead in zip(self.equations, self.last_reads, strict=True):
             self.store(equation, equation.evaluate(values), values)
+            for name in dead:
+                del values[name]
         return self.result(values)
 
     def collect(self, inputs: Sequence, keywords: Mapping[str, Any]) -> tuple:
@@ -146,16 +151,30 @@ class Program:
 
     def bind(self, params, inputs: tuple) -> dict[str, Any]:
         """The first values of an evaluation, checked: parameters, inputs, and the call's device and dtype."""
+        return self.bind_inputs(inputs, self.bind_params(params))
+
+    def bind_params(self, params) -> dict[str, Any]:
+        """The values of the parameters, checked, and the call's device and dtype if they rule them."""
         names = (variable.name for variable in self.parameters.values())
         values: dict[str, Any] = dict(zip(names, self.flatten_params(params), strict=True))
+        self._bind_place(values)
+        return values
+
+    def bind_inputs(self, inputs: tuple, values: dict[str, Any]) -> dict[str, Any]:
+        """Add the values of the inputs, checked, and the call's device and dtype."""
         leaves = self.flatten_inputs(inputs)
         for leaf, value in zip(self.input_leaves, leaves, strict=True):
             if isinstance(leaf.value, Variable):
                 values[leaf.value.name] = value
-        reference = values[self.reference.name] if self.reference is not None else torch.empty(())
-        values[DEVICE], values[DTYPE] = reference.device, reference.dtype
+        self._bind_place(values)
         self._check_inputs(leaves, values)
         return values
+
+    def _bind_place(self, values: dict[str, Any]) -> None:
+        if self.reference is None:
+            values[DEVICE], values[DTYPE] = torch.empty(()).device, torch.get_default_dtype()
+        elif self.reference.name in values:
+            values[DEVICE], values[DTYPE] = values[self.reference.name].device, values[self.reference.name].dtype
 
     def store(self, equation: Equation, results: Sequence, values: dict[str, Any]) -> None:
         for variable, result in zip(equation.outputs, results, strict=True):
@@ -346,6 +365,17 @@ def _active(program: Program) -> frozenset[str]:
         if equation.operator not in CONSTANT and any(variable.name in active for variable in equation.reads):
             active.update(variable.name for variable in equation.outputs if variable.is_floating)
     return frozenset(active)
+
+
+def _last_reads(program: Program) -> tuple[tuple[str, ...], ...]:
+    needed = {variable.name for variable in program.output_leaves if isinstance(variable, Variable)}
+    results = {variable.name for equation in program.equations for variable in equation.outputs}
+    last_reads = []
+    for equation in reversed(program.equations):
+        names = dict.fromkeys(variable.name for variable in (*equation.outputs, *equation.reads))
+        last_reads.append(tuple(name for name in names if name in results and name not in needed))
+        needed.update(names)
+    return tuple(reversed(last_reads))
 
 
 def _structure_difference(expected: list[str], given: list[str]) -> str:

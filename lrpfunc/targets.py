@@ -35,6 +35,18 @@ def seed(output: Any, target: Target) -> Any:
     return optree.tree_unflatten(structure, seeds)
 
 
+def seeds(output: Any, several: Sequence[Target] | Tensor) -> Any:
+    """The seeds of several targets, stacked along a new first dimension. Errors: `TargetError`."""
+    listed = list(several) if isinstance(several, (Sequence, Tensor)) and not isinstance(several, str) else []
+    if not listed:
+        raise TargetError(f"targets must be a sequence of at least one target or an index tensor, but is {several!r}.")
+    return optree.tree_map(_stack, *(seed(output, target) for target in listed), namespace=NAMESPACE)
+
+
+def _stack(*leaves):
+    return torch.stack(leaves) if isinstance(leaves[0], Tensor) else leaves[0]
+
+
 def _explained(leaves: list) -> int:
     floating = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
     if len(floating) != 1:

@@ -195,10 +195,11 @@ def _varies(leaf) -> bool:
 
 def _checked_names(own, leaves: Sequence) -> list[str]:
     names = leaf_names(own)
+    counts = Counter(names)
     for name, leaf in zip(names, leaves, strict=True):
         if not isinstance(leaf, Tensor):
             raise TraceError(f"leaf '{name}' of params must be a tensor, but is {type(leaf).__name__}.")
-        if names.count(name) > 1:
+        if counts[name] > 1:
             raise TraceError(f"two leaves of params are called '{name}': a dot also joins nested names. Rename one.")
     return names
 

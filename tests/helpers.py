@@ -27,6 +27,7 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
 
 def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
     """The largest elementwise difference in units of the largest expected magnitude."""
+    got, expected = got.double(), expected.double()
     return ((got - expected).abs().max() / expected.abs().max().clamp(min=1e-300)).item()
 
 

@@ -359,10 +359,11 @@ def test_an_ambiguous_box_is_refused(bound):
 
 @pytest.mark.parametrize("shape", [(), (3, 1, 1), (3, 6, 6), (1, 3, 1, 1), (2, 3, 6, 6)])
 def test_a_box_broadcasts_to_one_sample_or_the_batch(shape):
-    x = torch.randn(2, 3, 6, 6)
-    fmodel, params = lrpfunc.functionalize(nn.Conv2d(3, 4, 3), x)
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    fmodel, params = lrpfunc.functionalize(nn.Conv2d(3, 4, 3).double(), x)
     got = lrpfunc.attribute(fmodel, params, x, rules.zbox(torch.full(shape, -3.0), 3.0), target=(0, 0, 0))
-    assert torch.equal(got, lrpfunc.attribute(fmodel, params, x, rules.zbox(-3.0, 3.0), target=(0, 0, 0)))
+    expected = lrpfunc.attribute(fmodel, params, x, rules.zbox(-3.0, 3.0), target=(0, 0, 0))
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
 
 
 def broken(backward):

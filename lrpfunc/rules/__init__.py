@@ -2,7 +2,8 @@
 
 from lrpfunc.rules.elementwise import affine, gate, halve, relu_beta_smooth, relu_deconvnet, relu_guided_backprop
 from lrpfunc.rules.linear import alpha_beta, epsilon, flat, gamma, norm, wsquare, zbox, zplus
-from lrpfunc.rules.rule import Rule, Stabilizer, gradient, input_times_gradient, pass_through, stabilizer
+from lrpfunc.rules.rule import Rule, gradient, input_times_gradient, pass_through
+from lrpfunc.stabilizers import Stabilizer, stabilizer
 
 __all__ = [
     "Rule",

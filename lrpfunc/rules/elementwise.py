@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 
 from lrpfunc.errors import RuleError
-from lrpfunc.operations import PRODUCT, Flow
-from lrpfunc.rules.rule import Rule, number
+from lrpfunc.flows import Flow
+from lrpfunc.operations import PRODUCT
+from lrpfunc.rules.rule import Rule
+from lrpfunc.stabilizers import number
 
 
 def relu_deconvnet() -> Rule:

@@ -1,7 +1,9 @@
 """The rules of linear equations: how a layer's relevance is shared among its inputs.
 
-Notation: x input, W weight, b bias, z = W x + b, R relevance of the output, S stabilizer, + and - clamp at 0, and ^T is
-the adjoint in x. Rules that multiply by their input hand back coefficients.
+Notation: x input, W weight, b bias, z = W x + b, R relevance of the output, S stabilizer, + and - clamp at 0, ^T is the
+adjoint in x. Rules that multiply by their input hand back coefficients. What depends on parameters only is made by
+functions of its own, which `prepare` calls once. Where an input is never below zero its negative part is left out; where
+the output goes to a ReLU alone, the flow that comes back brings relu(z), and z itself is not kept.
 """
 
 from __future__ import annotations
@@ -9,15 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from numbers import Real
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lrpfunc.errors import RuleError
-from lrpfunc.operations import CONVOLUTION, DENSE, Flow, Operation
-from lrpfunc.rules.rule import Rule, StabilizerLike, as_coefficients, number, share, stabilizer
-
-Parameters = tuple[Tensor, Tensor | None]
+from lrpfunc.flows import Flow
+from lrpfunc.operations import CONVOLUTION, DENSE, GROUPS, Operation
+from lrpfunc.rules.rule import Rule, as_coefficients
+from lrpfunc.stabilizers import Stabilizer, StabilizerLike, add, divide, multiply, number, stabilizer
 
 
 def _label(name: str, *values, zero_bias: bool = False) -> str:
@@ -31,6 +35,16 @@ def _bias(operation: Operation, zero_bias: bool) -> Tensor | None:
 
 def _map(function: Callable[[Tensor], Tensor], tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else function(tensor)
+
+
+def _weighted(operation: Operation, inputs: Sequence[Tensor]) -> Tensor:
+    """The only input of an equation with a weight."""
+    if not operation.is_weighted or len(inputs) != 1:
+        raise RuleError(f"{operation.description} has no weight, but the rule needs a weighted equation.")
+    return inputs[0]
+
+
+# -- sharing by contribution ------------------------------------------------------------------------------------------
 
 
 def epsilon(epsilon: StabilizerLike = 1e-6, zero_bias: bool = False) -> Rule:
@@ -51,18 +65,69 @@ def norm(stabilizer: StabilizerLike = 1e-6) -> Rule:
     return Rule(_label("norm", stabilize.label), forward, backward)
 
 
-def _proportional(stabilize, zero_bias: bool):
+def _proportional(stabilize: Stabilizer, zero_bias: bool):
     def forward(operation, *inputs):
         output = operation(*inputs)
         if zero_bias and operation.bias is not None:
-            return output, (output, operation.without_bias()(*inputs))
-        return output, (output, output)
+            return output, (output, operation.without_bias()(*inputs), ())
+        return output, (_kept(operation, output, stabilize), None, inputs)
 
     def backward(operation, residuals, flow):
-        output, z = residuals
-        return as_coefficients(operation.adjoint(share(flow, output, z, stabilize)))
+        output, without_bias, inputs = residuals
+        if without_bias is not None:
+            return as_coefficients(operation.adjoint(stabilize.quotient(flow.relevance(output), without_bias)))
+        if output is None and flow.rectified is None:  # a rule of the user's own stood at the ReLU
+            output = operation(*inputs)
+        return as_coefficients(operation.adjoint(flow.coefficient(output, stabilize)))
 
     return forward, backward
+
+
+def _kept(operation: Operation, output: Tensor, stabilize: Stabilizer) -> Tensor | None:
+    """The output as a residual, None where the flow will bring relu(output), which is all that is needed of it."""
+    return None if operation.is_rectified and stabilize.epsilon is not None else output
+
+
+# -- sharing by sign --------------------------------------------------------------------------------------------------
+
+
+class _Terms(NamedTuple):
+    """Parameters of a stabilized denominator. `rest`: what is left to add, where there is no bias to hold epsilon."""
+
+    weight: Tensor
+    bias: Tensor | None
+    rest: float
+
+
+def _terms(operation: Operation, weight: Tensor, bias: Tensor | None, stabilize: Stabilizer, sign: int = 1) -> _Terms:
+    """Parameters of S(d), where d has the given sign: S(d) = d + sign epsilon, which the bias can hold."""
+    if stabilize.epsilon is None or stabilize.is_identity:
+        return _Terms(weight, bias, 0.0)
+    size = sign * stabilize.threshold(weight.dtype)
+    shifted = operation.offset(bias, size)
+    return _Terms(weight, bias, size) if shifted is None else _Terms(weight, shifted, 0.0)
+
+
+def _denominator(operation: Operation, x: Tensor, own: _Terms, other: Tensor, stabilize: Stabilizer) -> Tensor:
+    """S(own(x+) + other(x-)), with own's bias; d itself where S(d) = d."""
+    first = operation.linear(own.weight, own.bias)
+    positive = first(x if operation.is_nonnegative else x.clamp(min=0))
+    d = positive if operation.is_nonnegative else add(positive, operation.linear(other)(x.clamp(max=0)))
+    if own.rest:
+        d = d + own.rest
+    return stabilize(d) if stabilize.epsilon is None else d
+
+
+def _share(operation: Operation, flow: Flow, output: Tensor | None, stable: Tensor, stabilize: Stabilizer) -> Tensor:
+    """R / S(d)."""
+    if stabilize.is_identity:
+        return stabilize.quotient(flow.relevance(output), stable)
+    return flow.over(stable, output, is_spare=operation.is_final)
+
+
+def _by_sign(x: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    """`negative` where x < 0, else `positive`; torch.where takes several times as long on a CPU."""
+    return torch.lerp(positive, negative, (x < 0).to(positive.dtype))
 
 
 def zplus(stabilizer: StabilizerLike = 1e-6, zero_bias: bool = False) -> Rule:
@@ -87,27 +152,40 @@ def alpha_beta(
         raise RuleError(f"alpha_beta needs alpha - beta = 1 and both >= 0, but got alpha = {alpha:g}, beta = {beta:g}.")
     stabilize = _stabilizer(stabilizer)
 
-    def split(operation) -> tuple[Parameters, Parameters]:
+    def terms(operation) -> tuple[_Terms, _Terms]:
         weight, bias = operation.weight, _bias(operation, zero_bias)
         positive = weight.clamp(min=0), _map(lambda b: b.clamp(min=0), bias)
-        return positive, (weight.clamp(max=0), _map(lambda b: b.clamp(max=0), bias))
+        negative = weight.clamp(max=0), _map(lambda b: b.clamp(max=0), bias)
+        return _terms(operation, *positive, stabilize), _terms(operation, *negative, stabilize, sign=-1)
 
     def forward(operation, *inputs):
         x = _weighted(operation, inputs)
-        positive, negative = split(operation)
-        output = operation(x)
-        first = _contributions(operation, x, positive, negative)
-        second = _contributions(operation, x, negative, positive) if beta else None
-        return output, (x, output, first, second)
+        positive, negative = operation.hoisted(terms)
+        first = _denominator(operation, x, positive, negative.weight, stabilize)
+        second = _denominator(operation, x, negative, positive.weight, stabilize) if beta else None
+        has_all_terms = stabilize.epsilon is not None and not (zero_bias and operation.bias is not None)
+        output = first + second if second is not None and has_all_terms else operation(x)
+        return output, (x, None if operation.is_rectified else output, first, second)
 
     def backward(operation, residuals, flow):
         x, output, first, second = residuals
-        positive, negative = split(operation)
-        s_first = alpha * share(flow, output, first, stabilize)
-        s_second = None if second is None else -beta * share(flow, output, second, stabilize)
-        return _signed_adjoint(operation, x, positive[0], negative[0], s_first, s_second)
+        positive, negative = (operation.linear(side.weight) for side in operation.hoisted(terms))
+        if output is None and not (flow.is_relevance or flow.rectified is not None):
+            output = operation(x)
+        s_first = _share(operation, flow, output, first, stabilize)
+        s_second = None if second is None else _share(operation, flow, output, second, stabilize)
+        moved = _combined(positive, negative, s_first, s_second, beta)
+        if operation.is_nonnegative:
+            return Flow(coefficient=moved)
+        return Flow(coefficient=_by_sign(x, moved, _combined(negative, positive, s_first, s_second, beta)))
 
-    return Rule(_label("alpha_beta", alpha, beta, zero_bias=zero_bias), forward, backward)
+    return Rule(_label("alpha_beta", alpha, beta, zero_bias=zero_bias), forward, backward, (terms,))
+
+
+def _combined(own: Operation, other: Operation, s_own: Tensor, s_other: Tensor | None, beta: float) -> Tensor:
+    """alpha own^T s_own - beta other^T s_other, with alpha = 1 + beta."""
+    moved = own.adjoint(s_own)
+    return moved if s_other is None else torch.lerp(moved, other.adjoint(s_other), -beta)
 
 
 def gamma(gamma: float = 0.25, stabilizer: StabilizerLike = 1e-6, zero_bias: bool = False) -> Rule:
@@ -118,8 +196,61 @@ def gamma(gamma: float = 0.25, stabilizer: StabilizerLike = 1e-6, zero_bias: boo
     """
     gamma = number("gamma", gamma)
     stabilize = _stabilizer(stabilizer)
+    label = _label("gamma", gamma, zero_bias=zero_bias)
+    has_closed_form = stabilize.epsilon and not zero_bias
+    return Rule(label, *(_favoured(gamma, stabilize) if has_closed_form else _mirrored(gamma, stabilize, zero_bias)))
 
-    def favour(operation) -> tuple[Parameters, Parameters]:
+
+def _favoured(gamma: float, stabilize: Stabilizer):
+    """gamma in closed form: two adjoints, one if only z > 0 has relevance and no input is negative.
+
+    With P = W+ x+ + W- x- + b+, d = z + gamma P for z > 0 and z + gamma (z - P) for z < 0, so that for both
+    |d| = |z| + gamma relu(-z) + gamma P. With s = R / S(d), and since W+ - W- = |W|, the coefficients are
+    (1 + gamma / 2) W^T s + sign(x) (gamma / 2) |W|^T (sign(z) s).
+    """
+
+    def favoured(operation) -> tuple[_Terms, Tensor]:
+        weight, bias = operation.weight, _map(lambda b: gamma * b.clamp(min=0), operation.bias)
+        return _terms(operation, gamma * weight.clamp(min=0), bias, stabilize), gamma * weight.clamp(max=0)
+
+    def risen(operation) -> Tensor:
+        return operation.weight + gamma * operation.weight.clamp(min=0)
+
+    def even_and_odd(operation) -> tuple[Tensor, Tensor]:
+        return (1 + gamma / 2) * operation.weight, (gamma / 2) * operation.weight.abs()
+
+    def forward(operation, *inputs):
+        x = _weighted(operation, inputs)
+        favour = _denominator(operation, x, *operation.hoisted(favoured), stabilize)
+        output = operation(x)
+        return output, (x, _kept(operation, output, stabilize), favour)
+
+    def backward(operation, residuals, flow):
+        x, z, favour = residuals
+        if flow.rectified is not None:  # relevance only where z > 0, where z = relu(z)
+            size = (add if operation.is_final else torch.add)(favour, flow.rectified)
+            s = signed = flow.over(size, None, is_spare=True)
+            if operation.is_nonnegative:
+                return Flow(coefficient=operation.linear(operation.hoisted(risen)).adjoint(s))
+        else:
+            z = operation(x) if z is None else z  # not kept, but a rule of the user's own stood at the ReLU
+            size = add(F.leaky_relu(z, -(1 + gamma)), favour)
+            share = flow.tensor / size if flow.is_relevance else multiply(divide(z.abs(), size), flow.tensor)
+            sign = z.sign()
+            s, signed = (share * sign, share) if flow.is_relevance else (share, multiply(sign, share))
+        both = zip(operation.hoisted(even_and_odd), (s, signed), strict=True)
+        even, odd = (operation.linear(weight).adjoint(part) for weight, part in both)
+        if not operation.is_nonnegative:
+            odd = multiply(odd, torch.copysign(torch.ones_like(x), x))
+        return Flow(coefficient=add(even, odd))
+
+    return forward, backward, (favoured, risen, even_and_odd)
+
+
+def _mirrored(gamma: float, stabilize: Stabilizer, zero_bias: bool):
+    """gamma as it is written, for denominators that the closed form does not have."""
+
+    def mirrored(operation):
         weight, bias = operation.weight, _bias(operation, zero_bias)
 
         def up(p: Tensor) -> Tensor:
@@ -132,32 +263,26 @@ def gamma(gamma: float = 0.25, stabilizer: StabilizerLike = 1e-6, zero_bias: boo
 
     def forward(operation, *inputs):
         x = _weighted(operation, inputs)
-        up, down = favour(operation)
+        up, down = operation.hoisted(mirrored)
+        x_up, x_down = x.clamp(min=0), x.clamp(max=0)
+        rising = operation.linear(*up)(x_up) + operation.linear(down[0])(x_down)
+        falling = operation.linear(*down)(x_up) + operation.linear(up[0])(x_down)
         output = operation(x)
-        return output, (x, output, _contributions(operation, x, up, down), _contributions(operation, x, down, up))
+        return output, (x, output, rising, falling)
 
     def backward(operation, residuals, flow):
         x, output, rising, falling = residuals
-        up, down = favour(operation)
-        s_up = torch.where(output > 0, share(flow, output, rising, stabilize), 0.0)
-        s_down = torch.where(output < 0, share(flow, output, falling, stabilize), 0.0)
-        return _signed_adjoint(operation, x, up[0], down[0], s_up, s_down)
+        (up, _), (down, _) = operation.hoisted(mirrored)
+        first, second, relevance = operation.linear(up), operation.linear(down), flow.relevance(output)
+        s_up = torch.where(output > 0, stabilize.quotient(relevance, rising), 0.0)
+        s_down = torch.where(output < 0, stabilize.quotient(relevance, falling), 0.0)
+        positive = first.adjoint(s_up) + second.adjoint(s_down)
+        return Flow(coefficient=_by_sign(x, positive, second.adjoint(s_up) + first.adjoint(s_down)))
 
-    return Rule(_label("gamma", gamma, zero_bias=zero_bias), forward, backward)
-
-
-def _contributions(operation: Operation, x: Tensor, own: Parameters, other: Parameters) -> Tensor:
-    """A denominator over signed terms: own(x+) + other(x-), with own's bias."""
-    return operation.linear(*own)(x.clamp(min=0)) + operation.linear(other[0])(x.clamp(max=0))
+    return forward, backward, (mirrored,)
 
 
-def _signed_adjoint(operation: Operation, x: Tensor, own: Tensor, other: Tensor, s_own, s_other) -> Flow:
-    """The coefficients of x of the shares s_own of own(x+) + other(x-), and s_other of other(x+) + own(x-)."""
-    first, second = operation.linear(own), operation.linear(other)
-    positive, negative = first.adjoint(s_own), second.adjoint(s_own)
-    if s_other is not None:
-        positive, negative = positive + second.adjoint(s_other), negative + first.adjoint(s_other)
-    return Flow(coefficient=torch.where(x < 0, negative, positive))
+# -- sharing whatever the input ---------------------------------------------------------------------------------------
 
 
 def zbox(low: float | Tensor, high: float | Tensor, stabilizer: StabilizerLike = 1e-6, zero_bias: bool = False) -> Rule:
@@ -168,45 +293,58 @@ def zbox(low: float | Tensor, high: float | Tensor, stabilizer: StabilizerLike =
     Errors: `RuleError` for a shape that fits neither. Source: Montavon et al. 2017, doi:10.1016/j.patcog.2016.11.008.
     """
     stabilize = _stabilizer(stabilizer)
-    for name, bound in (("low", low), ("high", high)):
+    bounds = (("low", low), ("high", high))
+    for name, bound in bounds:
         if not isinstance(bound, (Real, Tensor)):
             raise RuleError(f"'{name}' of zbox must be a number or a tensor, but is {bound!r}.")
 
-    def terms(operation, x):
-        weight = operation.weight
-        return (
-            (operation.linear(weight), x),
-            (operation.linear(weight.clamp(min=0)), _bound("low", low, x)),
-            (operation.linear(weight.clamp(max=0)), _bound("high", high, x)),
-        )
+    def signed(operation) -> tuple[Tensor, Tensor] | None:
+        return (operation.weight.clamp(min=0), operation.weight.clamp(max=0)) if operation.is_weighted else None
+
+    def box(operation) -> Tensor | None:
+        """W+ low + W- high + b of one sample, None where a sample does not stand for all."""
+        shape = (1, *operation.sample_shape)
+        if not operation.is_weighted or not _stands_for_all(operation, stabilize):
+            return None
+        if any(isinstance(b, Tensor) and b.dim() == len(shape) and b.shape[0] != 1 for b in (low, high)):
+            return None  # a bound for each sample of a batch
+        return corner(operation, *(_bound(name, bound, shape, operation.weight) for name, bound in bounds))
+
+    def corner(operation, lows: Tensor, highs: Tensor) -> Tensor:
+        positive, negative = operation.hoisted(signed)
+        return operation.linear(positive, operation.bias)(lows) + operation.linear(negative)(highs)
 
     def forward(operation, *inputs):
         x = _weighted(operation, inputs)
-        (whole, _), (up, lows), (down, highs) = terms(operation, x)
+        shift = operation.hoisted(box)
+        if shift is None:
+            shift = corner(operation, *(_bound(name, bound, x.shape, x).expand(x.shape) for name, bound in bounds))
         output = operation(x)
-        return output, (x, output, whole(x) - up(lows) - down(highs))
+        z = output - shift
+        return output, (x, output, z if stabilize.is_identity else stabilize(z))
 
     def backward(operation, residuals, flow):
-        x, output, z = residuals
-        s = share(flow, output, z, stabilize)
-        (whole, _), (up, lows), (down, highs) = terms(operation, x)
-        return Flow(relevance=x * whole.adjoint(s) - lows * up.adjoint(s) - highs * down.adjoint(s))
+        x, output, stable = residuals
+        s = _share(operation, flow, output, stable, stabilize)
+        above, below = (x - _bound(name, bound, x.shape, x) for name, bound in bounds)
+        up, down = (operation.linear(weight).adjoint(s) for weight in operation.hoisted(signed))
+        return Flow(relevance=above * up + below * down)
 
     shown = (f"{bound:g}" if isinstance(bound, (int, float)) else "tensor" for bound in (low, high))
-    return Rule(_label("zbox", *shown, zero_bias=zero_bias), forward, backward)
+    return Rule(_label("zbox", *shown, zero_bias=zero_bias), forward, backward, (signed, box))
 
 
-def _bound(name: str, bound: float | Tensor, x: Tensor) -> Tensor:
-    """A bound in the shape of x. Only one reading of its shape is allowed, so nothing is broadcast by accident."""
-    bound = torch.as_tensor(bound, dtype=x.dtype, device=x.device)
-    shaped = bound.unsqueeze(0) if bound.dim() == x.dim() - 1 else bound
-    fits = all(size in (1, full) for size, full in zip(shaped.shape, x.shape, strict=False))
-    if bound.dim() not in (0, x.dim() - 1, x.dim()) or not fits:
+def _bound(name: str, bound: float | Tensor, shape: Sequence[int], like: Tensor) -> Tensor:
+    """A bound that broadcasts to an input of this shape, and that way only: nothing is broadcast by accident."""
+    bound = torch.as_tensor(bound, dtype=like.dtype, device=like.device)
+    shaped = bound.unsqueeze(0) if bound.dim() == len(shape) - 1 else bound
+    fits = all(size in (1, full) for size, full in zip(shaped.shape, shape, strict=False))
+    if bound.dim() not in (0, len(shape) - 1, len(shape)) or not fits:
         raise RuleError(
             f"'{name}' of zbox must be a number or have the dimensions of one sample, each of size 1 or as in "
-            f"{tuple(x.shape[1:])}, but has shape {tuple(bound.shape)}. Write a size of 1 for each dimension it spans."
+            f"{tuple(shape[1:])}, but has shape {tuple(bound.shape)}. Write a size of 1 for each dimension it spans."
         )
-    return shaped.expand(x.shape)
+    return shaped.expand(shaped.shape[:1] + tuple(shape[1:])) if shaped.dim() else shaped.expand(1, *shape[1:])
 
 
 def wsquare(stabilizer: StabilizerLike = 1e-6, zero_bias: bool = False) -> Rule:
@@ -216,19 +354,29 @@ def wsquare(stabilizer: StabilizerLike = 1e-6, zero_bias: bool = False) -> Rule:
     """
     stabilize = _stabilizer(stabilizer)
 
-    def squared(operation) -> Operation:
-        return operation.linear(operation.weight.square(), _map(torch.square, _bias(operation, zero_bias)))
+    def squared(operation) -> Tensor | None:
+        return operation.weight.square() if operation.is_weighted else None
+
+    def denominator(operation) -> Tensor | None:
+        """That of one sample, None where a sample does not stand for all."""
+        if not operation.is_weighted or not _stands_for_all(operation, stabilize):
+            return None
+        return even(operation, operation.weight.new_ones((1, *operation.sample_shape)))
+
+    def even(operation, ones: Tensor) -> Tensor:
+        return operation.linear(operation.hoisted(squared), _map(torch.square, _bias(operation, zero_bias)))(ones)
 
     def forward(operation, *inputs):
         x = _weighted(operation, inputs)
-        output = operation(x)
-        return output, (output, squared(operation)(torch.ones_like(x)))
+        output, z = operation(x), operation.hoisted(denominator)
+        return output, (output, even(operation, torch.ones_like(x)) if z is None else z)
 
     def backward(operation, residuals, flow):
         output, z = residuals
-        return Flow(relevance=squared(operation).adjoint(share(flow, output, z, stabilize)))
+        s = stabilize.quotient(flow.relevance(output), z)
+        return Flow(relevance=operation.linear(operation.hoisted(squared)).adjoint(s))
 
-    return Rule(_label("wsquare", zero_bias=zero_bias), forward, backward)
+    return Rule(_label("wsquare", zero_bias=zero_bias), forward, backward, (squared, denominator))
 
 
 def flat(stabilizer: StabilizerLike = 1e-6) -> Rule:
@@ -241,25 +389,60 @@ def flat(stabilizer: StabilizerLike = 1e-6) -> Rule:
     def even(operation) -> Operation:
         return operation.linear(torch.ones_like(operation.weight)) if operation.is_weighted else operation
 
+    def counts(operation) -> Tensor | None:
+        """How many inputs each output has, of one sample and channel; None where these do not stand for all."""
+        shape = operation.sample_shape
+        if not operation.is_weighted or not _stands_for_all(operation, stabilize):
+            return None
+        if operation.operator.kind == DENSE:
+            return operation.weight.new_full((1,), shape[-1])
+        one = _one_channel(operation)
+        in_group = shape[0] // operation.arguments[GROUPS]
+        return in_group * one(operation.weight.new_ones((1, 1, *shape[1:])))
+
     def forward(operation, *inputs):
         if operation.operator.kind in (CONVOLUTION, DENSE):
             _weighted(operation, inputs)
         output = operation(*inputs)
-        return output, (output, even(operation)(*map(torch.ones_like, inputs)))
+        is_closed = operation.hoisted(counts) is not None
+        return output, (output, None if is_closed else even(operation)(*map(torch.ones_like, inputs)))
 
     def backward(operation, residuals, flow):
         output, z = residuals
-        moved = even(operation).adjoint(share(flow, output, z, stabilize))
+        relevance = flow.relevance(output)
+        if z is None:
+            return Flow(relevance=_spread(operation, relevance, operation.hoisted(counts), stabilize))
+        moved = even(operation).adjoint(stabilize.quotient(relevance, z))
         return tuple(Flow(relevance=r) for r in moved) if isinstance(moved, tuple) else Flow(relevance=moved)
 
-    return Rule("flat", forward, backward)
+    return Rule("flat", forward, backward, (counts,))
 
 
-def _weighted(operation: Operation, inputs: Sequence[Tensor]) -> Tensor:
-    """The only input of an equation with a weight."""
-    if not operation.is_weighted or len(inputs) != 1:
-        raise RuleError(f"{operation.description} has no weight, but the rule needs a weighted equation.")
-    return inputs[0]
+def _stands_for_all(operation: Operation, stabilize: Stabilizer) -> bool:
+    """Whether a denominator that does not depend on the input is that of one sample, whose shape is known."""
+    has_shape = operation.has_samples and all(isinstance(n, int) for n in operation.sample_shape)
+    return has_shape and stabilize.epsilon is not None
+
+
+def _one_channel(operation: Operation) -> Operation:
+    """A convolution of one channel with all weights one: what every channel of the flat rule is."""
+    weight = operation.weight
+    arguments = list(operation.linear(weight.new_ones((1, 1, *weight.shape[2:]))).arguments)
+    arguments[GROUPS] = 1
+    return operation.copy(arguments=arguments)
+
+
+def _spread(operation: Operation, relevance: Tensor, counts: Tensor, stabilize: Stabilizer) -> Tensor:
+    """The flat rule's relevance of the input: the same for all channels of a group, of which there need be but one."""
+    (shape,) = operation.shapes
+    if operation.operator.kind == DENSE:
+        return stabilize.quotient(relevance.sum(-1, keepdim=True), counts).expand(shape)
+    groups = operation.arguments[GROUPS]
+    total = relevance.unflatten(1, (groups, -1)).sum(2)
+    s = stabilize.quotient(total, counts).flatten(0, 1).unsqueeze(1)
+    one = _one_channel(operation).copy(shapes=[torch.Size((len(s), 1, *shape[2:]))])
+    moved = one.adjoint(s).reshape(shape[0], groups, 1, *shape[2:])
+    return moved.expand(-1, -1, shape[1] // groups, *shape[2:]).reshape(shape)
 
 
 _stabilizer = stabilizer  # the rules' own argument has the same name

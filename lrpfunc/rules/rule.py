@@ -1,18 +1,16 @@
-"""What a rule is, what a stabilizer is, and the rules that fit every equation."""
+"""What a rule is, and the rules that fit every equation."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from lrpfunc.errors import RuleError
-from lrpfunc.operations import Flow, Operation
+from lrpfunc.flows import Flow
+from lrpfunc.operations import Operation
+from lrpfunc.stabilizers import StabilizerLike, stabilizer
 
 
 class Rule(NamedTuple):
@@ -20,72 +18,13 @@ class Rule(NamedTuple):
 
     `forward(operation, *inputs) -> (output, residuals)` and `backward(operation, residuals, flow) -> flows`, one flow
     (or None) for each input, a single one unwrapped. Residuals are pytrees of tensors, never closures.
+    Each of `hoists` makes something of an operation's parameters only; the other two get it by `operation.hoisted`.
     """
 
     label: str
     forward: Callable[..., tuple[Any, Any]]
     backward: Callable[[Operation, Any, Flow], Flow | Sequence[Flow | None] | None]
-
-
-@dataclass(frozen=True)
-class Stabilizer:
-    """A function S that keeps a denominator away from zero, with a label. `is_identity`: S(z) = z."""
-
-    label: str
-    function: Callable[[Tensor], Tensor]
-    is_identity: bool = False
-
-    def __call__(self, z: Tensor) -> Tensor:
-        return self.function(z)
-
-
-StabilizerLike = float | Stabilizer | Callable[[Tensor], Tensor]
-
-
-def stabilizer(
-    epsilon: StabilizerLike = 1e-6, clip: bool = False, norm_scale: bool = False, dim: int | Sequence[int] | None = None
-) -> Stabilizer:
-    """A stabilizer of denominators: S(z) = z + sign(z) epsilon, where sign(0) = +1.
-
-    With `clip`, S(z) = sign(z) max(|z|, epsilon). With `norm_scale`, epsilon is in units of the root mean square of z
-    over `dim` (default: all dimensions but the first). A stabilizer or a function of z is taken as it is. In a dtype in
-    which epsilon would vanish it is raised to the dtype's smallest normal number.
-    Errors: `RuleError` for a negative epsilon or one that is no number.
-    """
-    if isinstance(epsilon, Stabilizer):
-        return epsilon
-    if callable(epsilon):
-        return Stabilizer(getattr(epsilon, "__name__", type(epsilon).__name__), epsilon)
-    size = number("a stabilizer that is not a function", epsilon)
-
-    def function(z: Tensor) -> Tensor:
-        info = torch.finfo(z.dtype)
-        threshold: float | Tensor = max(size, info.smallest_normal)
-        if norm_scale:
-            axes = tuple(range(1, z.dim())) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
-            floor = max(size * info.eps, info.smallest_normal)  # for a z that is zero everywhere
-            threshold = (z.square().mean(dim=axes, keepdim=True).sqrt() * size).clamp(min=floor)
-        if clip:
-            magnitude = z.abs().clamp(min=threshold)
-            return torch.where(z < 0, -magnitude, magnitude)
-        return torch.where(z < 0, z - threshold, z + threshold)
-
-    extras = [name for name, given in (("clip", clip), ("norm_scale", norm_scale)) if given]
-    return Stabilizer(", ".join([f"{epsilon:g}", *extras]), function, is_identity=size == 0)
-
-
-def number(name: str, value) -> float:
-    """A hyperparameter as a finite number >= 0. Errors: `RuleError` for anything else."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < math.inf:
-        raise RuleError(f"{name} must be a number >= 0, but is {value!r}.")
-    return float(value)
-
-
-def share(flow: Flow, output: Tensor, denominator: Tensor, stabilize: Stabilizer) -> Tensor:
-    """R / S(denominator), where the flow arrives at `output`; no division where both are the same and S(z) = z."""
-    if denominator is output:
-        return flow.coefficient(output, stabilize)
-    return Flow(relevance=flow.relevance(output)).coefficient(denominator, stabilize)
+    hoists: tuple[Callable[[Operation], Any], ...] = ()
 
 
 def as_coefficients(moved) -> Flow | tuple[Flow, ...]:
@@ -103,10 +42,17 @@ def gradient() -> Rule:
     """
 
     def forward(operation, *inputs):
-        return operation(*inputs), None if operation.is_linear else inputs
+        if operation.is_linear:
+            return operation(*inputs), None
+        output, memory = operation.remembering(*inputs)
+        return output, (inputs, memory)
 
-    def backward(operation, inputs, flow):
-        moved = operation.adjoint(flow.tensor) if inputs is None else operation.vjp(inputs, flow.tensor)
+    def backward(operation, residuals, flow):
+        if residuals is None:
+            moved = operation.adjoint(flow.tensor)
+        else:
+            inputs, memory = residuals
+            moved = operation.recall(memory, inputs, flow.tensor)
         return tuple(map(flow.moved, moved)) if isinstance(moved, tuple) else flow.moved(moved)
 
     return Rule("gradient", forward, backward)
@@ -146,14 +92,16 @@ def pass_through() -> Rule:
             raise RuleError(
                 f"{operation.description} must have one input, of its output's shape, for relevance to pass."
             )
-        return output, (inputs[0], output)
+        return output, inputs[0] if operation.operator.ratio is not None else output
 
-    def backward(operation, residuals, flow):
-        x, output = residuals
-        ratio = operation.operator.ratio
-        if not flow.is_relevance and ratio is not None:
-            return Flow(coefficient=flow.tensor * ratio(x, *operation.arguments[1:]))
-        return Flow(relevance=flow.relevance(output).sum_to_size(x.shape))
+    def backward(operation, residual, flow):
+        if flow.is_relevance:
+            return Flow(relevance=flow.tensor.sum_to_size(operation.shapes[0]))
+        if operation.operator.rectifies:
+            return Flow(coefficient=flow.tensor, rectified=residual)
+        if operation.operator.ratio is not None:
+            return Flow(coefficient=flow.tensor * operation.operator.ratio(residual, *operation.arguments[1:]))
+        return Flow(relevance=flow.relevance(residual).sum_to_size(operation.shapes[0]))
 
     return Rule("pass_through", forward, backward)
 

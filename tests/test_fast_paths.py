@@ -1,0 +1,226 @@
+"""Law 9: fast paths equal the generic path, elementwise.
+
+What makes a path fast is switched off piece by piece: what is known of signs and of ReLUs, writing over temporaries,
+the layout of convolutions, closed forms of denominators, what is hoisted, and segments.
+"""
+
+import contextlib
+from unittest import mock
+
+import hypothesis
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import strategies as st
+from torch import nn
+
+import lrpfunc
+from lrpfunc import Flow, composites, interpreter, rules, stabilizers
+from tests.helpers import randomize, relative_error
+
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-4}
+
+SWITCHES = {
+    "signs": lambda: mock.patch.object(interpreter, "nonnegative", lambda program, ranges: frozenset()),
+    "rectified": lambda: mock.patch.object(interpreter, "_rectified", lambda program, assigned: set()),
+    "overwriting": lambda: mock.patch.object(stabilizers, "is_plain", lambda *tensors: False),
+    "layout": lambda: mock.patch.object(interpreter, "_lay_out", lambda program, values: values),
+}
+
+
+@contextlib.contextmanager
+def without(*names):
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            stack.enter_context(SWITCHES[name]())
+        yield
+
+
+def plain(z, epsilon=1e-6):
+    """The usual stabilizer as a function of which nothing is known, so that no denominator has a closed form."""
+    return z + torch.where(z < 0, -epsilon, epsilon).to(z.dtype)
+
+
+COMPOSITES = {
+    "epsilon": lambda s: composites.epsilon(s),
+    "epsilon_plus": lambda s: composites.epsilon_plus(s, s),
+    "epsilon_plus_flat": lambda s: composites.epsilon_plus_flat(s, s),
+    "epsilon_alpha2_beta1": lambda s: composites.epsilon_alpha2_beta1(s, s),
+    "epsilon_gamma_box": lambda s: composites.epsilon_gamma_box(-3.0, 3.0, s, stabilizer=s),
+    "excitation_backprop": lambda s: composites.excitation_backprop(s),
+    "zero_bias": lambda s: composites.epsilon_alpha2_beta1(s, s, zero_bias=True),
+    "gamma everywhere": lambda s: rules.gamma(0.3, s),
+    "wsquare below": lambda s: composites.first_match(
+        composites.first_layer(rules.wsquare(s)), composites.epsilon_plus(s, s)
+    ),
+    # relevance, not coefficients, arrives at ReLUs here
+    "flat everywhere": lambda s: composites.by_kind({"convolution": rules.flat(s), "dense": rules.epsilon(s)}),
+    "smooth ReLUs": lambda s: composites.epsilon_plus(
+        s, s, entries=composites.by_kind({"activation": rules.relu_beta_smooth()})
+    ),
+    "gamma, smooth ReLUs": lambda s: composites.epsilon_gamma_box(
+        -3.0, 3.0, s, stabilizer=s, entries=composites.by_kind({"activation": rules.relu_beta_smooth()})
+    ),
+}
+
+
+class Network(nn.Module):
+    """Layers after ReLUs and after none, sums, both poolings, groups, strides, views and a second reader."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.narrow = nn.Conv2d(8, 4, 1, bias=False)
+        self.grouped = nn.Conv2d(4, 8, 3, padding=1, groups=2)
+        self.linear = nn.Conv2d(8, 8, 1)
+        self.up = nn.ConvTranspose2d(8, 6, 3, stride=2, groups=2)
+        self.dense = nn.Linear(6 * 4 * 4, 7)
+        self.head = nn.Linear(7, 5)
+
+    def forward(self, x):
+        x = F.max_pool2d(self.stem(x).relu(), 2)
+        y = self.grouped(self.narrow(x).relu())
+        x = (self.linear(y) + x).relu() + y.sigmoid()
+        x = F.adaptive_avg_pool2d(self.up(x).relu(), 4)
+        return self.head(self.dense(x.flatten(1)).relu())
+
+
+def network(dtype):
+    torch.manual_seed(0)
+    model = randomize(Network()).to(dtype)
+    x = torch.randn(2, 3, 12, 12, dtype=dtype)
+    return *lrpfunc.functionalize(model, x), x
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", COMPOSITES)
+def test_each_piece_changes_nothing_but_the_time(name, dtype):
+    fmodel, params, x = network(dtype)
+    rules = COMPOSITES[name](1e-6)
+    expected = COMPOSITES[name](plain)
+    with without(*SWITCHES):
+        generic, inner = lrpfunc.attribute(fmodel, params, x, expected, at=["stem", "narrow", "grouped", "up", "dense"])
+    for off in ((), *((switch,) for switch in SWITCHES), tuple(SWITCHES)):
+        with without(*off):
+            fast, fast_inner = lrpfunc.attribute(fmodel, params, x, rules, at=list(inner))
+        assert relative_error(fast, generic) <= TOLERANCE[dtype], off
+        for layer in inner:
+            assert relative_error(fast_inner[layer], inner[layer]) <= TOLERANCE[dtype], (off, layer)
+
+
+@pytest.mark.parametrize("name", COMPOSITES)
+def test_the_pieces_have_derivatives_of_their_own(name):
+    """Values are written over only where nobody asks for derivatives; the two paths agree in these as well."""
+    fmodel, params, x = network(torch.float64)
+
+    def total(rules, params, x):
+        return (lrpfunc.attribute(fmodel, params, x, rules, target=1) * x.cos()).sum()
+
+    fast = torch.func.grad(lambda p, x: total(COMPOSITES[name](1e-6), p, x), (0, 1))(params, x)
+    with without(*SWITCHES):
+        generic = torch.func.grad(lambda p, x: total(COMPOSITES[name](plain), p, x), (0, 1))(params, x)
+    assert relative_error(fast[1], generic[1]) <= 1e-9
+    size = max(leaf.abs().max() for leaf in generic[0].values())
+    for leaf in params:
+        assert (fast[0][leaf] - generic[0][leaf]).abs().max() <= 1e-9 * size, leaf
+
+
+LAYERS = st.fixed_dictionaries(
+    {
+        "kind": st.sampled_from(["conv1d", "conv2d", "conv3d", "transposed2d", "linear", "matmul", "addmm"]),
+        "groups": st.sampled_from([1, 2]),
+        "stride": st.sampled_from([1, 2]),
+        "padding": st.sampled_from([0, 1]),
+        "dilation": st.sampled_from([1, 2]),
+        "bias": st.booleans(),
+        "rectified": st.booleans(),
+        "nonnegative": st.booleans(),
+        "dead": st.booleans(),
+        "dtype": st.sampled_from(list(TOLERANCE)),
+        "seed": st.integers(0, 10**6),
+    }
+)
+
+RULES = {
+    "epsilon": rules.epsilon,
+    "epsilon_zero_bias": lambda s: rules.epsilon(s, zero_bias=True),
+    "zplus": rules.zplus,
+    "alpha_beta": lambda s: rules.alpha_beta(2, 1, s),
+    "alpha_beta_3": lambda s: rules.alpha_beta(3, 2, s, zero_bias=True),
+    "gamma": lambda s: rules.gamma(0.25, s),
+    "gamma_5": lambda s: rules.gamma(5.0, s),
+    "zbox": lambda s: rules.zbox(-2.0, torch.tensor(2.0, dtype=torch.float64), s),
+    "wsquare": rules.wsquare,
+    "flat": rules.flat,
+}
+
+
+# What stands above the layer and sends it a relevance or a coefficient.
+AS = {
+    "relevance": rules.gradient(),
+    "coefficient": rules.Rule(
+        "as_coefficient",
+        lambda operation, x: (operation(x), x),
+        lambda operation, x, flow: Flow(coefficient=flow.tensor / plain(x)),
+    ),
+}
+
+
+def layer(case) -> tuple[nn.Module, torch.Tensor]:
+    """A layer as described, behind a ReLU or not, and an input; a dead layer's outputs are all below zero."""
+    groups, bias = case["groups"], case["bias"]
+    settings = {"stride": case["stride"], "padding": case["padding"], "groups": groups, "bias": bias}
+    dimensions = int(case["kind"][-2]) if case["kind"][-1] == "d" else 0
+    if dimensions and case["kind"].startswith("conv"):
+        conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dimensions - 1]
+        module: nn.Module = conv(4, 6, 2, dilation=case["dilation"], **settings)
+    elif dimensions:
+        module = nn.ConvTranspose2d(4, 6, 3, dilation=case["dilation"], **settings)
+    else:
+        module = nn.Linear(4, 6, bias=bias)
+    module = randomize(module, case["seed"])
+    if case["dead"]:
+        with torch.no_grad():
+            module.weight.copy_(-module.weight.abs())
+    size = (2, 4, *[5] * dimensions)
+    x = torch.randn(size, generator=torch.Generator().manual_seed(case["seed"]), dtype=torch.float64)
+    return Layer(module, case).to(case["dtype"]), x.to(case["dtype"])
+
+
+class Layer(nn.Module):
+    def __init__(self, module, case):
+        super().__init__()
+        self.module, self.case = module, case
+
+    def forward(self, x):
+        x = x.relu() if self.case["nonnegative"] else x
+        weight, bias = self.module.weight, self.module.bias
+        if self.case["kind"] == "matmul":
+            z = x @ weight.t()
+        elif self.case["kind"] == "addmm":
+            z = torch.addmm(weight.new_zeros(6) if bias is None else bias, x, weight.t())
+        else:
+            z = self.module(x)
+        return (z.relu() if self.case["rectified"] else z).clone()
+
+
+@hypothesis.settings(max_examples=150, deadline=None)
+@hypothesis.given(case=LAYERS, name=st.sampled_from(list(RULES)), form=st.sampled_from(["relevance", "coefficient"]))
+def test_single_layers(case, name, form):
+    model, x = layer(case)
+    fmodel, params = lrpfunc.functionalize(model, x)
+    y = fmodel(params, x)
+    seed = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(y.dtype) * y
+
+    # Where a denominator is of the size of epsilon, its rounding error counts in units of epsilon.
+    epsilon = 1e-6 if case["dtype"] == torch.float64 else 1e-2
+
+    def relevance(stabilizer):
+        kinds = {"linear": RULES[name](stabilizer), "movement": AS[form]}
+        return lrpfunc.vjp(fmodel, params, x, composites.by_kind(kinds))[1](seed)
+
+    fast = relevance(epsilon)
+    assert fast.isfinite().all()
+    with without(*SWITCHES):
+        generic = relevance(lambda z: plain(z, epsilon))
+    assert relative_error(fast, generic) <= (1e-8 if case["dtype"] == torch.float64 else 2e-3)
