@@ -50,7 +50,11 @@ class Variable:
 
 @dataclass(frozen=True, eq=False)
 class Equation:
-    """`outputs = function(*arguments, **keywords)`, where variables stand for values."""
+    """`outputs = function(*arguments, **keywords)`, where variables stand for values.
+
+    `operator` is the name of the function without its overload: `conv2d`, `add`, `frozen_batch_norm`; `reads` holds the
+    variables among the arguments.
+    """
 
     name: str
     function: Callable
@@ -58,15 +62,12 @@ class Equation:
     keywords: Mapping[str, Any]
     outputs: tuple[Variable, ...]
     source: str = ""
+    operator: str = field(init=False)
+    reads: tuple[Variable, ...] = field(init=False)
 
-    @property
-    def operator(self) -> str:
-        """The name of the function without its overload: `conv2d`, `add`, `frozen_batch_norm`."""
-        return operator_name(self.function)
-
-    @property
-    def reads(self) -> tuple[Variable, ...]:
-        return tuple(variables_in((self.arguments, tuple(self.keywords.values()))))
+    def __post_init__(self):
+        object.__setattr__(self, "operator", operator_name(self.function))
+        object.__setattr__(self, "reads", tuple(variables_in((self.arguments, tuple(self.keywords.values())))))
 
     def renamed(self, variables: Mapping[str, Variable]) -> Equation:
         """The same equation that reads other variables, by the names of the old ones."""
@@ -95,7 +96,8 @@ class Program:
     Equations come in an order in which they can be evaluated. `parameters` maps the leaf names of the parameter pytree,
     in flattening order, to variables, and `parameter_paths` has the same leaves' paths. `output` is the output's pytree
     with variables for tensors. `active` holds the names of the floating-point variables that depend on an input,
-    `last_reads` for each equation the results that nobody reads after it.
+    `last_reads` for each equation the results that nobody reads after it. `reference` is the tensor whose device and
+    dtype rule a call: the first floating-point one with dimensions, or the first.
     `notes` has, by name, what became of equations that a pass took away, and where.
     """
 
@@ -112,12 +114,14 @@ class Program:
     producers: Mapping[str, Equation] = field(init=False)
     output_leaves: tuple = field(init=False)
     last_reads: tuple[tuple[str, ...], ...] = field(init=False)
+    reference: Variable | None = field(init=False)
 
     def __post_init__(self):
         object.__setattr__(self, "producers", {v.name: e for e in self.equations for v in e.outputs})
         object.__setattr__(self, "active", _active(self))
         object.__setattr__(self, "output_leaves", tuple(optree.tree_leaves(self.output, namespace=NAMESPACE)))
         object.__setattr__(self, "last_reads", _last_reads(self))
+        object.__setattr__(self, "reference", _reference(self))
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
 
@@ -217,13 +221,6 @@ class Program:
                     "Trace the model again for another value."
                 )
         return leaves
-
-    @property
-    def reference(self) -> Variable | None:
-        """The tensor whose device and dtype rule a call: the first floating-point one with dimensions, or the first."""
-        inputs = (leaf.value for leaf in self.input_leaves if isinstance(leaf.value, Variable))
-        tensors = (*self.parameters.values(), *inputs)
-        return next((v for v in tensors if v.is_floating and v.shape), next(iter(tensors), None))
 
     def _check_inputs(self, leaves: Sequence, values: Mapping[str, Any]) -> None:
         sizes: dict[str, tuple[int, str]] = {}
@@ -365,6 +362,12 @@ def _active(program: Program) -> frozenset[str]:
         if equation.operator not in CONSTANT and any(variable.name in active for variable in equation.reads):
             active.update(variable.name for variable in equation.outputs if variable.is_floating)
     return frozenset(active)
+
+
+def _reference(program: Program) -> Variable | None:
+    inputs = (leaf.value for leaf in program.input_leaves if isinstance(leaf.value, Variable))
+    tensors = (*program.parameters.values(), *inputs)
+    return next((v for v in tensors if v.is_floating and v.shape), next(iter(tensors), None))
 
 
 def _last_reads(program: Program) -> tuple[tuple[str, ...], ...]:

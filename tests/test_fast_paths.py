@@ -21,9 +21,9 @@ from tests.helpers import randomize, relative_error
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-4}
 
 SWITCHES = {
-    "signs": lambda: mock.patch.object(interpreter, "nonnegative", lambda program, ranges: frozenset()),
-    "rectified": lambda: mock.patch.object(interpreter, "_rectified", lambda program, assigned: set()),
-    "overwriting": lambda: mock.patch.object(stabilizers, "is_plain", lambda *tensors: False),
+    "signs": lambda: mock.patch.object(interpreter, "nonnegative", return_value=frozenset()),
+    "rectified": lambda: mock.patch.object(interpreter, "_rectified", return_value=set()),
+    "overwriting": lambda: mock.patch.object(stabilizers, "is_plain", return_value=False),
     "layout": lambda: mock.patch.object(interpreter, "_lay_out", lambda program, values: values),
 }
 

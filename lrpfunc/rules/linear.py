@@ -1,9 +1,9 @@
 """The rules of linear equations: how a layer's relevance is shared among its inputs.
 
-Notation: x input, W weight, b bias, z = W x + b, R relevance of the output, S stabilizer, + and - clamp at 0, ^T is the
-adjoint in x. Rules that multiply by their input hand back coefficients. What depends on parameters only is made by
-functions of its own, which `prepare` calls once. Where an input is never below zero its negative part is left out; where
-the output goes to a ReLU alone, the flow that comes back brings relu(z), and z itself is not kept.
+Notation: x input, W weight, b bias, z = W x + b, R relevance of the output, S stabilizer, + and - clamp at 0, and ^T is
+the adjoint in x. Rules that multiply by their input hand back coefficients. What depends on parameters only is made by
+functions of its own, which `prepare` calls once. Where an input is never below zero its negative part is left out, and
+where the output goes to a ReLU alone, the flow that comes back brings relu(z), so that z itself is not kept.
 """
 
 from __future__ import annotations

@@ -1,0 +1,191 @@
+"""Who is measured: the plain gradient, lrpfunc, zennit and captum, all with the same network, input and classes.
+
+A contender takes a question and returns a function from classes to their explanation. What it does before that (copy,
+canonize, register hooks, compile) is not timed.
+"""
+
+import copy
+import functools
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+import zennit.canonizers
+import zennit.composites
+import zennit.rules
+import zennit.torchvision
+import zennit.types
+from captum.attr import LRP
+from torch import Tensor, nn
+from zennit.attribution import Gradient
+
+import lrpfunc
+from lrpfunc import composites
+from tests.helpers import randomize
+from tests.test_models import build
+
+MLPS = {"tiny_mlp": (64, 64, 64, 20), "wide_mlp": (4096, 4096, 4096, 4096, 1000)}  # widths
+PIXELS = (-2.2, 2.7)  # the range of images, normalized as ImageNet's are
+
+
+def zennit_epsilon(canonizers):
+    """The epsilon rule for all layers, which zennit has no composite for."""
+    layers = [(zennit.types.Convolution, zennit.rules.Epsilon()), (nn.Linear, zennit.rules.Epsilon())]
+    return zennit.composites.LayerMapComposite([*zennit.composites.layer_map_base(), *layers], canonizers)
+
+
+COMPOSITES = {  # lrpfunc's and zennit's
+    "epsilon": (composites.epsilon, zennit_epsilon),
+    "epsilon_plus": (composites.epsilon_plus, zennit.composites.EpsilonPlus),
+    "epsilon_plus_flat": (composites.epsilon_plus_flat, zennit.composites.EpsilonPlusFlat),
+    "epsilon_alpha2_beta1": (composites.epsilon_alpha2_beta1, zennit.composites.EpsilonAlpha2Beta1),
+    "epsilon_gamma_box": (
+        partial(composites.epsilon_gamma_box, *PIXELS),
+        partial(zennit.composites.EpsilonGammaBox, *PIXELS),
+    ),
+    "excitation_backprop": (composites.excitation_backprop, zennit.composites.ExcitationBackprop),
+}
+
+
+class Question(NamedTuple):
+    """What is to be explained, and how. The network is in evaluation mode, its parameters need no gradients."""
+
+    name: str
+    model: nn.Module
+    canonical: lrpfunc.Canonical
+    composite: str
+    x: Tensor
+    classes: Tensor
+
+    @property
+    def arguments(self) -> tuple:
+        """What `attribute`, `vjp` and `prepare` take."""
+        fmodel, params, *_ = self.canonical
+        return fmodel, params, COMPOSITES[self.composite][0]()
+
+
+Contender = Callable[[Question], Callable[[Tensor], Tensor]]
+
+
+def ask(name: str, size: int, batch: int, composite: str, device: torch.device, classes: int | None = None) -> Question:
+    """A question about random input. `size`: of images. `classes`: how many, if not one per sample."""
+    model, canonical = network(name, size, device)
+    shape = MLPS[name][:1] if name in MLPS else (3, size, size)
+    x = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+    return Question(name, model, canonical, composite, x, torch.arange(classes or batch, device=device) % 20)
+
+
+@functools.lru_cache(maxsize=1)  # a VGG takes half a gigabyte, and so does each contender's copy of it
+def network(name: str, size: int, device: torch.device) -> tuple[nn.Module, lrpfunc.Canonical]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = (mlp(MLPS[name]) if name in MLPS else build(name, size)).to(device)
+    shape = MLPS[name][:1] if name in MLPS else (3, size, size)
+    return model, lrpfunc.canonize(*lrpfunc.functionalize(model, torch.zeros(1, *shape, device=device)))
+
+
+def mlp(widths: tuple[int, ...]) -> nn.Module:
+    layers = [layer for pair in pairwise(widths) for layer in (nn.Linear(*pair), nn.ReLU())]
+    return randomize(nn.Sequential(*layers[:-1])).requires_grad_(False)
+
+
+# -- the gradient -----------------------------------------------------------------------------------------------------
+
+
+def gradient(question: Question):
+    """The gradient of the classes' logits with respect to the input."""
+    return partial(input_gradient, question.model, question.x)
+
+
+def channels_last(question: Question):
+    """The gradient in the memory layout in which some convolutions are faster."""
+    if question.x.ndim != 4:
+        raise NotImplementedError("only images have channels")
+    model = copy.deepcopy(question.model).to(memory_format=torch.channels_last)
+    return partial(input_gradient, model, question.x.contiguous(memory_format=torch.channels_last))
+
+
+def input_gradient(model: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
+    x = x.detach().requires_grad_()
+    return torch.autograd.grad(model(x).gather(1, classes[:, None]).sum(), x)[0]
+
+
+# -- lrpfunc ----------------------------------------------------------------------------------------------------------
+
+
+def attribute(question: Question, **options):
+    fmodel, params, rules = question.arguments
+    return lambda classes: lrpfunc.attribute(fmodel, params, question.x, rules, classes, **options)
+
+
+def prepared(question: Question):
+    return partial(lrpfunc.prepare(*question.arguments), question.x)
+
+
+def compiled(question: Question):
+    torch.compiler.reset()  # or what other questions compiled counts towards a limit
+    return torch.compile(attribute(question), fullgraph=True)
+
+
+def all_at_once(question: Question, chunk_size: int | None = None):
+    """Many classes of one sample share a forward pass; their backward passes are one batch, or one per chunk."""
+    fmodel, params, rules = question.arguments
+
+    def explain(classes):
+        output, pullback = lrpfunc.vjp(fmodel, params, question.x, rules)
+        seeds = output * F.one_hot(classes, output.shape[-1])
+        return torch.func.vmap(pullback, chunk_size=chunk_size)(seeds[:, None])
+
+    return explain
+
+
+# -- others -----------------------------------------------------------------------------------------------------------
+
+
+def by_zennit(question: Question):
+    """zennit with the canonizers that it has for a network, its hooks registered once."""
+    model = copy.deepcopy(question.model)
+    COMPOSITES[question.composite][1](canonizers=zennit_canonizers(question.name)).register(model)
+    attributor = Gradient(model)
+    return lambda classes: attributor(question.x, lambda y: y * F.one_hot(classes, y.shape[-1]))[1]
+
+
+def zennit_canonizers(name: str) -> list:
+    if name.startswith("densenet"):
+        return []  # SequentialMergeBatchNorm merges layers there that do not belong together, and fails
+    if name.startswith("vgg"):
+        return [zennit.torchvision.VGGCanonizer()]
+    return [zennit.torchvision.ResNetCanonizer() if "resnet" in name else zennit.canonizers.SequentialMergeBatchNorm()]
+
+
+def by_captum(question: Question):
+    """captum's default, the epsilon rule. It is timed wherever it runs, also where its relevance is wrong: with modules
+    that are called twice, and sums."""
+    if question.composite != "epsilon":
+        raise NotImplementedError("epsilon only")
+    explainer = LRP(copy.deepcopy(question.model))
+    x = question.x.clone().requires_grad_()
+    return lambda classes: explainer.attribute(x, target=classes)
+
+
+def one_by_one(contender: Contender) -> Contender:
+    """Many classes of one sample, each in a call of its own."""
+
+    def together(question: Question):
+        explain = contender(question)
+        return lambda classes: torch.cat([explain(one) for one in classes.split(1)])
+
+    return together
+
+
+CONTENDERS: dict[str, Contender] = {
+    "gradient": gradient,
+    "channels_last": channels_last,
+    "lrpfunc": attribute,
+    **({"prepared": prepared} if hasattr(lrpfunc, "prepare") else {}),
+    "zennit": by_zennit,
+    "captum": by_captum,
+}
