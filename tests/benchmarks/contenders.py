@@ -133,13 +133,7 @@ def compiled(question: Question):
 def all_at_once(question: Question, chunk_size: int | None = None):
     """Many classes of one sample share a forward pass; their backward passes are one batch, or one per chunk."""
     fmodel, params, rules = question.arguments
-
-    def explain(classes):
-        output, pullback = lrpfunc.vjp(fmodel, params, question.x, rules)
-        seeds = output * F.one_hot(classes, output.shape[-1])
-        return torch.func.vmap(pullback, chunk_size=chunk_size)(seeds[:, None])
-
-    return explain
+    return lambda classes: lrpfunc.attribute_each(fmodel, params, question.x, rules, classes, chunk_size=chunk_size)
 
 
 # -- others -----------------------------------------------------------------------------------------------------------
@@ -185,7 +179,7 @@ CONTENDERS: dict[str, Contender] = {
     "gradient": gradient,
     "channels_last": channels_last,
     "lrpfunc": attribute,
-    **({"prepared": prepared} if hasattr(lrpfunc, "prepare") else {}),
+    "prepared": prepared,
     "zennit": by_zennit,
     "captum": by_captum,
 }

@@ -108,8 +108,8 @@ def overhead(options: Options) -> Table:
 def targets(options: Options) -> Table:
     names = {
         "20 calls": contenders.one_by_one(contenders.attribute),
-        "vmap": contenders.all_at_once,
-        **{f"chunks of {k}": partial(contenders.all_at_once, chunk_size=k) for k in (10, 5, 1)},
+        "one call": contenders.all_at_once,
+        **{f"chunks of {k}": partial(contenders.all_at_once, chunk_size=k) for k in (10, 5, 2)},
         "zennit": contenders.one_by_one(contenders.by_zennit),
     }
     cases = explanations(options, names, MODELS[:2], composite=COMPOSITES[:2], classes=20)
