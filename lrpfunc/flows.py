@@ -42,6 +42,11 @@ class Flow:
         return self._tensor if self.rectified is None else rectify(self._tensor, self.rectified)
 
     @property
+    def is_coefficient(self) -> bool:
+        """Of the value itself, not of what a ReLU makes of it."""
+        return not self.is_relevance and self.rectified is None
+
+    @property
     def shape(self) -> torch.Size:
         return self._tensor.shape
 

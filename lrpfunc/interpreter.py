@@ -1,25 +1,24 @@
-"""Attribution: a plan that needs no input, one loop forwards under the rules, one loop backwards."""
+"""Attribution: one loop forwards under the rules, one loop backwards."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import optree
 import torch
 from torch import Tensor
 
-from lrpfunc import targets
-from lrpfunc.composites import Entries, assign
-from lrpfunc.errors import InputError, RuleError, TraceError, near_misses
+from lrpfunc.composites import Entries
+from lrpfunc.errors import InputError, RuleError, near_misses
 from lrpfunc.flows import Flow
-from lrpfunc.operations import Operation, active_equations, bind
+from lrpfunc.operations import Operation, active_equations
+from lrpfunc.plans import Naming, Plan, Step, bound_operation, make_plan
 from lrpfunc.program import NAMESPACE, Equation, Program, Variable
-from lrpfunc.rules import Rule
-from lrpfunc.signs import InputRange, input_ranges, nonnegative
+from lrpfunc.signs import InputRange
 from lrpfunc.stabilizers import is_plain
-from lrpfunc.targets import Target
+from lrpfunc.targets import Target, check_relevance, seed, seeds
 
 
 def attribute(
@@ -46,7 +45,7 @@ def attribute(
 
     Errors: `ParameterError`, `InputError`, `TargetError`, `RuleError`.
     """
-    return _plan(fmodel, params, rules, strict, input_range)(x, target, at, checkpoint)
+    return Prepared(make_plan(fmodel, params, rules, strict, input_range))(x, target, at, checkpoint)
 
 
 def attribute_each(
@@ -66,7 +65,7 @@ def attribute_each(
     (targets, batch).
     Errors: those of `attribute`; `TargetError` if there is no target.
     """
-    return _plan(fmodel, params, rules, strict, input_range).each(x, targets, chunk_size)
+    return Prepared(make_plan(fmodel, params, rules, strict, input_range)).each(x, targets, chunk_size)
 
 
 def vjp(
@@ -82,66 +81,45 @@ def vjp(
 
     Errors: `ParameterError`, `InputError`, `RuleError`; `TargetError` for an R_out that is not shaped like the output.
     """
-    return _plan(fmodel, params, rules, strict, input_range).vjp(x, checkpoint)
+    return Prepared(make_plan(fmodel, params, rules, strict, input_range)).vjp(x, checkpoint)
 
 
-# -- before any input is known ----------------------------------------------------------------------------------------
-
-
-class Step(NamedTuple):
-    """An equation with its rule (None: its value does not depend on the input) and the operation as far as it is known.
-
-    `dead`: the variables that no later equation reads.
-    """
-
-    equation: Equation
-    rule: Rule | None
-    operation: Operation | None
-    inputs: tuple[Variable, ...]
-    is_nonnegative: bool
-    is_rectified: bool
-    dead: tuple[str, ...]
+# -- prepared ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, repr=False)
 class Prepared:
     """An explanation that has its parameters; `prepare` makes it."""
 
-    program: Program
-    values: Mapping[str, Any]
-    steps: tuple[Step, ...]
-    ranges: Mapping[str, tuple[float, float]]
-    kept: frozenset[str] = field(init=False)
-
-    def __post_init__(self):
-        object.__setattr__(self, "kept", _meeting_points(self.program))
+    plan: Plan
 
     def __call__(self, x, target: Target = None, at: str | Sequence[str] | None = None, checkpoint: int | None = None):
         """The relevance of the inputs; see `attribute`."""
         names = [at] if isinstance(at, str) else list(at or ())
         if not all(isinstance(name, str) for name in names):
             raise RuleError(f"`at` takes names of layers, but got {at!r}.")
-        run = _forward(self, x, {name: _output_named(self.program, name) for name in names}, checkpoint, is_final=True)
-        relevance, inner = _backward(run, targets.seed(run.output, target))
+        wanted = {name: _output_named(self.plan.program, name) for name in names}
+        run = _forward(self.plan, x, wanted, checkpoint, is_final=True)
+        relevance, inner = _backward(run, seed(run.output, target))
         return relevance if at is None else (relevance, inner)
 
     def vjp(self, x, checkpoint: int | None = None) -> tuple[Any, Callable]:
         """The output and a pullback; see the function of the same name."""
-        run = _forward(self, x, {}, checkpoint, is_final=False)
+        run = _forward(self.plan, x, {}, checkpoint, is_final=False)
 
         def pullback(relevance):
-            return _backward(run, targets.check(relevance, run.output))[0]
+            return _backward(run, check_relevance(relevance, run.output))[0]
 
         return run.output, pullback
 
-    def each(self, x, several: Sequence[Target] | Tensor, chunk_size: int | None = None):
+    def each(self, x, targets: Sequence[Target] | Tensor, chunk_size: int | None = None):
         """The relevance for each of several targets; see `attribute_each`."""
-        run = _forward(self, x, {}, None, is_final=False)
-        seeds = targets.seeds(run.output, several)
-        return torch.func.vmap(lambda seed: _backward(run, seed)[0], chunk_size=chunk_size)(seeds)
+        run = _forward(self.plan, x, {}, None, is_final=False)
+        entering = seeds(run.output, targets)
+        return torch.func.vmap(lambda relevance: _backward(run, relevance)[0], chunk_size=chunk_size)(entering)
 
     def __repr__(self) -> str:
-        return f"Prepared({len(self.steps)} equations, inputs {', '.join(self.program.input_names)})"
+        return f"Prepared({len(self.plan.steps)} equations, inputs {', '.join(self.plan.program.input_names)})"
 
 
 def prepare(fmodel: Program, params, rules: Entries, strict: bool = False, input_range: InputRange = None) -> Prepared:
@@ -151,73 +129,7 @@ def prepare(fmodel: Program, params, rules: Entries, strict: bool = False, input
     same arguments, `explain.vjp(x)` equals `vjp` and `explain.each(x, targets)` equals `attribute_each`.
     Errors: `ParameterError`, `RuleError`; `InputError` for an `input_range` that names no input or is none.
     """
-    return _plan(fmodel, params, rules, strict, input_range, hoists=True)
-
-
-def _plan(
-    fmodel: Program, params, rules: Entries, strict: bool, input_range: InputRange, hoists: bool = False
-) -> Prepared:
-    """All that can be decided without an input. `hoists`: also what rules make of parameters, which takes memory."""
-    if not isinstance(fmodel, Program):
-        kind = type(fmodel).__name__
-        raise TraceError(f"a program is needed, as functionalize and trace return it first, but got {kind}.")
-    ranges = input_ranges(fmodel, input_range)
-    assigned = assign(fmodel, rules, strict)
-    values = fmodel.bind_params(params)
-    signs, rectified = nonnegative(fmodel, ranges), _rectified(fmodel, assigned)
-    steps = []
-    for equation, dead in zip(fmodel.equations, fmodel.last_reads, strict=True):
-        rule = assigned.get(equation.name)
-        inputs = tuple(variable for variable in equation.reads if variable.name in fmodel.active)
-        if rule is None and all(variable.name in values for variable in equation.reads):
-            fmodel.store(equation, equation.evaluate(values), values)
-            continue
-        step = Step(
-            equation,
-            rule,
-            None,
-            inputs,
-            is_nonnegative=all(variable.name in signs for variable in inputs),
-            is_rectified=equation.outputs[0].name in rectified,
-            dead=dead,
-        )
-        if rule is not None and all(v.name in values or v.name in fmodel.active for v in equation.reads):
-            step = step._replace(operation=_operation(fmodel, step, values, hoists))
-        steps.append(step)
-    return Prepared(fmodel, values, tuple(steps), ranges)
-
-
-def _operation(program: Program, step: Step, values: Mapping[str, Any], hoists: bool) -> Operation:
-    """The operation of a step, and with `hoists` what its rule makes of the parameters."""
-    assert step.rule is not None
-    operation = bind(step.equation, values, program.active)
-    operation.is_nonnegative, operation.is_rectified = step.is_nonnegative, step.is_rectified
-    operation.sample_shape = step.inputs[0].shape[1:]
-    with _Naming(step.rule, step.equation):
-        for make in step.rule.hoists if hoists else ():
-            operation.constants[make] = make(operation)
-    return operation
-
-
-def _rectified(program: Program, assigned: Mapping[str, Rule]) -> set[str]:
-    """Variables that a ReLU reads, through which a coefficient comes back as it went, and nobody else."""
-    readers = program.readers()
-    read_once = {name for name, equations in readers.items() if len(equations) == 1}
-    read_once -= {variable.name for variable in program.output_leaves if isinstance(variable, Variable)}
-    relus = (equation for equation in program.equations if equation.operator == "relu")
-    passing = (equation for equation in relus if getattr(assigned.get(equation.name), "label", "") == "pass_through")
-    return {equation.reads[0].name for equation in passing} & read_once
-
-
-def _meeting_points(program: Program) -> frozenset[str]:
-    """Variables at which flows of both forms can meet, so that their values are needed on the way back."""
-    reads: dict[str, int] = {}
-    for equation in program.equations:
-        for variable in equation.reads:
-            reads[variable.name] = reads.get(variable.name, 0) + 1
-    outputs = [variable.name for variable in program.output_leaves if isinstance(variable, Variable)]
-    several = (v.name for equation in program.equations if len(equation.outputs) > 1 for v in equation.outputs)
-    return frozenset({name for name, count in reads.items() if count > 1} | set(outputs) | set(several))
+    return Prepared(make_plan(fmodel, params, rules, strict, input_range, hoists=True))
 
 
 # Operations whose result depends on how their input lies in memory.
@@ -261,7 +173,7 @@ class _Segment:
 class _Run(NamedTuple):
     """What a forward pass leaves behind for backward passes; `is_final`: for one, which may use it up."""
 
-    prepared: Prepared
+    plan: Plan
     inputs: tuple
     pack: Callable[[tuple], Any]
     segments: list[_Segment]
@@ -270,37 +182,36 @@ class _Run(NamedTuple):
     is_final: bool
 
 
-def _forward(prepared: Prepared, x, at: dict[str, str], checkpoint: int | None, is_final: bool) -> _Run:
-    program = prepared.program
+def _forward(plan: Plan, x, at: dict[str, str], checkpoint: int | None, is_final: bool) -> _Run:
+    program = plan.program
     inputs, pack = _unpack(program, x)
-    values = _lay_out(program, program.bind_inputs(inputs, dict(prepared.values)))
+    values = _lay_out(program, program.bind_inputs(inputs, dict(plan.values)))
     _refuse_dead_ends(program)
-    _check_ranges(prepared, inputs)
+    _check_ranges(plan, inputs)
     segments = []
-    parts = _split(prepared.steps, checkpoint)
+    parts = _split(plan.steps, checkpoint)
     for part in parts[:-1]:
         segments.append(_Segment(part, dict(values)))
         for step in part:
-            if any(variable.name not in values for variable in step.equation.outputs):
-                program.store(step.equation, step.equation.evaluate(values), values)
+            program.store(step.equation, step.equation.evaluate(values), values)
             _forget(values, step, ())
     segments.append(_Segment(parts[-1], values))
-    _run_segment(prepared, segments[-1], at, is_final)
-    return _Run(prepared, inputs, pack, segments, _contiguous(program.result(values)), at, is_final)
+    _run_segment(plan, segments[-1], at, is_final)
+    return _Run(plan, inputs, pack, segments, _contiguous(program.result(values)), at, is_final)
 
 
-def _run_segment(prepared: Prepared, segment: _Segment, at: Mapping[str, str], is_final: bool) -> None:
-    program, values, records = prepared.program, segment.values, []
-    needed = prepared.kept.union(at.values())
+def _run_segment(plan: Plan, segment: _Segment, at: Mapping[str, str], is_final: bool) -> None:
+    program, values, records = plan.program, segment.values, []
+    needed = plan.kept.union(at.values())
     for step in segment.steps:
         equation, rule = step.equation, step.rule
         if rule is None:
             program.store(equation, equation.evaluate(values), values)
         else:
             tensors = [values[variable.name] for variable in step.inputs]
-            operation = (step.operation or _operation(program, step, values, hoists=False)).at(tensors)
+            operation = (step.operation or bound_operation(program, step, values, hoists=False)).at(tensors)
             operation.is_final = is_final
-            with _Naming(rule, equation):
+            with Naming(rule, equation):
                 output, residuals = checked_pair(rule.forward(operation, *tensors))
                 outputs = output if isinstance(output, (tuple, list)) else (output,)
                 _check_outputs(equation, outputs)
@@ -361,20 +272,6 @@ def _check_outputs(equation: Equation, outputs: Sequence) -> None:
             raise RuleError(f"forward must return the equation's output, of shape {variable}, but returned {shape}.")
 
 
-class _Naming:
-    """Add the rule and the layer to a rule's error, once, where both are known."""
-
-    def __init__(self, rule: Rule, equation: Equation):
-        self.rule, self.equation = rule, equation
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, trace):
-        if isinstance(error, RuleError):
-            raise RuleError(f"{self.rule.label} at layer '{self.equation.name}': {error}") from error
-
-
 def _unpack(program: Program, x) -> tuple[tuple, Callable[[tuple], Any]]:
     """The tuple of inputs that `x` means, and how to give a tuple of relevances the structure of `x`."""
     if isinstance(x, Mapping) and program.takes_keywords:
@@ -413,14 +310,14 @@ def _output_named(program: Program, name: str) -> str:
     return equation.outputs[0].name
 
 
-def _check_ranges(prepared: Prepared, inputs: tuple) -> None:
+def _check_ranges(plan: Plan, inputs: tuple) -> None:
     """What was stated of the inputs, where it can be seen."""
-    if not prepared.ranges:
+    if not plan.ranges:
         return
     leaves = optree.tree_leaves(inputs, namespace=NAMESPACE)
-    for leaf, value in zip(prepared.program.input_leaves, leaves, strict=True):
-        if leaf.label in prepared.ranges and is_plain(value) and value.numel():
-            low, high = prepared.ranges[leaf.label]
+    for leaf, value in zip(plan.program.input_leaves, leaves, strict=True):
+        if leaf.label in plan.ranges and is_plain(value) and value.numel():
+            low, high = plan.ranges[leaf.label]
             smallest, largest = value.min().item(), value.max().item()
             if smallest < low or largest > high:
                 raise InputError(
@@ -432,18 +329,20 @@ def _check_ranges(prepared: Prepared, inputs: tuple) -> None:
 # -- backwards --------------------------------------------------------------------------------------------------------
 
 
-def _backward(run: _Run, seed) -> tuple[Any, dict[str, Tensor]]:
-    program = run.prepared.program
+def _backward(run: _Run, entering) -> tuple[Any, dict[str, Tensor]]:
+    program = run.plan.program
     flows: dict[str, Flow] = {}
     inner: dict[str, Tensor] = {}
-    for variable, relevance in zip(program.output_leaves, optree.tree_leaves(seed, namespace=NAMESPACE), strict=True):
+    for variable, relevance in zip(
+        program.output_leaves, optree.tree_leaves(entering, namespace=NAMESPACE), strict=True
+    ):
         if isinstance(variable, Variable) and variable.name in program.active:
             _add(flows, variable, Flow(relevance=relevance), run.segments[-1].values)
     for segment in reversed(run.segments):
         passed = segment
         if segment.records is None:
             passed = _Segment(segment.steps, dict(segment.values))
-            _run_segment(run.prepared, passed, run.at, is_final=True)
+            _run_segment(run.plan, passed, run.at, is_final=True)
         _retreat(run, passed, flows, inner, uses_up=run.is_final or passed is not segment)
     inner = {name: _contiguous(inner[name]) for name in run.at}
     return _input_relevance(run, flows), inner
@@ -463,7 +362,7 @@ def _retreat(run: _Run, segment: _Segment, flows: dict[str, Flow], inner: dict[s
                 values.pop(variable.name, None)
         if flow is None:
             continue
-        with _Naming(step.rule, step.equation):
+        with Naming(step.rule, step.equation):
             moved = step.rule.backward(operation, residuals, flow)
         del residuals
         who = f"{step.rule.label} at layer '{step.equation.name}'"
@@ -530,7 +429,7 @@ def checked_flows(who: str, moved, shapes: Sequence[torch.Size]) -> list[Flow | 
 def _input_relevance(run: _Run, flows: Mapping[str, Flow]):
     relevance = []
     leaves, structure = optree.tree_flatten(run.inputs, namespace=NAMESPACE)
-    for leaf, value in zip(run.prepared.program.input_leaves, leaves, strict=True):
+    for leaf, value in zip(run.plan.program.input_leaves, leaves, strict=True):
         flow = flows.get(leaf.value.name) if isinstance(leaf.value, Variable) else None
         if flow is not None:
             relevance.append(flow.relevance(value))

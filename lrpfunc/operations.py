@@ -141,9 +141,9 @@ class Operation:
     one tensor for one input and a tuple for several. `linear(weight, bias)` is the same map with other parameters.
 
     What is known of its place in the program: `is_nonnegative`, no input is ever below zero; `is_rectified`, the output
-    goes to a ReLU and nowhere else, so that a coefficient comes back as a rectified flow; `is_final`, relevance comes
-    back but once, so that residuals may be written over; `sample_shape`, the shape of the first input without its first
-    dimension.
+    goes to a ReLU and nowhere else, so that a coefficient comes back as a rectified flow; `gets_coefficients`, a
+    coefficient most likely comes back; `is_final`, it comes back but once, so that residuals may be written over;
+    `sample_shape`, the shape of the first input without its first dimension.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class Operation:
         self.arguments = arguments
         self.keywords = keywords
         self.operator = OPERATORS.get(operator_name(function), UNKNOWN)
-        self.is_nonnegative = self.is_rectified = self.is_final = False
+        self.is_nonnegative = self.is_rectified = self.gets_coefficients = self.is_final = False
         self.constants: dict[Callable, Any] = {}
         self._take(likes)
 

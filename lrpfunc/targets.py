@@ -26,7 +26,7 @@ def seed(output: Any, target: Target) -> Any:
     not known (under vmap or torch.compile) and that is out of range gives zeros.
     """
     if callable(target) and not isinstance(target, Tensor):
-        return check(target(output), output)
+        return check_relevance(target(output), output)
     leaves, structure = optree.tree_flatten(output, namespace=NAMESPACE)
     position = _explained(leaves)
     logits = leaves[position]
@@ -35,11 +35,11 @@ def seed(output: Any, target: Target) -> Any:
     return optree.tree_unflatten(structure, seeds)
 
 
-def seeds(output: Any, several: Sequence[Target] | Tensor) -> Any:
+def seeds(output: Any, targets: Sequence[Target] | Tensor) -> Any:
     """The seeds of several targets, stacked along a new first dimension. Errors: `TargetError`."""
-    listed = list(several) if isinstance(several, (Sequence, Tensor)) and not isinstance(several, str) else []
+    listed = list(targets) if isinstance(targets, (Sequence, Tensor)) and not isinstance(targets, str) else []
     if not listed:
-        raise TargetError(f"targets must be a sequence of at least one target or an index tensor, but is {several!r}.")
+        raise TargetError(f"targets must be a sequence of at least one target or an index tensor, but is {targets!r}.")
     return optree.tree_map(_stack, *(seed(output, target) for target in listed), namespace=NAMESPACE)
 
 
@@ -146,7 +146,7 @@ def _mark(logits: Tensor, indices: list[Tensor]) -> Tensor:
     return mask.to(logits.dtype)
 
 
-def check(relevance: Any, output: Any) -> Any:
+def check_relevance(relevance: Any, output: Any) -> Any:
     given, structure = optree.tree_flatten(relevance, namespace=NAMESPACE)
     expected, expected_structure = optree.tree_flatten(output, namespace=NAMESPACE)
     if structure != expected_structure:

@@ -5,6 +5,7 @@ the layout of convolutions, closed forms of denominators, what is hoisted, and s
 """
 
 import contextlib
+from functools import partial
 from unittest import mock
 
 import hypothesis
@@ -15,14 +16,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 import lrpfunc
-from lrpfunc import Flow, composites, interpreter, rules, stabilizers
+from lrpfunc import Flow, composites, interpreter, plans, rules, stabilizers
 from tests.helpers import randomize, relative_error
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-4}
 
 SWITCHES = {
-    "signs": lambda: mock.patch.object(interpreter, "nonnegative", return_value=frozenset()),
-    "rectified": lambda: mock.patch.object(interpreter, "_rectified", return_value=set()),
+    "signs": lambda: mock.patch.object(plans, "nonnegative", return_value=frozenset()),
+    "rectified": lambda: mock.patch.object(plans, "_rectified", return_value=set()),
+    "coefficients": lambda: mock.patch.object(plans, "_coefficients", return_value=set()),
     "overwriting": lambda: mock.patch.object(stabilizers, "is_plain", return_value=False),
     "layout": lambda: mock.patch.object(interpreter, "_lay_out", lambda program, values: values),
 }
@@ -62,6 +64,38 @@ COMPOSITES = {
         -3.0, 3.0, s, stabilizer=s, entries=composites.by_kind({"activation": rules.relu_beta_smooth()})
     ),
 }
+
+
+def mixed(rule, s):
+    """A rule below layers and sums that send relevance where a coefficient is expected."""
+    flat = dict.fromkeys(("grouped", "up", "head"), rules.flat(s))
+    return composites.first_match(flat, composites.by_kind({"sum": as_relevance(s)}), rule(s))
+
+
+def as_relevance(s):
+    """The rule of sums, as a relevance, though it claims otherwise."""
+    norm = rules.norm(s)
+
+    def forward(operation, *inputs):
+        output, residuals = norm.forward(operation, *inputs)
+        return output, (inputs, residuals)
+
+    def backward(operation, residuals, flow):
+        inputs, residuals = residuals
+        moved = norm.backward(operation, residuals, flow)
+        moved = moved if isinstance(moved, tuple) else (moved,)
+        return [Flow(relevance=each.relevance(x)) for each, x in zip(moved, inputs, strict=True)]
+
+    return norm._replace(forward=forward, backward=backward)
+
+
+for name, rule in {
+    "epsilon": rules.epsilon,
+    "zplus": rules.zplus,
+    "alpha_beta": lambda s: rules.alpha_beta(2, 1, s),
+    "gamma": lambda s: rules.gamma(0.3, s),
+}.items():
+    COMPOSITES[f"{name} below relevance"] = partial(mixed, rule)
 
 
 class Network(nn.Module):

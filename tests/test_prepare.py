@@ -65,8 +65,8 @@ def test_computed_weights_are_computed_once():
     x = torch.randn(2, 4, dtype=torch.float64)
     fmodel, params = lrpfunc.functionalize(model, x)
     explain = lrpfunc.prepare(fmodel, params, rules.zplus())
-    assert all(step.rule is not None for step in explain.steps)
-    assert len(explain.steps) < len(fmodel.equations)
+    assert all(step.rule is not None for step in explain.plan.steps)
+    assert len(explain.plan.steps) < len(fmodel.equations)
     close(explain(x), lrpfunc.attribute(fmodel, params, x, rules.zplus()))
 
 

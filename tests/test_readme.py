@@ -10,7 +10,7 @@ README = Path(__file__).parents[1].joinpath("README.md").read_text()
 
 def test_the_code_of_the_readme_runs():
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     # Pretrained weights and eight large images are the reader's; here a small stand-in does.
     code = "\n".join(blocks).replace('weights="DEFAULT"', "weights=None").replace("8, 3, 224, 224", "2, 3, 64, 64")
     weight, bias = torch.randn(2, 64), torch.randn(2)

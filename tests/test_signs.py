@@ -128,7 +128,7 @@ def test_a_stated_range_changes_nothing_but_the_time(given, composite):
 
 def test_a_stated_range_saves_convolutions():
     fmodel, params = pair()
-    steps = lrpfunc.prepare(fmodel, params, rules.zplus(), input_range={"depth": (0, 1)}).steps
+    steps = lrpfunc.prepare(fmodel, params, rules.zplus(), input_range={"depth": (0, 1)}).plan.steps
     assert [step.is_nonnegative for step in steps if step.equation.operator == "conv2d"] == [False, True]
 
 

@@ -55,14 +55,15 @@ def epsilon(epsilon: StabilizerLike = 1e-6, zero_bias: bool = False) -> Rule:
     """
     stabilize = stabilizer(epsilon)
     forward, backward = _proportional(stabilize, zero_bias)
-    return Rule(_label("epsilon", stabilize.label, zero_bias=zero_bias), forward, backward)
+    label = _label("epsilon", stabilize.label, zero_bias=zero_bias)
+    return Rule(label, forward, backward, gives_coefficients=True)
 
 
 def norm(stabilizer: StabilizerLike = 1e-6) -> Rule:
     """Share by contribution where there are no parameters (sums, average pooling): R_j = x_j A^T (R / S(A x))_j."""
     stabilize = _stabilizer(stabilizer)
     forward, backward = _proportional(stabilize, zero_bias=False)
-    return Rule(_label("norm", stabilize.label), forward, backward)
+    return Rule(_label("norm", stabilize.label), forward, backward, gives_coefficients=True)
 
 
 def _proportional(stabilize: Stabilizer, zero_bias: bool):
@@ -122,7 +123,20 @@ def _share(operation: Operation, flow: Flow, output: Tensor | None, stable: Tens
     """R / S(d)."""
     if stabilize.is_identity:
         return stabilize.quotient(flow.relevance(output), stable)
-    return flow.over(stable, output, is_spare=operation.is_final)
+    is_own = stabilize.epsilon is not None  # what a function of the user's own returns may be kept there
+    return flow.over(stable, output, is_spare=is_own and operation.is_final)
+
+
+def _ratio(output: Tensor, stable: Tensor, stabilize: Stabilizer) -> Tensor:
+    """output / S(d), all that is needed of both for a coefficient that comes back."""
+    if stabilize.is_identity:
+        return stabilize.quotient(output, stable)
+    return output / stable if stabilize.epsilon is None else divide(output, stable)
+
+
+def _times(operation: Operation, ratio: Tensor, flow: Flow) -> Tensor:
+    """A coefficient times a ratio that was kept."""
+    return multiply(ratio, flow.tensor) if operation.is_final else ratio * flow.tensor
 
 
 def _by_sign(x: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
@@ -158,28 +172,40 @@ def alpha_beta(
         negative = weight.clamp(max=0), _map(lambda b: b.clamp(max=0), bias)
         return _terms(operation, *positive, stabilize), _terms(operation, *negative, stabilize, sign=-1)
 
-    def forward(operation, *inputs):
-        x = _weighted(operation, inputs)
+    def denominators(operation, x) -> tuple[Tensor, Tensor | None]:
         positive, negative = operation.hoisted(terms)
         first = _denominator(operation, x, positive, negative.weight, stabilize)
-        second = _denominator(operation, x, negative, positive.weight, stabilize) if beta else None
+        return first, _denominator(operation, x, negative, positive.weight, stabilize) if beta else None
+
+    def forward(operation, *inputs):
+        x = _weighted(operation, inputs)
+        first, second = denominators(operation, x)
         has_all_terms = stabilize.epsilon is not None and not (zero_bias and operation.bias is not None)
         output = first + second if second is not None and has_all_terms else operation(x)
+        if operation.gets_coefficients:
+            ratios = [None if d is None else _ratio(output, d, stabilize) for d in (first, second)]
+            return output, (x, None, *ratios)
         return output, (x, None if operation.is_rectified else output, first, second)
 
     def backward(operation, residuals, flow):
         x, output, first, second = residuals
         positive, negative = (operation.linear(side.weight) for side in operation.hoisted(terms))
-        if output is None and not (flow.is_relevance or flow.rectified is not None):
-            output = operation(x)
-        s_first = _share(operation, flow, output, first, stabilize)
-        s_second = None if second is None else _share(operation, flow, output, second, stabilize)
+        if operation.gets_coefficients and flow.is_coefficient:
+            s_first, s_second = (None if ratio is None else _times(operation, ratio, flow) for ratio in (first, second))
+        else:
+            if operation.gets_coefficients:
+                first, second = denominators(operation, x)
+            if output is None and flow.is_coefficient:
+                output = operation(x)
+            s_first = _share(operation, flow, output, first, stabilize)
+            s_second = None if second is None else _share(operation, flow, output, second, stabilize)
         moved = _combined(positive, negative, s_first, s_second, beta)
         if operation.is_nonnegative:
             return Flow(coefficient=moved)
         return Flow(coefficient=_by_sign(x, moved, _combined(negative, positive, s_first, s_second, beta)))
 
-    return Rule(_label("alpha_beta", alpha, beta, zero_bias=zero_bias), forward, backward, (terms,))
+    label = _label("alpha_beta", alpha, beta, zero_bias=zero_bias)
+    return Rule(label, forward, backward, (terms,), gives_coefficients=True)
 
 
 def _combined(own: Operation, other: Operation, s_own: Tensor, s_other: Tensor | None, beta: float) -> Tensor:
@@ -198,7 +224,9 @@ def gamma(gamma: float = 0.25, stabilizer: StabilizerLike = 1e-6, zero_bias: boo
     stabilize = _stabilizer(stabilizer)
     label = _label("gamma", gamma, zero_bias=zero_bias)
     has_closed_form = stabilize.epsilon and not zero_bias
-    return Rule(label, *(_favoured(gamma, stabilize) if has_closed_form else _mirrored(gamma, stabilize, zero_bias)))
+    functions = _favoured(gamma, stabilize) if has_closed_form else _mirrored(gamma, stabilize, zero_bias)
+    forward, backward, hoists = functions
+    return Rule(label, forward, backward, hoists, gives_coefficients=True)
 
 
 def _favoured(gamma: float, stabilize: Stabilizer):
@@ -223,25 +251,40 @@ def _favoured(gamma: float, stabilize: Stabilizer):
         x = _weighted(operation, inputs)
         favour = _denominator(operation, x, *operation.hoisted(favoured), stabilize)
         output = operation(x)
+        if operation.gets_coefficients:
+            return output, (x, None, divide(output, magnitude(output, favour)))
         return output, (x, _kept(operation, output, stabilize), favour)
+
+    def magnitude(z: Tensor, favour: Tensor) -> Tensor:
+        """|S(d)|."""
+        return add(F.leaky_relu(z, -(1 + gamma)), favour)
 
     def backward(operation, residuals, flow):
         x, z, favour = residuals
+        if operation.gets_coefficients and flow.is_coefficient:
+            s = multiply(favour.abs(), flow.tensor)
+            return coefficients(operation, x, s, _times(operation, favour, flow))
+        if operation.gets_coefficients:
+            favour = _denominator(operation, x, *operation.hoisted(favoured), stabilize)
         if flow.rectified is not None:  # relevance only where z > 0, where z = relu(z)
             size = (add if operation.is_final else torch.add)(favour, flow.rectified)
-            s = signed = flow.over(size, None, is_spare=True)
+            s = flow.over(size, None, is_spare=True)
             if operation.is_nonnegative:
                 return Flow(coefficient=operation.linear(operation.hoisted(risen)).adjoint(s))
-        else:
-            z = operation(x) if z is None else z  # not kept, but a rule of the user's own stood at the ReLU
-            size = add(F.leaky_relu(z, -(1 + gamma)), favour)
-            share = flow.tensor / size if flow.is_relevance else multiply(divide(z.abs(), size), flow.tensor)
-            sign = z.sign()
-            s, signed = (share * sign, share) if flow.is_relevance else (share, multiply(sign, share))
+            return coefficients(operation, x, s, s)
+        z = operation(x) if z is None else z  # not kept, because another flow was to be expected
+        if flow.is_relevance:
+            signed = flow.tensor / magnitude(z, favour)
+            return coefficients(operation, x, signed * z.sign(), signed)
+        s = multiply(divide(z.abs(), magnitude(z, favour)), flow.tensor)
+        return coefficients(operation, x, s, multiply(z.sign(), s))
+
+    def coefficients(operation, x, s: Tensor, signed: Tensor) -> Flow:
+        """Those of x, from s and sign(z) s."""
         both = zip(operation.hoisted(even_and_odd), (s, signed), strict=True)
         even, odd = (operation.linear(weight).adjoint(part) for weight, part in both)
         if not operation.is_nonnegative:
-            odd = multiply(odd, torch.copysign(torch.ones_like(x), x))
+            odd = multiply(odd, torch.copysign(x.new_ones(()), x))
         return Flow(coefficient=add(even, odd))
 
     return forward, backward, (favoured, risen, even_and_odd)

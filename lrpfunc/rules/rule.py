@@ -19,12 +19,14 @@ class Rule(NamedTuple):
     `forward(operation, *inputs) -> (output, residuals)` and `backward(operation, residuals, flow) -> flows`, one flow
     (or None) for each input, a single one unwrapped. Residuals are pytrees of tensors, never closures.
     Each of `hoists` makes something of an operation's parameters only; the other two get it by `operation.hoisted`.
+    `gives_coefficients`: the flows that backward returns are coefficients, whatever arrives.
     """
 
     label: str
     forward: Callable[..., tuple[Any, Any]]
     backward: Callable[[Operation, Any, Flow], Flow | Sequence[Flow | None] | None]
     hoists: tuple[Callable[[Operation], Any], ...] = ()
+    gives_coefficients: bool = False
 
 
 def as_coefficients(moved) -> Flow | tuple[Flow, ...]:

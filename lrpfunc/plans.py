@@ -1,0 +1,136 @@
+"""What can be decided about an explanation before any input is known: rules, signs, and what parameters alone make."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from lrpfunc.composites import Entries, assign
+from lrpfunc.errors import RuleError, TraceError
+from lrpfunc.operations import Operation, bind
+from lrpfunc.program import Equation, Program, Variable
+from lrpfunc.rules import Rule
+from lrpfunc.signs import InputRange, input_ranges, nonnegative
+
+
+class Step(NamedTuple):
+    """An equation with its rule (None: its value does not depend on the input) and the operation as far as it is known.
+
+    `dead`: the variables that no later equation reads.
+    """
+
+    equation: Equation
+    rule: Rule | None
+    operation: Operation | None
+    inputs: tuple[Variable, ...]
+    is_nonnegative: bool
+    is_rectified: bool
+    gets_coefficients: bool
+    dead: tuple[str, ...]
+
+
+class Plan(NamedTuple):
+    """A program's steps under rules. `values`: of parameters and of what depends on them alone; `ranges`: of inputs, by
+    label, as far as they were stated; `kept`: variables whose values are needed on the way back."""
+
+    program: Program
+    values: Mapping[str, Any]
+    steps: tuple[Step, ...]
+    ranges: Mapping[str, tuple[float, float]]
+    kept: frozenset[str]
+
+
+def make_plan(
+    fmodel: Program, params, rules: Entries, strict: bool, input_range: InputRange, hoists: bool = False
+) -> Plan:
+    """All that can be decided without an input. `hoists`: also what rules make of parameters, which takes memory.
+
+    Errors: `TraceError`, `ParameterError`, `RuleError`, `InputError`.
+    """
+    if not isinstance(fmodel, Program):
+        kind = type(fmodel).__name__
+        raise TraceError(f"a program is needed, as functionalize and trace return it first, but got {kind}.")
+    ranges = input_ranges(fmodel, input_range)
+    assigned = assign(fmodel, rules, strict)
+    values = fmodel.bind_params(params)
+    signs = nonnegative(fmodel, ranges)
+    rectified, coefficients = _rectified(fmodel, assigned), _coefficients(fmodel, assigned)
+    steps = []
+    for equation, dead in zip(fmodel.equations, fmodel.last_reads, strict=True):
+        rule = assigned.get(equation.name)
+        inputs = tuple(variable for variable in equation.reads if variable.name in fmodel.active)
+        if rule is None and all(variable.name in values for variable in equation.reads):
+            fmodel.store(equation, equation.evaluate(values), values)
+            continue
+        step = Step(
+            equation,
+            rule,
+            None,
+            inputs,
+            is_nonnegative=all(variable.name in signs for variable in inputs),
+            is_rectified=equation.outputs[0].name in rectified,
+            gets_coefficients=equation.outputs[0].name in coefficients,
+            dead=dead,
+        )
+        if rule is not None and all(v.name in values or v.name in fmodel.active for v in equation.reads):
+            step = step._replace(operation=bound_operation(fmodel, step, values, hoists))
+        steps.append(step)
+    return Plan(fmodel, values, tuple(steps), ranges, _meeting_points(fmodel))
+
+
+def bound_operation(program: Program, step: Step, values: Mapping[str, Any], hoists: bool) -> Operation:
+    """The operation of a step, and with `hoists` what its rule makes of the parameters."""
+    assert step.rule is not None
+    operation = bind(step.equation, values, program.active)
+    operation.is_nonnegative, operation.is_rectified = step.is_nonnegative, step.is_rectified
+    operation.gets_coefficients = step.gets_coefficients
+    operation.sample_shape = step.inputs[0].shape[1:]
+    with Naming(step.rule, step.equation):
+        for make in step.rule.hoists if hoists else ():
+            operation.constants[make] = make(operation)
+    return operation
+
+
+class Naming:
+    """Add the rule and the layer to a rule's error, once, where both are known."""
+
+    def __init__(self, rule: Rule, equation: Equation):
+        self.rule, self.equation = rule, equation
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if isinstance(error, RuleError):
+            raise RuleError(f"{self.rule.label} at layer '{self.equation.name}': {error}") from error
+
+
+def _rectified(program: Program, assigned: Mapping[str, Rule]) -> set[str]:
+    """Variables that a ReLU reads, through which a coefficient comes back as it went, and nobody else."""
+    readers = program.readers()
+    read_once = {name for name, equations in readers.items() if len(equations) == 1}
+    relus = (equation for equation in program.equations if equation.operator == "relu")
+    passing = (equation for equation in relus if getattr(assigned.get(equation.name), "label", "") == "pass_through")
+    return ({equation.reads[0].name for equation in passing} & read_once) - _outputs(program)
+
+
+def _coefficients(program: Program, assigned: Mapping[str, Rule]) -> set[str]:
+    """Variables whose readers all send coefficients back."""
+    giving = {name for name, rule in assigned.items() if rule.gives_coefficients}
+    readers = program.readers().items()
+    read = {name for name, equations in readers if all(equation.name in giving for equation in equations)}
+    return read - _outputs(program)
+
+
+def _meeting_points(program: Program) -> frozenset[str]:
+    """Variables at which flows of both forms can meet, so that their values are needed on the way back."""
+    reads: dict[str, int] = {}
+    for equation in program.equations:
+        for variable in equation.reads:
+            reads[variable.name] = reads.get(variable.name, 0) + 1
+    several = {v.name for equation in program.equations if len(equation.outputs) > 1 for v in equation.outputs}
+    return frozenset({name for name, count in reads.items() if count > 1} | _outputs(program) | several)
+
+
+def _outputs(program: Program) -> set[str]:
+    return {variable.name for variable in program.output_leaves if isinstance(variable, Variable)}
