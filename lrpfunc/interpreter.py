@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lrpfunc.composites import Entries
-from lrpfunc.errors import InputError, RuleError, near_misses
+from lrpfunc.errors import InputError, RuleError, TargetError, near_misses
 from lrpfunc.flows import Flow
 from lrpfunc.operations import Operation, active_equations
 from lrpfunc.plans import Naming, Plan, Step, bound_operation, make_plan
@@ -114,9 +114,19 @@ class Prepared:
 
     def each(self, x, targets: Sequence[Target] | Tensor, chunk_size: int | None = None):
         """The relevance for each of several targets; see `attribute_each`."""
+        if chunk_size is not None and (type(chunk_size) is not int or chunk_size < 1):
+            raise TargetError(f"chunk_size must be a number of targets >= 1, but is {chunk_size!r}.")
         run = _forward(self.plan, x, {}, None, is_final=False)
-        entering = seeds(run.output, targets)
-        return torch.func.vmap(lambda relevance: _backward(run, relevance)[0], chunk_size=chunk_size)(entering)
+        entering = [optree.tree_leaves(each, namespace=NAMESPACE) for each in seeds(run.output, targets)]
+
+        def back(*tensors):  # vmap takes and gives nothing but tensors
+            relevance, _ = _backward(run, _refilled(entering[0], tensors))
+            return tuple(
+                leaf for leaf in optree.tree_leaves(relevance, namespace=NAMESPACE) if isinstance(leaf, Tensor)
+            )
+
+        stacked = [torch.stack(leaves) for leaves in zip(*entering, strict=True) if isinstance(leaves[0], Tensor)]
+        return run.pack(_refilled(run.inputs, torch.func.vmap(back, chunk_size=chunk_size)(*stacked)))
 
     def __repr__(self) -> str:
         return f"Prepared({len(self.plan.steps)} equations, inputs {', '.join(self.plan.program.input_names)})"
@@ -126,22 +136,18 @@ def prepare(fmodel: Program, params, rules: Entries, strict: bool = False, input
     """An explanation as a function of x: what depends on parameters only (W+, W^2, ...) is computed here, once.
 
     `explain = prepare(fmodel, params, rules)`; then `explain(x, target, at, checkpoint)` equals `attribute` with the
-    same arguments, `explain.vjp(x)` equals `vjp` and `explain.each(x, targets)` equals `attribute_each`.
+    same arguments, `explain.vjp(x)` equals `vjp` and `explain.each(x, targets)` equals `attribute_each`. Prepare
+    again after parameters were changed in place.
     Errors: `ParameterError`, `RuleError`; `InputError` for an `input_range` that names no input or is none.
     """
     return Prepared(make_plan(fmodel, params, rules, strict, input_range, hoists=True))
 
 
-# Operations whose result depends on how their input lies in memory.
-STRIDED = ("as_strided", "view", "view_as")
-
-
-def _lay_out(program: Program, values: dict[str, Any]) -> dict[str, Any]:
+def _lay_out(plan: Plan, values: dict[str, Any]) -> dict[str, Any]:
     """Give images on a CPU the layout with channels last, which all that follows takes over: oneDNN, which computes
     convolutions, then need not reorder what it reads and writes, and is a tenth to a third faster."""
-    if any(equation.operator in STRIDED for equation in program.equations):
-        return values
-    for leaf in program.input_leaves:
+    leaves = plan.program.input_leaves if plan.lays_out else ()
+    for leaf in leaves:
         if isinstance(leaf.value, Variable) and _prefers_channels_last(values[leaf.value.name]):
             x = values[leaf.value.name]
             values[leaf.value.name] = x.contiguous(memory_format=torch.channels_last)
@@ -151,6 +157,12 @@ def _lay_out(program: Program, values: dict[str, Any]) -> dict[str, Any]:
 def _prefers_channels_last(x: Tensor) -> bool:
     is_image = x.dim() == 4 and x.dtype in (torch.float32, torch.bfloat16)
     return is_image and x.device.type == "cpu" and is_plain(x)
+
+
+def _refilled(tree, tensors: Sequence[Tensor]):
+    """A pytree with other tensors in the place of its own."""
+    filled = iter(tensors)
+    return optree.tree_map(lambda leaf: next(filled) if isinstance(leaf, Tensor) else leaf, tree, namespace=NAMESPACE)
 
 
 # -- forwards ---------------------------------------------------------------------------------------------------------
@@ -185,7 +197,7 @@ class _Run(NamedTuple):
 def _forward(plan: Plan, x, at: dict[str, str], checkpoint: int | None, is_final: bool) -> _Run:
     program = plan.program
     inputs, pack = _unpack(program, x)
-    values = _lay_out(program, program.bind_inputs(inputs, dict(plan.values)))
+    values = _lay_out(plan, program.bind_inputs(inputs, dict(plan.values)))
     _refuse_dead_ends(program)
     _check_ranges(plan, inputs)
     segments = []
@@ -250,10 +262,10 @@ def _size(variable: Variable) -> int:
 
 
 def _contiguous(tree):
-    """Results in the layout that they have without ours."""
+    """Results as tensors that may be viewed and written to, whatever layout they had in here."""
 
     def lay(leaf):
-        return leaf.contiguous() if isinstance(leaf, Tensor) and leaf.dim() == 4 else leaf
+        return leaf.contiguous() if isinstance(leaf, Tensor) else leaf
 
     return optree.tree_map(lay, tree, namespace=NAMESPACE)
 
@@ -316,10 +328,10 @@ def _check_ranges(plan: Plan, inputs: tuple) -> None:
         return
     leaves = optree.tree_leaves(inputs, namespace=NAMESPACE)
     for leaf, value in zip(plan.program.input_leaves, leaves, strict=True):
-        if leaf.label in plan.ranges and is_plain(value) and value.numel():
+        if leaf.label in plan.ranges and is_plain(value) and value.numel() and not value.is_meta:
             low, high = plan.ranges[leaf.label]
             smallest, largest = value.min().item(), value.max().item()
-            if smallest < low or largest > high:
+            if not (low <= smallest and largest <= high):
                 raise InputError(
                     f"input_range says that '{leaf.label}' lies in {low:g} to {high:g}, "
                     f"but it goes from {smallest:g} to {largest:g}."

@@ -519,6 +519,8 @@ def _add_adjoint(operation: Operation, s: Tensor):
 
 
 def _max_pool2d(operation: Operation, x: Tensor) -> tuple[Tensor, Any] | None:
+    if operation.keywords:
+        return None
     output, indices = aten.max_pool2d_with_indices(x, *operation.arguments[1:])
     return output, (x, indices)
 

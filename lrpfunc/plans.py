@@ -31,13 +31,15 @@ class Step(NamedTuple):
 
 class Plan(NamedTuple):
     """A program's steps under rules. `values`: of parameters and of what depends on them alone; `ranges`: of inputs, by
-    label, as far as they were stated; `kept`: variables whose values are needed on the way back."""
+    label, as far as they were stated; `kept`: variables whose values are needed on the way back; `lays_out`: whether
+    images may take another layout in memory than they have."""
 
     program: Program
     values: Mapping[str, Any]
     steps: tuple[Step, ...]
     ranges: Mapping[str, tuple[float, float]]
     kept: frozenset[str]
+    lays_out: bool
 
 
 def make_plan(
@@ -75,7 +77,7 @@ def make_plan(
         if rule is not None and all(v.name in values or v.name in fmodel.active for v in equation.reads):
             step = step._replace(operation=bound_operation(fmodel, step, values, hoists))
         steps.append(step)
-    return Plan(fmodel, values, tuple(steps), ranges, _meeting_points(fmodel))
+    return Plan(fmodel, values, tuple(steps), ranges, _meeting_points(fmodel), _lays_out(fmodel, assigned))
 
 
 def bound_operation(program: Program, step: Step, values: Mapping[str, Any], hoists: bool) -> Operation:
@@ -86,7 +88,7 @@ def bound_operation(program: Program, step: Step, values: Mapping[str, Any], hoi
     operation.gets_coefficients = step.gets_coefficients
     operation.sample_shape = step.inputs[0].shape[1:]
     with Naming(step.rule, step.equation):
-        for make in step.rule.hoists if hoists else ():
+        for make in step.rule.hoists if hoists and operation.is_weighted else ():
             operation.constants[make] = make(operation)
     return operation
 
@@ -130,6 +132,17 @@ def _meeting_points(program: Program) -> frozenset[str]:
             reads[variable.name] = reads.get(variable.name, 0) + 1
     several = {v.name for equation in program.equations if len(equation.outputs) > 1 for v in equation.outputs}
     return frozenset({name for name, count in reads.items() if count > 1} | _outputs(program) | several)
+
+
+# Operations whose result, or whether they have one, depends on how their input lies in memory.
+STRIDED = ("as_strided", "view", "view_as", "view_as_complex", "view_as_real", "stride", "sym_stride")
+
+
+def _lays_out(program: Program, assigned: Mapping[str, Rule]) -> bool:
+    """Neither the model nor a rule of the user's own may see the layout; `view` would fail in one."""
+    is_own = all(getattr(rule.forward, "__module__", "").startswith("lrpfunc.") for rule in assigned.values())
+    is_own = is_own and all(getattr(r.backward, "__module__", "").startswith("lrpfunc.") for r in assigned.values())
+    return is_own and not any(equation.operator in STRIDED for equation in program.equations)
 
 
 def _outputs(program: Program) -> set[str]:

@@ -88,7 +88,30 @@ def _product(equation: Equation, is_nonnegative) -> bool:
 
 def _power(equation: Equation, is_nonnegative) -> bool:
     base, exponent = equation.arguments[:2]
-    return is_nonnegative(base) or (isinstance(exponent, Real) and exponent % 2 == 0)
+    return isinstance(exponent, Real) and float(exponent) >= 0 and (is_nonnegative(base) or float(exponent) % 2 == 0)
+
+
+def _all(equation: Equation, is_nonnegative) -> bool:
+    """If all its arguments are."""
+    return all(map(is_nonnegative, equation.arguments)) and not equation.keywords
+
+
+def _softplus(equation: Equation, is_nonnegative) -> bool:
+    """With a positive beta, and linear only above zero."""
+    return all(map(is_nonnegative, equation.arguments[1:])) and not equation.keywords
+
+
+def _averages(equation: Equation, is_nonnegative) -> bool:
+    """If what it averages is and it divides by no negative number."""
+    divisor = equation.arguments[6] if len(equation.arguments) > 6 else equation.keywords.get("divisor_override")
+    return is_nonnegative(equation.arguments[0]) and (divisor is None or is_nonnegative(divisor))
+
+
+def _pools(equation: Equation, is_nonnegative) -> bool:
+    """If what it pools is and no window can lie in the padding, which is -inf, as a dilated one can."""
+    dilation = equation.arguments[4] if len(equation.arguments) > 4 else equation.keywords.get("dilation", 1)
+    is_dense = all(n == 1 for n in dilation) if isinstance(dilation, (list, tuple)) else dilation == 1
+    return is_nonnegative(equation.arguments[0]) and is_dense
 
 
 def _fills(position: int) -> Sign:
@@ -113,14 +136,18 @@ def _rows(names: str, sign: Sign) -> dict[str, Sign]:
 
 
 SIGNS: dict[str, Sign] = {
-    **_rows("relu relu6 sigmoid hardsigmoid softmax softplus exp abs square sqrt", _always),
-    **_rows("silu hardswish gelu elu celu selu mish leaky_relu rrelu", _keeps),
-    **_rows("avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
+    **_rows("relu relu6 sigmoid hardsigmoid softmax exp abs square sqrt", _always),
+    "softplus": _softplus,
+    "elu": _all,
+    **_rows("silu hardswish gelu celu selu mish leaky_relu rrelu", _keeps),
+    **_rows("avg_pool1d avg_pool2d avg_pool3d", _averages),
+    **_rows("adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
             "upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d "
             "_upsample_nearest_exact2d _upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d "
             "_upsample_bilinear2d_aa upsample_trilinear3d", _keeps),
     **_rows("max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices "
-            "max_pool3d_with_indices adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d max amax min amin "
+            "max_pool3d_with_indices", _pools),
+    **_rows("adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d max amax min amin "
             "topk sort kthvalue median", _keeps),
     **_rows("sum mean cumsum reshape flatten unflatten unsqueeze squeeze reshape_as transpose swapaxes "
             "swapdims permute movedim t mT numpy_T contiguous clone alias expand expand_as broadcast_to select slice "
@@ -129,7 +156,8 @@ SIGNS: dict[str, Sign] = {
             "reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d "
             "replication_pad3d unfold im2col diagonal tril triu to _to_copy", _keeps),
     **_rows("cat stack", _operands(0, 1)),
-    **_rows("add div maximum minimum", _operands(0, 2)),
+    "add": _operands(0, 3),  # alpha may be the third
+    **_rows("div maximum minimum", _operands(0, 2)),
     "where": _operands(1, 3),
     "mul": _product,
     "pow": _power,

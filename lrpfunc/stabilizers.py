@@ -75,7 +75,8 @@ def stabilizer(
     if isinstance(epsilon, Stabilizer):
         return epsilon
     if callable(epsilon):
-        return Stabilizer(getattr(epsilon, "__name__", type(epsilon).__name__), epsilon)
+        given = epsilon  # which need not know that z may have its channels last in memory
+        return Stabilizer(getattr(given, "__name__", type(given).__name__), lambda z: given(z.contiguous()))
     size = number("a stabilizer that is not a function", epsilon)
     extras = [name for name, given in (("clip", clip), ("norm_scale", norm_scale)) if given]
 
@@ -134,9 +135,9 @@ def add(spare: Tensor, other: Tensor) -> Tensor:
 
 def may_overwrite(spare: Tensor, *others: Tensor) -> bool:
     """Whether the result of `spare` and others fits in `spare`, and no transform, derivative or tracer would notice."""
-    return is_plain(spare, *others) and all(
-        other.shape == spare.shape and other.dtype == spare.dtype for other in others
-    )
+    fits = all(other.shape == spare.shape and other.dtype == spare.dtype for other in others)
+    overlaps = any(stride == 0 and size > 1 for stride, size in zip(spare.stride(), spare.shape, strict=True))
+    return fits and not overlaps and is_plain(spare, *others)
 
 
 def is_plain(*tensors: Tensor) -> bool:

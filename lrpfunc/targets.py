@@ -35,16 +35,14 @@ def seed(output: Any, target: Target) -> Any:
     return optree.tree_unflatten(structure, seeds)
 
 
-def seeds(output: Any, targets: Sequence[Target] | Tensor) -> Any:
-    """The seeds of several targets, stacked along a new first dimension. Errors: `TargetError`."""
-    listed = list(targets) if isinstance(targets, (Sequence, Tensor)) and not isinstance(targets, str) else []
+def seeds(output: Any, targets: Sequence[Target] | Tensor) -> list:
+    """The seeds of several targets. Errors: `TargetError`."""
+    is_tensor = isinstance(targets, Tensor) and targets.dim() > 0
+    is_sequence = isinstance(targets, Sequence) and not isinstance(targets, (str, bytes))
+    listed = list(targets) if is_tensor or is_sequence else []
     if not listed:
         raise TargetError(f"targets must be a sequence of at least one target or an index tensor, but is {targets!r}.")
-    return optree.tree_map(_stack, *(seed(output, target) for target in listed), namespace=NAMESPACE)
-
-
-def _stack(*leaves):
-    return torch.stack(leaves) if isinstance(leaves[0], Tensor) else leaves[0]
+    return [seed(output, target) for target in listed]
 
 
 def _explained(leaves: list) -> int:

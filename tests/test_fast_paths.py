@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import lrpfunc
-from lrpfunc import Flow, composites, interpreter, plans, rules, stabilizers
+from lrpfunc import Flow, composites, plans, rules, stabilizers
+from lrpfunc.errors import RuleError
 from tests.helpers import randomize, relative_error
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-4}
@@ -26,7 +27,7 @@ SWITCHES = {
     "rectified": lambda: mock.patch.object(plans, "_rectified", return_value=set()),
     "coefficients": lambda: mock.patch.object(plans, "_coefficients", return_value=set()),
     "overwriting": lambda: mock.patch.object(stabilizers, "is_plain", return_value=False),
-    "layout": lambda: mock.patch.object(interpreter, "_lay_out", lambda program, values: values),
+    "layout": lambda: mock.patch.object(plans, "_lays_out", return_value=False),
 }
 
 
@@ -40,7 +41,7 @@ def without(*names):
 
 def plain(z, epsilon=1e-6):
     """The usual stabilizer as a function of which nothing is known, so that no denominator has a closed form."""
-    return z + torch.where(z < 0, -epsilon, epsilon).to(z.dtype)
+    return torch.where(z < 0, z - epsilon, z + epsilon)
 
 
 COMPOSITES = {
@@ -258,3 +259,121 @@ def test_single_layers(case, name, form):
     with without(*SWITCHES):
         generic = relevance(lambda z: plain(z, epsilon))
     assert relative_error(fast, generic) <= (1e-8 if case["dtype"] == torch.float64 else 2e-3)
+
+
+# -- corners ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("rectified", [False, True])
+def test_outputs_that_are_exactly_zero(name, rectified):
+    """Blank patches under small integer weights: what random numbers never hit."""
+    model = nn.Sequential(nn.Conv2d(2, 4, 2, bias=False), nn.ReLU() if rectified else nn.Identity()).double()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        model[0].weight.copy_(torch.randint(-1, 2, (4, 2, 2, 2), generator=generator))
+    x = torch.randint(-1, 2, (3, 2, 5, 5), generator=generator).double()
+    x[0] = 1.0
+    fmodel, params = lrpfunc.functionalize(model, x)
+    y = fmodel(params, x)
+    assert (y == 0).any()
+    for seed in (torch.ones_like(y), y):
+        fast = lrpfunc.vjp(fmodel, params, x, RULES[name](1e-6))[1](seed)
+        with without(*SWITCHES):
+            generic = lrpfunc.vjp(fmodel, params, x, RULES[name](plain))[1](seed)
+        assert relative_error(fast, generic) <= 1e-11
+
+
+def test_gamma_gives_nothing_to_outputs_that_are_zero():
+    f = lrpfunc.custom_vjp(rules.gamma(0.25), F.linear)
+    _, pullback = torch.func.vjp(lambda x: f(x, torch.tensor([[1.0, -1.0]])), torch.ones(1, 2))
+    assert not pullback(torch.ones(1, 1))[0].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_parts_that_overflow_in_half_precision_do_not_spoil_the_output(dtype):
+    x = torch.full((1, 4), 200.0, dtype=dtype)
+    weight = torch.tensor([[200.0, 200.0, -200.0, -199.0]], dtype=dtype)
+    fmodel, params = lrpfunc.trace(lambda params, x: F.linear(x, params["weight"]), {"weight": weight}, x)
+    y, _ = lrpfunc.vjp(fmodel, params, x, rules.alpha_beta(2, 1))
+    assert torch.equal(y, fmodel(params, x))
+
+
+def test_what_a_stabilizer_of_the_users_own_returns_stays_as_it_is():
+    fmodel, params, x = network(torch.float32)
+    given: list = []
+
+    def constant(z):
+        given.append((torch.full_like(z, 2.0), z.clone(), z)[0])
+        return given[-1]
+
+    for name in COMPOSITES:
+        lrpfunc.attribute(fmodel, params, x, COMPOSITES[name](constant))
+    assert given
+    assert all((tensor == 2.0).all() for tensor in given)
+
+
+@pytest.mark.parametrize("name", COMPOSITES)
+def test_a_stabilizer_may_return_an_expanded_tensor_and_view_what_it_gets(name):
+    fmodel, params, x = network(torch.float32)
+
+    def expanded(z):
+        return z.view(len(z), -1).abs().mean().add(1.0).expand(z.shape)
+
+    assert lrpfunc.attribute(fmodel, params, x, COMPOSITES[name](expanded)).isfinite().all()
+
+
+def test_a_rule_of_the_users_own_may_view_what_arrives():
+    fmodel, params, x = network(torch.float32)
+
+    def backward(operation, residuals, flow):
+        return Flow(relevance=flow.tensor.view(len(flow.tensor), -1).view(flow.shape))
+
+    viewing = rules.Rule("viewing", lambda operation, x: (operation(x), None), backward)
+    lrpfunc.attribute(fmodel, params, x, composites.epsilon_plus(entries={"relu": viewing}))
+
+
+def test_nothing_is_written_into_memory_that_is_shared():
+    spare = torch.ones(3, 1).expand(3, 4)
+    assert not stabilizers.may_overwrite(spare, torch.ones(3, 4))
+    fmodel, params = lrpfunc.trace(
+        lambda p, x: torch.einsum("bi,j->bj", x, p["w"]), {"w": torch.randn(3)}, torch.randn(2, 4)
+    )
+    assert lrpfunc.attribute(fmodel, params, torch.randn(2, 4), rules.gamma(), target=0).shape == (2, 4)
+
+
+@pytest.mark.parametrize("rule", [rules.flat(), rules.epsilon(), rules.wsquare()])
+def test_relevance_may_be_written_to(rule):
+    fmodel, params = lrpfunc.functionalize(nn.Linear(4, 5), torch.randn(2, 4))
+    relevance = lrpfunc.attribute(fmodel, params, torch.randn(2, 4), rule, target=1)
+    relevance /= 2
+
+
+@pytest.mark.parametrize("settings", [{"ceil_mode": True}, {"stride": 1, "padding": 1}, {"dilation": 2}])
+def test_maximum_pooling_with_keywords(settings):
+    x = torch.randn(2, 3, 7, 7, dtype=torch.float64)
+    y, pullback = torch.func.vjp(lambda x: F.max_pool2d(x, 2, **settings), x)
+    f = lrpfunc.custom_vjp(rules.gradient(), torch.max_pool2d)
+    _, pullback_of_rule = torch.func.vjp(lambda x: f(x, 2, **settings), x)
+    assert torch.equal(pullback_of_rule(y)[0], pullback(y)[0])
+    fmodel, params = lrpfunc.trace(lambda params, x: F.max_pool2d(x, 2, **settings), {}, x)
+    assert torch.equal(lrpfunc.vjp(fmodel, params, x, composites.epsilon())[1](y), pullback(y)[0])
+
+
+@pytest.mark.parametrize("factor", ["alpha", "beta"])
+def test_a_layer_with_a_negative_factor_is_refused(factor):
+    x, weight, bias = torch.randn(2, 4), torch.randn(4, 3), torch.randn(3)
+    fmodel, params = lrpfunc.trace(
+        lambda p, x: torch.addmm(p["b"], x, p["w"], **{factor: -1}), {"w": weight, "b": bias}, x
+    )
+    with pytest.raises(RuleError, match="multiplies its weight or bias by a negative number"):
+        lrpfunc.attribute(fmodel, params, x, rules.zplus(), target=0)
+    lrpfunc.attribute(fmodel, params, x, rules.epsilon(), target=0)
+
+
+@pytest.mark.parametrize("name", ["zplus", "gamma", "zbox", "wsquare"])
+def test_a_rule_of_layers_at_a_product_of_two_inputs(name):
+    fmodel, params = lrpfunc.trace(lambda p, x: x @ x.mT, {}, torch.randn(2, 3, 3))
+    everywhere = composites.by_kind({"bilinear": RULES[name](1e-6)})
+    with pytest.raises(RuleError, match="has no weight, but the rule needs a weighted equation"):
+        lrpfunc.prepare(fmodel, params, everywhere)(torch.randn(2, 3, 3), target=(0, 0))

@@ -146,7 +146,7 @@ def test_relevance_of_several_targets_has_the_structure_of_the_input():
     assert {key: tuple(value.shape) for key, value in got.items()} == {"a": (3, 2, 3), "b": (3, 2, 3)}
 
 
-@pytest.mark.parametrize("targets", [[], torch.zeros(0, dtype=torch.long), "3", 3])
+@pytest.mark.parametrize("targets", [[], torch.zeros(0, dtype=torch.long), torch.tensor(3), "3", b"3", 3])
 def test_no_targets_is_an_error(targets):
     fmodel, params, x = traced()
     with pytest.raises(TargetError, match="targets must be a sequence of at least one target or an index tensor"):
@@ -300,3 +300,30 @@ def test_a_model_that_looks_at_strides_keeps_its_layout():
     fmodel, params = lrpfunc.trace(strided, {"w": torch.randn(4, 3, 3, 3)}, x)
     y, _ = lrpfunc.vjp(fmodel, params, x, rules.epsilon())
     assert torch.equal(y, fmodel(params, x))
+
+
+class Answer(nn.Module):
+    """What Hugging Face's models do: a dict with fields that are not there."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x, mask):
+        return {"logits": self.layer(x), "loss": None, "step": 3}
+
+
+def test_several_targets_of_outputs_and_inputs_that_are_not_all_tensors():
+    x = (torch.randn(2, 4), None)
+    fmodel, params = lrpfunc.functionalize(Answer(), *x)
+    got = lrpfunc.attribute_each(fmodel, params, x, rules.epsilon(), range(3))
+    expected = [lrpfunc.attribute(fmodel, params, x, rules.epsilon(), target) for target in range(3)]
+    assert got[1] is None
+    assert torch.equal(got[0], torch.stack([relevance for relevance, _ in expected]))
+
+
+@pytest.mark.parametrize("chunk_size", [0, -1, 1.5, True])
+def test_a_chunk_size_that_is_none(chunk_size):
+    fmodel, params, x = traced()
+    with pytest.raises(TargetError, match="chunk_size must be a number of targets >= 1, but is"):
+        lrpfunc.attribute_each(fmodel, params, x, rules.epsilon(), [0, 1], chunk_size=chunk_size)

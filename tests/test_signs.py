@@ -162,3 +162,29 @@ def test_a_range_is_not_looked_at_where_values_are_not_known():
 
 def test_every_row_is_an_operation():
     assert not [name for name in signs.SIGNS if not hasattr(torch.ops.aten, name)]
+
+
+NOT_WHAT_THEY_SEEM = {
+    "softplus with a negative beta": lambda x: F.softplus(x, beta=-1),
+    "softplus that is linear below zero": lambda x: F.softplus(x, threshold=-5.0),
+    "average by a negative divisor": lambda x: F.avg_pool2d(x.relu(), 2, divisor_override=-4),
+    "elu of a negative scale": lambda x: torch.ops.aten.elu(x.relu(), 1.0, -1.0, 1.0),
+    "alpha by position": lambda x: torch.ops.aten.add.Scalar(x.relu(), 3.0, -1),
+    "window in the padding": lambda x: F.max_pool2d(x.relu()[..., :2, :2], 2, 1, 1, dilation=3),
+    "negative power": lambda x: x.relu() ** -1,
+}
+
+
+@pytest.mark.parametrize("name", NOT_WHAT_THEY_SEEM)
+def test_arguments_that_turn_signs(name):
+    assert not known(NOT_WHAT_THEY_SEEM[name])[0]
+
+
+def test_a_range_holds_no_nan_and_asks_no_values_of_meta_tensors():
+    fmodel, params = pair()
+    x = X.abs().clamp(max=3)
+    with pytest.raises(InputError, match="but it goes from nan to nan"):
+        lrpfunc.attribute(fmodel, params, (x, x * torch.nan), rules.zplus(), target=0, input_range=(0, 3))
+    meta = {name: leaf.to("meta") for name, leaf in params.items()}
+    x = x.to("meta")
+    assert lrpfunc.attribute(fmodel, meta, (x, x), rules.zplus(), target=0, input_range=(0, 3))[0].shape == x.shape

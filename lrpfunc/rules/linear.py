@@ -41,6 +41,11 @@ def _weighted(operation: Operation, inputs: Sequence[Tensor]) -> Tensor:
     """The only input of an equation with a weight."""
     if not operation.is_weighted or len(inputs) != 1:
         raise RuleError(f"{operation.description} has no weight, but the rule needs a weighted equation.")
+    if any(operation.keywords.get(factor, 1) < 0 for factor in ("alpha", "beta")):
+        raise RuleError(
+            f"{operation.description} multiplies its weight or bias by a negative number, so that their signs say "
+            "nothing of its contributions. Write the number into them."
+        )
     return inputs[0]
 
 
@@ -71,7 +76,8 @@ def _proportional(stabilize: Stabilizer, zero_bias: bool):
         output = operation(*inputs)
         if zero_bias and operation.bias is not None:
             return output, (output, operation.without_bias()(*inputs), ())
-        return output, (_kept(operation, output, stabilize), None, inputs)
+        kept = _kept(operation, output, stabilize)
+        return output, (kept, None, inputs if kept is None else ())
 
     def backward(operation, residuals, flow):
         output, without_bias, inputs = residuals
@@ -181,6 +187,7 @@ def alpha_beta(
         x = _weighted(operation, inputs)
         first, second = denominators(operation, x)
         has_all_terms = stabilize.epsilon is not None and not (zero_bias and operation.bias is not None)
+        has_all_terms = has_all_terms and torch.finfo(first.dtype).bits >= 32  # in half precision the parts overflow
         output = first + second if second is not None and has_all_terms else operation(x)
         if operation.gets_coefficients:
             ratios = [None if d is None else _ratio(output, d, stabilize) for d in (first, second)]
@@ -274,8 +281,9 @@ def _favoured(gamma: float, stabilize: Stabilizer):
             return coefficients(operation, x, s, s)
         z = operation(x) if z is None else z  # not kept, because another flow was to be expected
         if flow.is_relevance:
-            signed = flow.tensor / magnitude(z, favour)
-            return coefficients(operation, x, signed * z.sign(), signed)
+            sign = z.sign()
+            s = multiply(flow.tensor / magnitude(z, favour), sign)
+            return coefficients(operation, x, s, multiply(sign, s))
         s = multiply(divide(z.abs(), magnitude(z, favour)), flow.tensor)
         return coefficients(operation, x, s, multiply(z.sign(), s))
 
@@ -341,13 +349,13 @@ def zbox(low: float | Tensor, high: float | Tensor, stabilizer: StabilizerLike =
         if not isinstance(bound, (Real, Tensor)):
             raise RuleError(f"'{name}' of zbox must be a number or a tensor, but is {bound!r}.")
 
-    def signed(operation) -> tuple[Tensor, Tensor] | None:
-        return (operation.weight.clamp(min=0), operation.weight.clamp(max=0)) if operation.is_weighted else None
+    def signed(operation) -> tuple[Tensor, Tensor]:
+        return operation.weight.clamp(min=0), operation.weight.clamp(max=0)
 
     def box(operation) -> Tensor | None:
         """W+ low + W- high + b of one sample, None where a sample does not stand for all."""
         shape = (1, *operation.sample_shape)
-        if not operation.is_weighted or not _stands_for_all(operation, stabilize):
+        if not _stands_for_all(operation, stabilize):
             return None
         if any(isinstance(b, Tensor) and b.dim() == len(shape) and b.shape[0] != 1 for b in (low, high)):
             return None  # a bound for each sample of a batch
@@ -397,12 +405,12 @@ def wsquare(stabilizer: StabilizerLike = 1e-6, zero_bias: bool = False) -> Rule:
     """
     stabilize = _stabilizer(stabilizer)
 
-    def squared(operation) -> Tensor | None:
-        return operation.weight.square() if operation.is_weighted else None
+    def squared(operation) -> Tensor:
+        return operation.weight.square()
 
     def denominator(operation) -> Tensor | None:
         """That of one sample, None where a sample does not stand for all."""
-        if not operation.is_weighted or not _stands_for_all(operation, stabilize):
+        if not _stands_for_all(operation, stabilize):
             return None
         return even(operation, operation.weight.new_ones((1, *operation.sample_shape)))
 

@@ -17,7 +17,8 @@ class Rule(NamedTuple):
     """One LRP rule: two pure functions and a printable label, in the manner of `jax.custom_vjp`.
 
     `forward(operation, *inputs) -> (output, residuals)` and `backward(operation, residuals, flow) -> flows`, one flow
-    (or None) for each input, a single one unwrapped. Residuals are pytrees of tensors, never closures.
+    (or None) for each input, a single one unwrapped. The output is the operation's value, whatever the rule. Residuals
+    are pytrees of tensors, never closures.
     Each of `hoists` makes something of an operation's parameters only; the other two get it by `operation.hoisted`.
     `gives_coefficients`: the flows that backward returns are coefficients, whatever arrives.
     """
