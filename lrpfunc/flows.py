@@ -11,6 +11,8 @@ from torch import Tensor
 from lrpfunc.errors import RuleError
 from lrpfunc.stabilizers import Stabilizer, divide, multiply, stabilizer
 
+OTHER_FORM = "a rule above returned another form of flow than it declares by `gives`."
+
 
 class Flow:
     """What travels backwards on an edge with value v: a relevance R, or a coefficient c with R = v * c.
@@ -42,9 +44,11 @@ class Flow:
         return self._tensor if self.rectified is None else rectify(self._tensor, self.rectified)
 
     @property
-    def is_coefficient(self) -> bool:
-        """Of the value itself, not of what a ReLU makes of it."""
-        return not self.is_relevance and self.rectified is None
+    def own(self) -> Tensor:
+        """c, where it is known that a coefficient arrives. Errors: `RuleError` if it is none."""
+        if self.is_relevance:
+            raise RuleError(OTHER_FORM)
+        return self.tensor
 
     @property
     def shape(self) -> torch.Size:
@@ -64,10 +68,9 @@ class Flow:
             return self.tensor
         if self.rectified is not None and stable.epsilon is not None:
             return multiply(stable.proportion(self.rectified, is_nonnegative=True), self._tensor)
-        assert value is not None
         if self.is_relevance or self.rectified is not None:
-            return stable.quotient(self.relevance(value), value)
-        return multiply(stable.proportion(value), self._tensor)
+            return stable.quotient(self.relevance(value), given(value))
+        return multiply(stable.proportion(given(value)), self._tensor)
 
     def over(self, stable: Tensor, value: Tensor | None, is_spare: bool = False) -> Tensor:
         """R / d, where d is a stabilized denominator. `is_spare`: nobody else needs it."""
@@ -78,13 +81,18 @@ class Flow:
 
     def _factor(self, value: Tensor | None) -> Tensor:
         """What the coefficient is to be multiplied by for a relevance."""
-        factor = value if self.rectified is None else self.rectified
-        assert factor is not None
-        return factor
+        return given(value) if self.rectified is None else self.rectified
 
     def moved(self, tensor) -> Flow:
         """The same form with another tensor."""
         return Flow(relevance=tensor) if self.is_relevance else Flow(coefficient=tensor)
+
+
+def given(value: Tensor | None) -> Tensor:
+    """A value that was not kept if a rule above declared that it would not be needed. Errors: `RuleError`."""
+    if value is None:
+        raise RuleError(OTHER_FORM)
+    return value
 
 
 def rectify(tensor: Tensor, by: Tensor) -> Tensor:

@@ -140,10 +140,10 @@ class Operation:
     `operation(*inputs)` is its value. `adjoint(s)` is the transposed linear map, which needs no forward pass; it gives
     one tensor for one input and a tuple for several. `linear(weight, bias)` is the same map with other parameters.
 
-    What is known of its place in the program: `is_nonnegative`, no input is ever below zero; `is_rectified`, the output
-    goes to a ReLU and nowhere else, so that a coefficient comes back as a rectified flow; `gets_coefficients`, a
-    coefficient most likely comes back; `is_final`, it comes back but once, so that residuals may be written over;
-    `sample_shape`, the shape of the first input without its first dimension.
+    What is known of its place in the program: `is_nonnegative`, no input is ever below zero; `is_rectified`, what comes
+    back is a rectified flow; `gets_coefficients`, it is a coefficient of the output itself; `is_final`, it comes back
+    but once, so that residuals may be written over; `sample_shape`, the shape of the first input without its first
+    dimension.
     """
 
     def __init__(

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 from lrpfunc.composites import Entries, assign
 from lrpfunc.errors import RuleError, TraceError
-from lrpfunc.operations import Operation, bind
+from lrpfunc.operations import OPERATORS, UNKNOWN, Operation, bind
 from lrpfunc.program import Equation, Program, Variable
-from lrpfunc.rules import Rule
+from lrpfunc.rules.rule import COEFFICIENTS, RECTIFIED, SAME, Rule
 from lrpfunc.signs import InputRange, input_ranges, nonnegative
 
 
@@ -56,7 +56,7 @@ def make_plan(
     assigned = assign(fmodel, rules, strict)
     values = fmodel.bind_params(params)
     signs = nonnegative(fmodel, ranges)
-    rectified, coefficients = _rectified(fmodel, assigned), _coefficients(fmodel, assigned)
+    rectified, coefficients = _forms(fmodel, assigned)
     steps = []
     for equation, dead in zip(fmodel.equations, fmodel.last_reads, strict=True):
         rule = assigned.get(equation.name)
@@ -107,21 +107,30 @@ class Naming:
             raise RuleError(f"{self.rule.label} at layer '{self.equation.name}': {error}") from error
 
 
-def _rectified(program: Program, assigned: Mapping[str, Rule]) -> set[str]:
-    """Variables that a ReLU reads, through which a coefficient comes back as it went, and nobody else."""
-    readers = program.readers()
-    read_once = {name for name, equations in readers.items() if len(equations) == 1}
-    relus = (equation for equation in program.equations if equation.operator == "relu")
-    passing = (equation for equation in relus if getattr(assigned.get(equation.name), "label", "") == "pass_through")
-    return ({equation.reads[0].name for equation in passing} & read_once) - _outputs(program)
+def _forms(program: Program, assigned: Mapping[str, Rule]) -> tuple[set[str], set[str]]:
+    """The variables at which coefficients surely arrive, as rectified flows and as others."""
+    arriving, rectified = set[str](), set[str]()
+    readers, outputs = program.readers(), _outputs(program)
+    for equation in reversed(program.equations):
+        for variable in equation.outputs:
+            active = [reader for reader in readers.get(variable.name, ()) if reader.name in assigned]
+            surely = all(_gives(reader, assigned[reader.name], arriving) for reader in active)
+            if variable.name in outputs or not surely:
+                continue
+            arriving.add(variable.name)
+            is_relu = len(active) == 1 and OPERATORS.get(active[0].operator, UNKNOWN).rectifies
+            if is_relu and assigned[active[0].name].gives == RECTIFIED:
+                rectified.add(variable.name)
+    return rectified, arriving - rectified
 
 
-def _coefficients(program: Program, assigned: Mapping[str, Rule]) -> set[str]:
-    """Variables whose readers all send coefficients back."""
-    giving = {name for name, rule in assigned.items() if rule.gives_coefficients}
-    readers = program.readers().items()
-    read = {name for name, equations in readers if all(equation.name in giving for equation in equations)}
-    return read - _outputs(program)
+def _gives(equation: Equation, rule: Rule, arriving: set[str]) -> bool:
+    """Whether an equation surely sends coefficients back, knowing where they arrive."""
+    if rule.gives == COEFFICIENTS:
+        return True
+    operator = OPERATORS.get(equation.operator, UNKNOWN)
+    keeps = rule.gives == SAME or (rule.gives == RECTIFIED and (operator.rectifies or operator.ratio is not None))
+    return keeps and all(variable.name in arriving for variable in equation.outputs if variable.is_floating)
 
 
 def _meeting_points(program: Program) -> frozenset[str]:

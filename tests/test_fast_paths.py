@@ -18,14 +18,14 @@ from torch import nn
 import lrpfunc
 from lrpfunc import Flow, composites, plans, rules, stabilizers
 from lrpfunc.errors import RuleError
+from lrpfunc.rules.rule import COEFFICIENTS, RECTIFIED
 from tests.helpers import randomize, relative_error
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-4}
 
 SWITCHES = {
     "signs": lambda: mock.patch.object(plans, "nonnegative", return_value=frozenset()),
-    "rectified": lambda: mock.patch.object(plans, "_rectified", return_value=set()),
-    "coefficients": lambda: mock.patch.object(plans, "_coefficients", return_value=set()),
+    "forms": lambda: mock.patch.object(plans, "_forms", return_value=(set(), set())),
     "overwriting": lambda: mock.patch.object(stabilizers, "is_plain", return_value=False),
     "layout": lambda: mock.patch.object(plans, "_lays_out", return_value=False),
 }
@@ -68,13 +68,13 @@ COMPOSITES = {
 
 
 def mixed(rule, s):
-    """A rule below layers and sums that send relevance where a coefficient is expected."""
+    """A rule below layers and sums that send relevance."""
     flat = dict.fromkeys(("grouped", "up", "head"), rules.flat(s))
     return composites.first_match(flat, composites.by_kind({"sum": as_relevance(s)}), rule(s))
 
 
 def as_relevance(s):
-    """The rule of sums, as a relevance, though it claims otherwise."""
+    """The rule of sums, as a relevance."""
     norm = rules.norm(s)
 
     def forward(operation, *inputs):
@@ -87,7 +87,7 @@ def as_relevance(s):
         moved = moved if isinstance(moved, tuple) else (moved,)
         return [Flow(relevance=each.relevance(x)) for each, x in zip(moved, inputs, strict=True)]
 
-    return norm._replace(forward=forward, backward=backward)
+    return rules.Rule("norm as relevance", forward, backward)
 
 
 for name, rule in {
@@ -377,3 +377,31 @@ def test_a_rule_of_layers_at_a_product_of_two_inputs(name):
     everywhere = composites.by_kind({"bilinear": RULES[name](1e-6)})
     with pytest.raises(RuleError, match="has no weight, but the rule needs a weighted equation"):
         lrpfunc.prepare(fmodel, params, everywhere)(torch.randn(2, 3, 3), target=(0, 0))
+
+
+@pytest.mark.parametrize("form", ["relevance", "coefficient"])
+@pytest.mark.parametrize("gives", [COEFFICIENTS, RECTIFIED])
+@pytest.mark.parametrize("name", ["epsilon", "zplus", "alpha_beta", "gamma"])
+def test_a_rule_that_breaks_its_word_is_never_believed(name, gives, form):
+    """Layers below keep what they need for the form that is declared; another is an error, or works all the same."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 4)
+    fmodel, params = lrpfunc.functionalize(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)), x)
+
+    def backward(operation, x, flow):
+        moved = operation.adjoint(flow.tensor) if operation.is_weighted else flow.tensor
+        return Flow(**{form: moved})
+
+    above = {COEFFICIENTS: "2", RECTIFIED: "1"}[gives]
+
+    def run(declared):
+        mine = rules.Rule("mine", lambda operation, x: (operation(x), x), backward, gives=declared)
+        return lrpfunc.attribute(fmodel, params, x, {above: mine, "0": RULES[name](1e-6)}, target=0)
+
+    broken = (gives, form) == (COEFFICIENTS, "relevance") or gives == RECTIFIED
+    needs_more = name in ("epsilon", "gamma") if form == "relevance" else gives == RECTIFIED
+    if broken and needs_more:
+        with pytest.raises(RuleError, match="a rule above returned another form of flow than it declares by `gives`"):
+            run(gives)
+    else:
+        torch.testing.assert_close(run(gives), run(""))

@@ -7,7 +7,7 @@ import torch
 from lrpfunc.errors import RuleError
 from lrpfunc.flows import Flow
 from lrpfunc.operations import PRODUCT
-from lrpfunc.rules.rule import Rule
+from lrpfunc.rules.rule import SAME, Rule
 from lrpfunc.stabilizers import number
 
 
@@ -74,7 +74,7 @@ def affine() -> Rule:
         moved = operation.adjoint(flow.tensor) if operation.is_linear else operation.vjp(inputs, flow.tensor)
         return Flow(coefficient=moved)
 
-    return Rule("affine", forward, backward)
+    return Rule("affine", forward, backward, gives=SAME)
 
 
 def gate(signal: int = 0) -> Rule:

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lrpfunc.errors import RuleError
-from lrpfunc.flows import Flow
+from lrpfunc.flows import Flow, given
 from lrpfunc.operations import CONVOLUTION, DENSE, GROUPS, Operation
-from lrpfunc.rules.rule import Rule, as_coefficients
+from lrpfunc.rules.rule import COEFFICIENTS, Rule, as_coefficients
 from lrpfunc.stabilizers import Stabilizer, StabilizerLike, add, divide, multiply, number, stabilizer
 
 
@@ -61,30 +61,27 @@ def epsilon(epsilon: StabilizerLike = 1e-6, zero_bias: bool = False) -> Rule:
     stabilize = stabilizer(epsilon)
     forward, backward = _proportional(stabilize, zero_bias)
     label = _label("epsilon", stabilize.label, zero_bias=zero_bias)
-    return Rule(label, forward, backward, gives_coefficients=True)
+    return Rule(label, forward, backward, gives=COEFFICIENTS)
 
 
 def norm(stabilizer: StabilizerLike = 1e-6) -> Rule:
     """Share by contribution where there are no parameters (sums, average pooling): R_j = x_j A^T (R / S(A x))_j."""
     stabilize = _stabilizer(stabilizer)
     forward, backward = _proportional(stabilize, zero_bias=False)
-    return Rule(_label("norm", stabilize.label), forward, backward, gives_coefficients=True)
+    return Rule(_label("norm", stabilize.label), forward, backward, gives=COEFFICIENTS)
 
 
 def _proportional(stabilize: Stabilizer, zero_bias: bool):
     def forward(operation, *inputs):
         output = operation(*inputs)
         if zero_bias and operation.bias is not None:
-            return output, (output, operation.without_bias()(*inputs), ())
-        kept = _kept(operation, output, stabilize)
-        return output, (kept, None, inputs if kept is None else ())
+            return output, (output, operation.without_bias()(*inputs))
+        return output, (_kept(operation, output, stabilize), None)
 
     def backward(operation, residuals, flow):
-        output, without_bias, inputs = residuals
+        output, without_bias = residuals
         if without_bias is not None:
             return as_coefficients(operation.adjoint(stabilize.quotient(flow.relevance(output), without_bias)))
-        if output is None and flow.rectified is None:  # a rule of the user's own stood at the ReLU
-            output = operation(*inputs)
         return as_coefficients(operation.adjoint(flow.coefficient(output, stabilize)))
 
     return forward, backward
@@ -142,7 +139,7 @@ def _ratio(output: Tensor, stable: Tensor, stabilize: Stabilizer) -> Tensor:
 
 def _times(operation: Operation, ratio: Tensor, flow: Flow) -> Tensor:
     """A coefficient times a ratio that was kept."""
-    return multiply(ratio, flow.tensor) if operation.is_final else ratio * flow.tensor
+    return multiply(ratio, flow.own) if operation.is_final else ratio * flow.own
 
 
 def _by_sign(x: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
@@ -178,14 +175,11 @@ def alpha_beta(
         negative = weight.clamp(max=0), _map(lambda b: b.clamp(max=0), bias)
         return _terms(operation, *positive, stabilize), _terms(operation, *negative, stabilize, sign=-1)
 
-    def denominators(operation, x) -> tuple[Tensor, Tensor | None]:
-        positive, negative = operation.hoisted(terms)
-        first = _denominator(operation, x, positive, negative.weight, stabilize)
-        return first, _denominator(operation, x, negative, positive.weight, stabilize) if beta else None
-
     def forward(operation, *inputs):
         x = _weighted(operation, inputs)
-        first, second = denominators(operation, x)
+        positive, negative = operation.hoisted(terms)
+        first = _denominator(operation, x, positive, negative.weight, stabilize)
+        second = _denominator(operation, x, negative, positive.weight, stabilize) if beta else None
         has_all_terms = stabilize.epsilon is not None and not (zero_bias and operation.bias is not None)
         has_all_terms = has_all_terms and torch.finfo(first.dtype).bits >= 32  # in half precision the parts overflow
         output = first + second if second is not None and has_all_terms else operation(x)
@@ -197,13 +191,9 @@ def alpha_beta(
     def backward(operation, residuals, flow):
         x, output, first, second = residuals
         positive, negative = (operation.linear(side.weight) for side in operation.hoisted(terms))
-        if operation.gets_coefficients and flow.is_coefficient:
+        if operation.gets_coefficients:
             s_first, s_second = (None if ratio is None else _times(operation, ratio, flow) for ratio in (first, second))
         else:
-            if operation.gets_coefficients:
-                first, second = denominators(operation, x)
-            if output is None and flow.is_coefficient:
-                output = operation(x)
             s_first = _share(operation, flow, output, first, stabilize)
             s_second = None if second is None else _share(operation, flow, output, second, stabilize)
         moved = _combined(positive, negative, s_first, s_second, beta)
@@ -212,7 +202,7 @@ def alpha_beta(
         return Flow(coefficient=_by_sign(x, moved, _combined(negative, positive, s_first, s_second, beta)))
 
     label = _label("alpha_beta", alpha, beta, zero_bias=zero_bias)
-    return Rule(label, forward, backward, (terms,), gives_coefficients=True)
+    return Rule(label, forward, backward, (terms,), gives=COEFFICIENTS)
 
 
 def _combined(own: Operation, other: Operation, s_own: Tensor, s_other: Tensor | None, beta: float) -> Tensor:
@@ -233,7 +223,7 @@ def gamma(gamma: float = 0.25, stabilizer: StabilizerLike = 1e-6, zero_bias: boo
     has_closed_form = stabilize.epsilon and not zero_bias
     functions = _favoured(gamma, stabilize) if has_closed_form else _mirrored(gamma, stabilize, zero_bias)
     forward, backward, hoists = functions
-    return Rule(label, forward, backward, hoists, gives_coefficients=True)
+    return Rule(label, forward, backward, hoists, gives=COEFFICIENTS)
 
 
 def _favoured(gamma: float, stabilize: Stabilizer):
@@ -268,18 +258,16 @@ def _favoured(gamma: float, stabilize: Stabilizer):
 
     def backward(operation, residuals, flow):
         x, z, favour = residuals
-        if operation.gets_coefficients and flow.is_coefficient:
-            s = multiply(favour.abs(), flow.tensor)
-            return coefficients(operation, x, s, _times(operation, favour, flow))
         if operation.gets_coefficients:
-            favour = _denominator(operation, x, *operation.hoisted(favoured), stabilize)
+            s = multiply(favour.abs(), flow.own)
+            return coefficients(operation, x, s, _times(operation, favour, flow))
         if flow.rectified is not None:  # relevance only where z > 0, where z = relu(z)
             size = (add if operation.is_final else torch.add)(favour, flow.rectified)
             s = flow.over(size, None, is_spare=True)
             if operation.is_nonnegative:
                 return Flow(coefficient=operation.linear(operation.hoisted(risen)).adjoint(s))
             return coefficients(operation, x, s, s)
-        z = operation(x) if z is None else z  # not kept, because another flow was to be expected
+        z = given(z)
         if flow.is_relevance:
             sign = z.sign()
             s = multiply(flow.tensor / magnitude(z, favour), sign)

@@ -12,6 +12,8 @@ from lrpfunc.flows import Flow
 from lrpfunc.operations import Operation
 from lrpfunc.stabilizers import StabilizerLike, stabilizer
 
+COEFFICIENTS, SAME, RECTIFIED = "coefficients", "same", "rectified"
+
 
 class Rule(NamedTuple):
     """One LRP rule: two pure functions and a printable label, in the manner of `jax.custom_vjp`.
@@ -20,14 +22,16 @@ class Rule(NamedTuple):
     (or None) for each input, a single one unwrapped. The output is the operation's value, whatever the rule. Residuals
     are pytrees of tensors, never closures.
     Each of `hoists` makes something of an operation's parameters only; the other two get it by `operation.hoisted`.
-    `gives_coefficients`: the flows that backward returns are coefficients, whatever arrives.
+    `gives` declares the form of the flows that backward returns: `COEFFICIENTS`, whatever arrives; `SAME`, the form
+    that arrives; `RECTIFIED`, the same, but a rectified flow for a coefficient at a ReLU; "", unknown. Layers below
+    keep less in memory where they know.
     """
 
     label: str
     forward: Callable[..., tuple[Any, Any]]
     backward: Callable[[Operation, Any, Flow], Flow | Sequence[Flow | None] | None]
     hoists: tuple[Callable[[Operation], Any], ...] = ()
-    gives_coefficients: bool = False
+    gives: str = ""
 
 
 def as_coefficients(moved) -> Flow | tuple[Flow, ...]:
@@ -58,7 +62,7 @@ def gradient() -> Rule:
             moved = operation.recall(memory, inputs, flow.tensor)
         return tuple(map(flow.moved, moved)) if isinstance(moved, tuple) else flow.moved(moved)
 
-    return Rule("gradient", forward, backward)
+    return Rule("gradient", forward, backward, gives=SAME)
 
 
 def input_times_gradient(stabilizer: StabilizerLike = 1e-6) -> Rule:
@@ -106,7 +110,7 @@ def pass_through() -> Rule:
             return Flow(coefficient=flow.tensor * operation.operator.ratio(residual, *operation.arguments[1:]))
         return Flow(relevance=flow.relevance(residual).sum_to_size(operation.shapes[0]))
 
-    return Rule("pass_through", forward, backward)
+    return Rule("pass_through", forward, backward, gives=RECTIFIED)
 
 
 def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
