@@ -109,7 +109,8 @@ class Naming:
 
 def _forms(program: Program, assigned: Mapping[str, Rule]) -> tuple[set[str], set[str]]:
     """The variables at which coefficients surely arrive, as rectified flows and as others."""
-    arriving, rectified = set[str](), set[str]()
+    arriving: set[str] = set()
+    rectified: set[str] = set()
     readers, outputs = program.readers(), _outputs(program)
     for equation in reversed(program.equations):
         for variable in equation.outputs:
