@@ -121,6 +121,7 @@ def batch_norms(program: Program) -> list[Equation]:
 
 
 def is_batch_norm(equation: Equation) -> bool:
+    """Whether an equation normalizes by statistics that are given."""
     return OPERATORS.get(equation.operator, UNKNOWN).kind == BATCH_NORM
 
 
@@ -134,6 +135,7 @@ class Places(NamedTuple):
 
 
 def places(layer: Equation) -> Places:
+    """Those of a layer, which has an input, a weight and a bias."""
     layout = OPERATORS[layer.operator].layout
     assert layout is not None
     assert layout.input is not None

@@ -38,6 +38,7 @@ def source(node) -> str:
 
 
 def place(file: str, line: int) -> str:
+    """A line of source for messages, with its code where that can be read."""
     code = linecache.getline(file, line).strip()
     return f"{file}:{line} (`{code}`)" if code else f"{file}:{line}"
 
@@ -81,6 +82,7 @@ SYNONYMS = {
 
 
 def is_symbolic(n) -> bool:
+    """Whether a size may differ from call to call."""
     return isinstance(n, torch.SymInt) and not n.node.expr.is_number
 
 
@@ -380,10 +382,12 @@ def _origin(node) -> Origin:
 
 
 def is_random(function) -> bool:
+    """Whether a function draws random numbers."""
     return torch.Tag.nondeterministic_seeded in getattr(function, "tags", ())
 
 
 def random_message(name: str, source: str) -> str:
+    """Why a model that draws random numbers is refused, and the way out."""
     return (
         f"'{name}' at {source} draws random numbers, but a program is a function: "
         "make them an input, or call model.eval() if only training needs them."

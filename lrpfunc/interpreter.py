@@ -271,6 +271,7 @@ def _contiguous(tree):
 
 
 def checked_pair(result) -> tuple:
+    """What a rule's forward returned, if it is a pair. Errors: `RuleError`."""
     if not isinstance(result, tuple) or len(result) != 2:
         raise RuleError(f"forward must return (output, residuals), but returned {type(result).__name__}.")
     return result

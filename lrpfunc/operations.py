@@ -69,26 +69,32 @@ def ones_of(x: Tensor, channels: int) -> Tensor:
 
 
 def conv1d_bias_map(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry) -> Tensor:
+    """`torch.conv1d` with a map as its bias."""
     return _add_map(torch.conv1d(x, weight, None, *geometry), bias)
 
 
 def conv2d_bias_map(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry) -> Tensor:
+    """`torch.conv2d` with a map as its bias."""
     return _add_map(torch.conv2d(x, weight, None, *geometry), bias)
 
 
 def conv3d_bias_map(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry) -> Tensor:
+    """`torch.conv3d` with a map as its bias."""
     return _add_map(torch.conv3d(x, weight, None, *geometry), bias)
 
 
 def conv_transpose1d_bias_map(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry) -> Tensor:
+    """`torch.conv_transpose1d` with a map as its bias."""
     return _add_map(torch.conv_transpose1d(x, weight, None, *geometry), bias)
 
 
 def conv_transpose2d_bias_map(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry) -> Tensor:
+    """`torch.conv_transpose2d` with a map as its bias."""
     return _add_map(torch.conv_transpose2d(x, weight, None, *geometry), bias)
 
 
 def conv_transpose3d_bias_map(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry) -> Tensor:
+    """`torch.conv_transpose3d` with a map as its bias."""
     return _add_map(torch.conv_transpose3d(x, weight, None, *geometry), bias)
 
 
@@ -122,6 +128,7 @@ def einsum(equation: str, left: Tensor, right: Tensor) -> Tensor:
 
 
 def size(x: Tensor, dim: int) -> int:
+    """The size of a dimension, as a function that an equation can name."""
     return x.shape[dim]
 
 
@@ -389,14 +396,17 @@ def kind(program: Program, equation: Equation) -> str:
 
 
 def active_inputs(program: Program, equation: Equation) -> list[Variable]:
+    """The variables that an equation reads and relevance goes to, in the order of its arguments."""
     return [variable for variable in equation.reads if variable.name in program.active]
 
 
 def is_active(program: Program, equation: Equation) -> bool:
+    """Whether relevance can come to an equation."""
     return any(variable.name in program.active for variable in equation.outputs)
 
 
 def active_equations(program: Program) -> Iterator[Equation]:
+    """The equations that relevance can come to."""
     return (equation for equation in program.equations if is_active(program, equation))
 
 

@@ -306,6 +306,7 @@ class Program:
 
 
 def operator_name(function: Callable) -> str:
+    """The name of a function without its namespace and overload."""
     packet = getattr(function, "overloadpacket", function)
     name = getattr(packet, "__name__", type(packet).__name__)
     return name.removeprefix("aten.")
@@ -321,6 +322,7 @@ def substitute(template, values: Mapping[str, Any]):
 
 
 def variables_in(template) -> Iterator[Variable]:
+    """The variables of nested lists and tuples, in order."""
     if isinstance(template, Variable):
         yield template
     elif isinstance(template, (list, tuple)):
@@ -345,6 +347,7 @@ def label_inputs(names: Sequence[str], inputs: tuple) -> list[str]:
 
 
 def equation_row(equation: Equation) -> tuple[str, str, str, str]:
+    """An equation in a printed table: its name, operator, and the shapes that it reads and makes."""
     read = [str(v) for v in equation.reads if v.is_tensor and not v.name.startswith(PARAMETER)]
     return equation.name, equation.operator, " ".join(read), " ".join(map(str, equation.outputs))
 

@@ -145,6 +145,7 @@ def _mark(logits: Tensor, indices: list[Tensor]) -> Tensor:
 
 
 def check_relevance(relevance: Any, output: Any) -> Any:
+    """The relevance of an output, if it has its structure, shapes and dtypes. Errors: `TargetError`."""
     given, structure = optree.tree_flatten(relevance, namespace=NAMESPACE)
     expected, expected_structure = optree.tree_flatten(output, namespace=NAMESPACE)
     if structure != expected_structure:

@@ -31,7 +31,7 @@ def test_ratios_are_printed_and_saved_and_compared(tmp_path):
         (ratio,) = report.ratios(rows[0]["measured"], name, "gradient", "seconds")
         assert ratio > 0
         assert f"{ratio:.2f}" in output
-    assert "captum (tiny_mlp): NotImplementedError: epsilon only" in output
+    assert "captum (tiny_mlp): NotEntered: epsilon only" in output
     compared = run(*TINY, "--composite", "epsilon", "--compare", path)
     assert "main tiny_mlp 224 2 epsilon " in compared
     assert "main tiny_mlp 224 2 epsilon_plus" not in compared

@@ -326,11 +326,14 @@ def test_a_stabilizer_may_return_an_expanded_tensor_and_view_what_it_gets(name):
 def test_a_rule_of_the_users_own_may_view_what_arrives():
     fmodel, params, x = network(torch.float32)
 
-    def backward(operation, residuals, flow):
-        return Flow(relevance=flow.tensor.view(len(flow.tensor), -1).view(flow.shape))
+    def relevance(move):
+        rule = rules.Rule(
+            "mine", lambda operation, x: (operation(x), None), lambda operation, _, flow: move(flow.tensor)
+        )
+        return lrpfunc.attribute(fmodel, params, x, composites.epsilon_plus(entries={"relu": rule}))
 
-    viewing = rules.Rule("viewing", lambda operation, x: (operation(x), None), backward)
-    lrpfunc.attribute(fmodel, params, x, composites.epsilon_plus(entries={"relu": viewing}))
+    viewed = relevance(lambda tensor: Flow(relevance=tensor.view(len(tensor), -1).view(tensor.shape)))
+    assert torch.equal(viewed, relevance(lambda tensor: Flow(relevance=tensor)))
 
 
 def test_nothing_is_written_into_memory_that_is_shared():
@@ -346,7 +349,9 @@ def test_nothing_is_written_into_memory_that_is_shared():
 def test_relevance_may_be_written_to(rule):
     fmodel, params = lrpfunc.functionalize(nn.Linear(4, 5), torch.randn(2, 4))
     relevance = lrpfunc.attribute(fmodel, params, torch.randn(2, 4), rule, target=1)
+    expected = relevance / 2
     relevance /= 2
+    assert torch.equal(relevance, expected)
 
 
 @pytest.mark.parametrize("settings", [{"ceil_mode": True}, {"stride": 1, "padding": 1}, {"dilation": 2}])

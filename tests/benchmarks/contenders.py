@@ -67,6 +67,10 @@ class Question(NamedTuple):
         return fmodel, params, COMPOSITES[self.composite][0]()
 
 
+class NotEntered(Exception):
+    """A contender that has no answer to a question; its cell stays empty, with this as the reason."""
+
+
 Contender = Callable[[Question], Callable[[Tensor], Tensor]]
 
 
@@ -103,7 +107,7 @@ def gradient(question: Question):
 def channels_last(question: Question):
     """The gradient in the memory layout in which some convolutions are faster."""
     if question.x.ndim != 4:
-        raise NotImplementedError("only images have channels")
+        raise NotEntered("only images have channels")
     model = copy.deepcopy(question.model).to(memory_format=torch.channels_last)
     return partial(input_gradient, model, question.x.contiguous(memory_format=torch.channels_last))
 
@@ -159,7 +163,7 @@ def by_captum(question: Question):
     """captum's default, the epsilon rule. It is timed wherever it runs, also where its relevance is wrong: with modules
     that are called twice, and sums."""
     if question.composite != "epsilon":
-        raise NotImplementedError("epsilon only")
+        raise NotEntered("epsilon only")
     explainer = LRP(copy.deepcopy(question.model))
     x = question.x.clone().requires_grad_()
     return lambda classes: explainer.attribute(x, target=classes)
