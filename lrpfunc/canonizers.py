@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lrpfunc import operations
+from lrpfunc import functions, operations
 from lrpfunc.channels import (
     Absorber,
     Arrival,
@@ -33,7 +33,8 @@ from lrpfunc.channels import (
 )
 from lrpfunc.draft import Draft, Parameters, check_flat
 from lrpfunc.errors import CanonizeError, near_misses
-from lrpfunc.operations import BIAS_MAPS, CONVOLUTION, OPERATORS
+from lrpfunc.functions import BIAS_MAPS
+from lrpfunc.operations import CONVOLUTION, OPERATORS
 from lrpfunc.program import (
     Equation,
     Program,
@@ -403,8 +404,8 @@ def _bend_elsewhere(draft: Draft, arrival: Arrival, scales: Tensor, shifts: Tens
     low_leaf = draft.own_leaf(activation, found.low, "low", new_low, like)
     high_leaf = draft.own_leaf(activation, found.high, "high", new_high, like)
     arguments = (activation.arguments[0], low_leaf, high_leaf, found.slope)
-    draft.put(dataclasses.replace(activation, function=operations.threshold_relu, arguments=arguments))
-    value = operations.threshold_relu(b, low, high, found.slope)
+    draft.put(dataclasses.replace(activation, function=functions.threshold_relu, arguments=arguments))
+    value = functions.threshold_relu(b, low, high, found.slope)
     derivative = torch.where((low < b) & (b < high), 1.0, found.slope)
     return torch.where(is_flat, a * derivative, a).flatten(), torch.where(is_flat, value, b).flatten()
 
@@ -484,7 +485,7 @@ def _bias_map(draft: Draft, arrival: Arrival, kernel: Variable, bias: Variable |
     layer = arrival.equation
     source = (arrival.path or [layer])[0].arguments[0]
     groups = _groups(layer)
-    made = [draft.equation(f"{layer.name}.ones", operations.ones_of, (source, groups), (1, groups, *source.shape[2:]))]
+    made = [draft.equation(f"{layer.name}.ones", functions.ones_of, (source, groups), (1, groups, *source.shape[2:]))]
     for step in arrival.path:
         arguments = (made[-1].outputs[0], *step.arguments[1:])
         shape = (1, groups, *step.outputs[0].shape[2:])

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lrpfunc.errors import TraceError
-from lrpfunc.operations import batch_norm, einsum, overwrite, size
+from lrpfunc.functions import batch_norm, einsum, overwrite, size
 from lrpfunc.program import PARAMETER, Equation, Variable, operator_name
 
 aten = torch.ops.aten

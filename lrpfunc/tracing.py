@@ -30,6 +30,7 @@ from torch.overrides import TorchFunctionMode
 
 from lrpfunc.channels import Immovable, Structure, batch_norms, leftwards, places
 from lrpfunc.errors import InputError, LrpError, TraceError
+from lrpfunc.functions import batch_norm, frozen_batch_norm
 from lrpfunc.graphs import (
     INTERNAL,
     RANDOM_IN_TRAINING,
@@ -41,7 +42,7 @@ from lrpfunc.graphs import (
     place,
     random_message,
 )
-from lrpfunc.operations import OPERATORS, UNKNOWN, batch_norm, frozen_batch_norm, is_active
+from lrpfunc.operations import OPERATORS, UNKNOWN, is_active
 from lrpfunc.program import (
     DEVICE,
     DTYPE,

@@ -1,0 +1,118 @@
+"""Functions of equations that ATen does not have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def batch_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps) -> Tensor:
+    """Batch normalization with given statistics, whose eps may be a tensor: the same kernel, eps added beforehand."""
+    variance = var + eps
+    if _is_differentiated(mean) or _is_differentiated(variance):  # which the kernel cannot
+        return _normalized(x, weight, bias, mean, variance)
+    return torch.batch_norm(x, weight, bias, mean, variance, False, 0.0, 0.0, torch.backends.cudnn.enabled)
+
+
+def frozen_batch_norm(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps) -> Tensor:
+    """Batch normalization as torchvision's FrozenBatchNorm2d writes it, operation by operation."""
+    return _normalized(x, weight, bias, mean, var + eps)
+
+
+def _normalized(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor) -> Tensor:
+    shape = (1, -1, *[1] * (x.dim() - 2))
+    mean, scale = mean.reshape(shape), variance.reshape(shape).rsqrt()
+    scale = scale if weight is None else weight.reshape(shape) * scale
+    return x * scale + (-mean * scale if bias is None else bias.reshape(shape) - mean * scale)
+
+
+def _is_differentiated(tensor: Tensor) -> bool:
+    """Whether autograd, or a torch.func transform at any level, follows a tensor."""
+    if torch.compiler.is_compiling():
+        return tensor.requires_grad
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        if torch._C._functorch.is_gradtrackingtensor(tensor):
+            return True
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor.requires_grad
+
+
+def threshold_relu(x: Tensor, low: Tensor, high: Tensor, slope: float) -> Tensor:
+    """A ReLU (or ReLU6, LeakyReLU, ...) whose bends each channel has for itself: the identity between low and high."""
+    inside = torch.clamp(x, low, high)
+    return torch.add(inside, x - inside, alpha=slope) if slope else inside
+
+
+def ones_of(x: Tensor, channels: int) -> Tensor:
+    """One sample of ones with the last dimensions of x, on its device; a constant."""
+    return x.new_ones((1, channels, *x.shape[2:]))
+
+
+# Convolutions whose bias is a map (1, channels, ...) with the output's last dimensions. One definition each, because
+# torch.compile knows a function by the name that it is defined with.
+
+
+def conv1d_bias_map(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry) -> Tensor:
+    """`torch.conv1d` with a map as its bias."""
+    return _add_map(torch.conv1d(x, weight, None, *geometry), bias)
+
+
+def conv2d_bias_map(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry) -> Tensor:
+    """`torch.conv2d` with a map as its bias."""
+    return _add_map(torch.conv2d(x, weight, None, *geometry), bias)
+
+
+def conv3d_bias_map(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry) -> Tensor:
+    """`torch.conv3d` with a map as its bias."""
+    return _add_map(torch.conv3d(x, weight, None, *geometry), bias)
+
+
+def conv_transpose1d_bias_map(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry) -> Tensor:
+    """`torch.conv_transpose1d` with a map as its bias."""
+    return _add_map(torch.conv_transpose1d(x, weight, None, *geometry), bias)
+
+
+def conv_transpose2d_bias_map(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry) -> Tensor:
+    """`torch.conv_transpose2d` with a map as its bias."""
+    return _add_map(torch.conv_transpose2d(x, weight, None, *geometry), bias)
+
+
+def conv_transpose3d_bias_map(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry) -> Tensor:
+    """`torch.conv_transpose3d` with a map as its bias."""
+    return _add_map(torch.conv_transpose3d(x, weight, None, *geometry), bias)
+
+
+def _add_map(output: Tensor, bias: Tensor | None) -> Tensor:
+    return output if bias is None else output + bias
+
+
+# By the name of the convolution with a bias per channel.
+BIAS_MAPS: dict[str, Callable] = {
+    "conv1d": conv1d_bias_map,
+    "conv2d": conv2d_bias_map,
+    "conv3d": conv3d_bias_map,
+    "conv_transpose1d": conv_transpose1d_bias_map,
+    "conv_transpose2d": conv_transpose2d_bias_map,
+    "conv_transpose3d": conv_transpose3d_bias_map,
+}
+
+
+def overwrite(base: Tensor, value: Tensor, views: Sequence[tuple[Callable, tuple]]) -> Tensor:
+    """`base` after `value` was written into a view of it; `views` leads from the base to the view."""
+    places = torch.arange(base.numel(), device=base.device).reshape(base.shape)
+    for view, arguments in views:
+        places = view(places, *arguments)
+    written = value.to(base.dtype).expand(places.shape).reshape(-1)
+    return base.reshape(-1).scatter(0, places.reshape(-1), written).reshape(base.shape)
+
+
+def einsum(equation: str, left: Tensor, right: Tensor) -> Tensor:
+    """An einsum of two operands, of which one may be a weight."""
+    return torch.einsum(equation, left, right)
+
+
+def size(x: Tensor, dim: int) -> int:
+    """The size of a dimension, as a function that an equation can name."""
+    return x.shape[dim]
