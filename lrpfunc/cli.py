@@ -1,38 +1,53 @@
-"""The command line: `lrpfunc demo`. Each command imports what it needs when it runs."""
+"""The command line: `lrpfunc image`, `inspect`, `dataset`, `report`, `digits`, `demo`. Each imports what it needs."""
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from lrpfunc import __version__
-from lrpfunc.errors import LrpError
+from lrpfunc.errors import InputError, LrpError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lrpfunc.pictures.classifiers import Classifier
 
 _BAD_PATHS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+_REMEDIES = {
+    errno.ENOSPC: "There is no space left: make some. A dataset run then goes on with --resume.",
+    errno.EDQUOT: "Your quota is used up: make space. A dataset run then goes on with --resume.",
+    errno.EFBIG: "The file would be larger than files may be here.",
+}
+FAILED, BAD_PATH, INCOMPLETE, INTERRUPTED = 1, 2, 3, 130
 
 
 class _Commands(TyperGroup):
-    """Commands whose expected errors are one red line: exit code 1 for an `LrpError`, 2 for a path."""
+    """Commands whose expected errors are one red line: exit code 1 for an `LrpError`, 2 for a path or a disk."""
 
     def invoke(self, ctx):
         try:
             return super().invoke(ctx)
-        except LrpError as error:
-            _complain(error)
-            raise typer.Exit(1) from error
-        except _BAD_PATHS as error:
-            _complain(error)
-            raise typer.Exit(2) from error
+        except (LrpError, OSError) as error:
+            expected = isinstance(error, (LrpError, *_BAD_PATHS)) or getattr(error, "errno", None) in _REMEDIES
+            if ctx.params.get("debug") or not expected:
+                raise
+            remedy = _REMEDIES.get(getattr(error, "errno", None) or 0, "")
+            _complain(f"{error} {remedy}")
+            raise typer.Exit(FAILED if isinstance(error, LrpError) else BAD_PATH) from error
 
 
 app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
-def _complain(error: Exception) -> None:
-    typer.secho(f"error: {' '.join(str(error).split())}", fg="red", err=True)
+def _complain(message: str) -> None:
+    typer.secho(f"error: {' '.join(message.split())}", fg="red", err=True)
 
 
 def _version(wanted: bool) -> None:
@@ -46,8 +61,259 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
     ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
 ) -> None:
-    """Layer-wise relevance propagation for PyTorch."""
+    """Layer-wise relevance propagation for PyTorch: heatmaps of what decided."""
+
+
+# -- options that several commands have -------------------------------------------------------------------------------
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="One of torchvision's classifiers, 'digits' (comes with lrpfunc), or your own: module.path:factory.",
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        help="DEFAULT or another of torchvision's names, a file (.safetensors, or a state dict by torch.save), or "
+        "'random'.  [default: DEFAULT; what your factory gives]",
+        show_default=False,
+    ),
+]
+CompositeName = Annotated[
+    str, typer.Option("--composite", "-c", help="The rules: a name, or your own as module.path:composite.")
+]
+Canonize = Annotated[bool, typer.Option("--canonize/--no-canonize", help="Fold batch norms into layers.")]
+Size = Annotated[
+    int | None,
+    typer.Option(help="Height and width of the input, instead of the model's own.", min=1, show_default=False),
+]
+Numbers = Annotated[
+    str | None, typer.Option(help="Of the input, instead of the model's own, as in 0.5,0.5,0.5.", show_default=False)
+]
+Categories = Annotated[
+    Path | None,
+    typer.Option("--categories", help="A file with a class name per line, or a JSON list.", show_default=False),
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")]
+Colors = Annotated[str, typer.Option(help="A colour map of matplotlib or zennit.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")]
+COMPOSITE = "epsilon_plus_flat"
+
+
+def _classifier(
+    model: str, weights: str | None, size: int | None, mean: str | None, std: str | None, categories: Path | None
+) -> Classifier:
+    from lrpfunc.pictures import classifiers
+
+    return classifiers.load(model, weights, size, _numbers("--mean", mean), _numbers("--std", std), categories)
+
+
+def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(
+            f"{option} takes numbers with commas between, such as 0.5,0.5,0.5, but got '{text}'."
+        ) from error
+
+
+def _console(**options: Any) -> Console:
+    """A console for results. In a pipe there is no width to fit into, and lines stay whole."""
+    from rich.console import Console
+
+    console = Console(highlight=False, **options)
+    return console if console.is_terminal else Console(highlight=False, width=1000, **options)
+
+
+# -- commands ---------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def inspect(
+    model: Model,
+    weights: Weights = None,
+    composite: CompositeName = COMPOSITE,
+    canonize: Canonize = True,
+    size: Size = None,
+    mean: Numbers = None,
+    std: Numbers = None,
+    categories: Categories = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
+    """Show what becomes of each batch norm, and which rule each layer gets."""
+    from lrpfunc.pictures import inspection
+
+    found = inspection.inspect(_classifier(model, weights, size, mean, std, categories), composite, canonize)
+    if as_json:
+        typer.echo(json.dumps(inspection.as_json(found), indent=2))
+    else:
+        inspection.tables(found, _console())
+
+
+@app.command()
+def dataset(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", help="A folder of images (subfolders are classes), or a .pt or .npz file."),
+    ],
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The HDF5 file to write.")],
+    weights: Weights = None,
+    composite: CompositeName = COMPOSITE,
+    targets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--targets",
+            "--target",
+            "-t",
+            help="Classes to explain, a row each: top, top5 (the five highest), label (the true one), a number or a "
+            "name. May be given several times.  [default: top]",
+            show_default=False,
+        ),
+    ] = None,
+    canonize: Canonize = True,
+    size: Size = None,
+    mean: Numbers = None,
+    std: Numbers = None,
+    categories: Categories = None,
+    device: Device = "cpu",
+    batch: Annotated[int, typer.Option(help="Samples at once.", min=1)] = 16,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes that read images.  [default: as many as help]", min=0, show_default=False),
+    ] = None,
+    shard: Annotated[str, typer.Option(help="Only the I-th of N parts of the data set.", metavar="I/N")] = "1/1",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Explain a whole data set into an HDF5 file, which `lrpfunc report` and ViRelAy read.
+
+    Samples that cannot be read are listed in the file's `errors`; the exit code is then 3.
+    """
+    from lrpfunc.pictures import runs
+
+    part = runs.shard(shard)
+    try:
+        with _Bar("explaining") as bar:
+            outcome = runs.run(
+                source,
+                out,
+                _classifier(model, weights, size, mean, std, categories),
+                composite=composite,
+                targets=targets or ["top"],
+                canonize=canonize,
+                device=device,
+                batch=batch,
+                workers=_default_workers() if workers is None else workers,
+                part=part,
+                resume=resume,
+                overwrite=overwrite,
+                progress=bar,
+            )
+    except KeyboardInterrupt:
+        typer.secho("\nstopped. The same command with --resume goes on from here.", fg="yellow", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    _tell(outcome)
+
+
+def _default_workers() -> int:
+    """One core stays with the model; more than four read faster than a CPU explains, and a GPU has a flag."""
+    return max(1, min(4, (os.cpu_count() or 1) - 1))
+
+
+def _tell(outcome: Any) -> None:
+    console = _console()
+    if not outcome.written:
+        console.print(f"nothing left to do: {outcome.path} was finished.", markup=False)
+    console.print(f"{outcome.path}: {outcome.rows:,} explanations, {len(outcome.failures):,} errors", markup=False)
+    for failure in outcome.failures[:10]:
+        _complain(f"{failure.file} {failure.reason}")
+    if len(outcome.failures) > 10:
+        _complain(f"and {len(outcome.failures) - 10} more: all are in 'errors' in {outcome.path}")
+    if outcome.failures:
+        raise typer.Exit(INCOMPLETE)
+
+
+class _Bar:
+    """A progress bar on a terminal, with rate and time that remains; a line now and then in a log."""
+
+    LOG_SECONDS = 30.0
+
+    def __init__(self, what: str):
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._console = Console(stderr=True, highlight=False)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("[red]{task.fields[errors]}"),
+            console=self._console,
+            disable=not self._console.is_terminal,
+            transient=True,
+        )
+        self._task = self._bar.add_task(what, total=None, rate="", errors="")
+        self._what, self._began, self._first, self._logged = what, 0.0, 0, 0.0
+
+    def __enter__(self) -> _Bar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, done: int, total: int, failures: int = 0) -> None:
+        """Show that so many are done, of which some failed. The first call is where the clock starts."""
+        import time
+
+        now = time.monotonic()
+        if not self._began:
+            self._began, self._first, self._logged = now, done, now
+            self._bar.reset(self._task, total=total, completed=done)
+        passed = now - self._began
+        rate = f"{(done - self._first) / passed:.1f}/s" if passed > 0 and done > self._first else ""
+        errors = f"{failures} errors" if failures else ""
+        self._bar.update(self._task, total=total, completed=done, rate=rate, errors=errors)
+        if not self._console.is_terminal and now - self._logged >= self.LOG_SECONDS:
+            self._logged = now
+            self._console.print(f"{self._what} {done} of {total} {rate} {errors}".rstrip())
+
+
+@app.command()
+def report(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE.h5...", help="What `lrpfunc dataset` wrote; all shards.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("report.html"),
+    title: Annotated[str, typer.Option(help="The page's title.")] = "",
+    size: Annotated[int, typer.Option(help="Pixels of the longer side of each picture.")] = 128,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make a page to look through: one HTML file with all pictures in it."""
+    from lrpfunc.pictures import reports
+
+    with _Bar("writing") as bar:
+        summary = reports.write(files, out, title=title, size=size, overwrite=overwrite, progress=bar)
+    _console().print(f"{summary.path}: {summary.samples:,} explanations, {summary.bytes / 1e6:.1f} MB", markup=False)
+
+
+@app.command()
+def digits(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write; must not exist.")]) -> None:
+    """Write the sample digits as a folder of images, to try the other commands with `--model digits`."""
+    from lrpfunc import digits
+
+    count = digits.write_images(folder)
+    _console().print(f"{folder}: {count} images in 10 folders", markup=False)
 
 
 @app.command()

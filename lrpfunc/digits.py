@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
+from pathlib import Path
 from typing import NamedTuple
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from lrpfunc.errors import FileError
 
 CHECKPOINT, SAMPLES = "digits.safetensors", "digits-samples.safetensors"
 INK = 16  # scikit-learn's digits are integers from 0, blank paper, to 16
@@ -60,6 +63,25 @@ def load() -> Digits:
     model.load_state_dict(_read(CHECKPOINT))
     samples = _read(SAMPLES)
     return Digits(model.eval(), scaled(samples["images"]), samples["labels"])
+
+
+def write_images(folder: str | Path) -> int:
+    """Write the sample digits as images, `folder/class/number.png`, and return how many: dark ink on white paper.
+
+    Errors: `FileError` if the folder exists.
+    """
+    from PIL import Image
+
+    folder = Path(folder)
+    if folder.exists():
+        raise FileError(f"{folder} exists: choose a folder that does not.")
+    _, images, labels = load()
+    paper = ((1 - images) * 255).round().to(torch.uint8)
+    for number, (image, label) in enumerate(zip(paper, labels.tolist(), strict=True)):
+        path = folder / str(label) / f"{number:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(path)
+    return len(images)
 
 
 def scaled(images: Tensor) -> Tensor:

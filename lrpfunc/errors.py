@@ -32,6 +32,14 @@ class CanonizeError(LrpError):
     """A canonization pass cannot be applied."""
 
 
+class ModelError(LrpError):
+    """A model or composite cannot be found or made by its name, or weights do not fit it."""
+
+
+class FileError(LrpError):
+    """A file or folder is missing, unreadable, in the way, or does not hold what is needed."""
+
+
 def near_misses(name: str, names: Iterable[str]) -> str:
     """The sentence "Did you mean ...?" for a misspelt name, empty if nothing is near."""
     close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)

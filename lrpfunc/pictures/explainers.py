@@ -1,0 +1,190 @@
+"""A classifier under a composite: inputs and wanted classes in, predictions and relevance out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import lrpfunc
+from lrpfunc import composites
+from lrpfunc.canonizers import Report
+from lrpfunc.composites import Composite
+from lrpfunc.errors import ModelError, TargetError, near_misses
+from lrpfunc.interpreter import Prepared
+from lrpfunc.pictures.classifiers import Classifier, named_object
+from lrpfunc.pictures.store import UNKNOWN
+from lrpfunc.program import Program
+
+COMPOSITES: Mapping[str, Callable[[Classifier], Composite]] = {
+    "epsilon": lambda classifier: composites.epsilon(),
+    "epsilon_plus": lambda classifier: composites.epsilon_plus(),
+    "epsilon_plus_flat": lambda classifier: composites.epsilon_plus_flat(),
+    "epsilon_gamma_box": lambda classifier: composites.epsilon_gamma_box(*classifier.input_range()),
+    "epsilon_alpha2_beta1": lambda classifier: composites.epsilon_alpha2_beta1(),
+    "epsilon_alpha2_beta1_flat": lambda classifier: composites.epsilon_alpha2_beta1_flat(),
+    "excitation_backprop": lambda classifier: composites.excitation_backprop(),
+    "deconvnet": lambda classifier: composites.deconvnet(),
+    "guided_backprop": lambda classifier: composites.guided_backprop(),
+    "beta_smooth": lambda classifier: composites.beta_smooth(),
+}
+DEFAULT_COMPOSITE = "epsilon_plus_flat"
+TOP, LABEL, CLASS = "top", "label", "class"
+
+
+class Wanted(NamedTuple):
+    """A class to explain: the one at a rank of the prediction (from 0), the sample's label, or always the same one."""
+
+    kind: str
+    number: int = 0
+
+    def of(self, prediction: Tensor, labels: Tensor) -> Tensor:
+        """The classes (N,) for logits (N, classes) and labels (N,)."""
+        if self.kind == TOP:
+            return prediction.topk(self.number + 1, dim=1).indices[:, self.number]
+        if self.kind == LABEL:
+            return labels
+        return torch.full_like(labels, self.number)
+
+
+class Explanations(NamedTuple):
+    """Logits (N, classes), explained classes (N, T) and their relevance (N, T, C, H, W)."""
+
+    prediction: Tensor
+    target: Tensor
+    relevance: Tensor
+
+
+@dataclass(frozen=True)
+class Explainer:
+    """A classifier, traced, canonized and prepared under a composite; `explainer` makes it."""
+
+    classifier: Classifier
+    program: Program
+    report: Report | None
+    rules: Composite
+    prepared: Prepared
+    classes: int
+    device: torch.device
+
+    def explain(self, x: Tensor, wanted: Sequence[Wanted], labels: Tensor | None = None) -> Explanations:
+        """Explain inputs (N, C, H, W) by one forward pass; the results are on the CPU. `labels`: (N,), -1: unknown."""
+        x = x.to(self.device)
+        known = torch.full((len(x),), UNKNOWN, device=self.device) if labels is None else labels.to(self.device)
+        predictions: list[Tensor] = []
+        targets: list[Tensor] = []
+
+        def seed(prediction: Tensor, one: Wanted) -> Tensor:
+            targets.append(one.of(prediction, known))
+            return torch.zeros_like(prediction).scatter_(1, targets[-1][:, None], 1) * prediction
+
+        if len(wanted) == 1:
+
+            def only(prediction: Tensor) -> Tensor:
+                predictions.append(prediction)
+                return seed(prediction, wanted[0])
+
+            relevance = self.prepared(x, only)[:, None]
+        else:
+            prediction, pullback = self.prepared.vjp(x)
+            predictions.append(prediction)
+            relevance = torch.stack([pullback(seed(prediction, one)) for one in wanted], dim=1)
+        return Explanations(predictions[0].cpu(), torch.stack(targets, dim=1).cpu(), relevance.cpu())
+
+
+def explainer(
+    classifier: Classifier,
+    example: Tensor,
+    composite: str = DEFAULT_COMPOSITE,
+    canonize: bool = True,
+    device: str = "cpu",
+) -> Explainer:
+    """A classifier made ready to explain inputs like `example` (1, C, H, W).
+
+    Errors: `ModelError` for an unknown composite or device, and if the model does not give logits (N, classes);
+    `TraceError` if torch.export cannot trace it.
+    """
+    where = _device(device)
+    rules = composite_named(composite, classifier)
+    program, params = lrpfunc.functionalize(classifier.model, example)
+    report = None
+    if canonize:
+        program, params, _, report = lrpfunc.canonize(program, params)
+    params = {name: tensor.to(where) for name, tensor in params.items()}
+    output = program(params, example.to(where))
+    if not isinstance(output, Tensor) or output.dim() != 2 or not output.is_floating_point():
+        got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ModelError(f"{classifier.name} must give logits (N, classes), but gives {got}.")
+    if classifier.categories and len(classifier.categories) != output.shape[1]:
+        raise ModelError(
+            f"{classifier.name} has {output.shape[1]} classes, but {len(classifier.categories)} names for them."
+        )
+    prepared = lrpfunc.prepare(program, params, rules)
+    return Explainer(classifier, program, report, rules, prepared, output.shape[1], where)
+
+
+def composite_named(name: str, classifier: Classifier) -> Composite:
+    """A composite by its name, or one's own as `module.path:composite`. Errors: `ModelError`."""
+    if ":" in name:
+        return composites.as_composite(named_object(name, "a composite of your own"))
+    if name not in COMPOSITES:
+        raise ModelError(
+            f"no composite is called '{name}'.{near_misses(name, COMPOSITES)} There are {', '.join(COMPOSITES)}, "
+            "and your own as module.path:composite."
+        )
+    return COMPOSITES[name](classifier)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    # torch answers with RuntimeError, AssertionError (not compiled with CUDA) or NotImplementedError
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"the device '{name}' cannot be used here ({first}).") from error
+    return device
+
+
+def wanted_classes(
+    texts: Sequence[str], categories: Sequence[str], classes: int, with_labels: bool = False
+) -> list[Wanted]:
+    """What to explain: each text is `top`, `top5` (the five highest), `label`, a class's number, or its name.
+
+    Errors: `TargetError` for a number out of range, a name that no class or several have, and labels without labels.
+    """
+    wanted: list[Wanted] = []
+    for text in texts:
+        wanted.extend(_wanted(text, categories, classes, with_labels))
+    return list(dict.fromkeys(wanted))
+
+
+def _wanted(text: str, categories: Sequence[str], classes: int, with_labels: bool) -> list[Wanted]:
+    if match := re.fullmatch(r"top(\d*)", text):
+        count = int(match[1] or 1)
+        if not 1 <= count <= classes:
+            raise TargetError(f"'{text}' asks for {count} classes, but the model has {classes}.")
+        return [Wanted(TOP, rank) for rank in range(count)]
+    if text == LABEL:
+        if not with_labels:
+            raise TargetError("the target 'label' needs a data set whose classes are known.")
+        return [Wanted(LABEL)]
+    if re.fullmatch(r"-?\d+", text):
+        if not 0 <= int(text) < classes:
+            raise TargetError(f"there is no class {text}: the model has {classes}, 0 to {classes - 1}.")
+        return [Wanted(CLASS, int(text))]
+    found = [i for i, name in enumerate(categories) if name.casefold() == text.casefold()]
+    if len(found) > 1:
+        raise TargetError(f"'{text}' is the name of the classes {_and(found)}: give the number of the one you mean.")
+    if not found:
+        hint = near_misses(text, categories) if categories else " The model's classes have no names."
+        raise TargetError(f"no class is called '{text}'.{hint} Give top, a name or a number from 0 to {classes - 1}.")
+    return [Wanted(CLASS, found[0])]
+
+
+def _and(numbers: Sequence[int]) -> str:
+    return " and ".join(map(str, numbers))

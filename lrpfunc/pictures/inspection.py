@@ -1,0 +1,97 @@
+"""What LRP would do with a classifier: what canonization makes of it, and which rule each of its equations gets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from lrpfunc.composites import Explanation, explain
+from lrpfunc.errors import LrpError, ModelError
+from lrpfunc.pictures.classifiers import IMAGENET_SIZE, Classifier
+from lrpfunc.pictures.explainers import Explainer, explainer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+COLUMNS = ("name", "kind", "operation", "input", "output", "rule")
+
+
+class Inspection(NamedTuple):
+    """What was found: the explainer with its canonization report, and the listing equation => rule."""
+
+    composite: str
+    explainer: Explainer
+    explanation: Explanation
+
+
+def inspect(classifier: Classifier, composite: str, canonize: bool = True) -> Inspection:
+    """Trace, canonize and list a classifier. Errors: as `explainers.explainer`; `ModelError` as `blank`."""
+    ready = explainer(classifier, blank(classifier), composite, canonize)
+    return Inspection(composite, ready, explain(ready.program, ready.rules))
+
+
+def blank(classifier: Classifier) -> torch.Tensor:
+    """An input (1, C, H, W) of a white picture, for models whose input nobody has at hand. Errors: `ModelError`."""
+    from PIL import Image
+
+    try:
+        return classifier.preprocess(Image.new("RGB", (IMAGENET_SIZE, IMAGENET_SIZE), "white"))[None]
+    except LrpError:
+        raise
+    except Exception as error:  # the user's own code may raise anything
+        raise ModelError(f"the preprocessing of {classifier.name} failed: {type(error).__name__}: {error}") from error
+
+
+def as_json(found: Inspection) -> dict[str, Any]:
+    """The same for programs."""
+    report, ready = found.explainer.report, found.explainer
+    fates = {} if report is None else report.fates
+    return {
+        "model": ready.classifier.name,
+        "weights": ready.classifier.weights,
+        "classes": ready.classes,
+        "composite": found.composite,
+        "canonized": report is not None,
+        "batch_norms": [{"name": name, "became": fate.became, "where": fate.where} for name, fate in fates.items()],
+        "equations": [
+            {**dict(zip(COLUMNS, row[1:], strict=True)), "fallback": bool(row[0])} for row in found.explanation.rows
+        ],
+    }
+
+
+def tables(found: Inspection, console: Console) -> None:
+    """Print both tables."""
+    from rich.text import Text
+
+    report, ready = found.explainer.report, found.explainer
+    console.print(Text(f"{ready.classifier.name}, {ready.classes} classes, composite {found.composite}", style="bold"))
+    if report is None:
+        console.print("not canonized\n")
+    elif report.fates:
+        left = report.left
+        _print(
+            console,
+            ("batch norm", "became", "where"),
+            [(name, *fate) for name, fate in report.fates.items()],
+            ["yellow" if name in left else "" for name in report.fates],
+        )
+    else:
+        console.print("no batch norms\n")
+    rows, fallbacks = found.explanation.rows, found.explanation.fallbacks
+    _print(console, ("", *COLUMNS), rows, ["yellow" if row[0] else "" for row in rows])
+    if fallbacks:
+        console.print(
+            Text(f"! {len(fallbacks)} without a rule: the gradient moves what arrives there.", style="yellow")
+        )
+
+
+def _print(console: Console, header: tuple[str, ...], rows: Any, styles: list[str]) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*header, box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False)
+    for row, style in zip(rows, styles, strict=True):
+        table.add_row(*(Text(cell) for cell in row), style=style)
+    console.print(table)

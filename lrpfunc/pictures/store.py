@@ -1,0 +1,229 @@
+"""The HDF5 file of a dataset run: rows of explanations, in the layout that ViRelAy reads, and what else is known.
+
+A file is made whole, with room for all rows; rows are then written at their places in it, past the HDF5 library. While
+a run goes on nothing but numbers changes, so that a process that is killed leaves a file that opens.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from lrpfunc.errors import FileError
+
+if TYPE_CHECKING:
+    import h5py
+
+DETAILS, CATEGORIES, ERRORS = "lrpfunc", "category", "errors"
+UNKNOWN = -1  # the label of a sample whose class is not known
+COPIED_BYTES = 1 << 26
+
+
+class Layout(NamedTuple):
+    """How large a file is: rows, (channels, height, width), classes, and the bytes of the longest sample's name."""
+
+    rows: int
+    image: tuple[int, int, int]
+    classes: int
+    name_bytes: int
+
+    def columns(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """The datasets with one entry per row: shape and type of an entry. What they hold is in the README."""
+        number, integer = np.dtype("<f4"), np.dtype("<i8")
+        return {
+            "attribution": (self.image, number),
+            "prediction": ((self.classes,), number),
+            "label": ((), integer),
+            "index": ((), integer),
+            "target": ((), integer),
+            "logit": ((), number),
+            "relevance_sum": ((), number),
+            "data": (self.image, np.dtype("u1")),
+            "file": ((), np.dtype(f"S{max(self.name_bytes, 1)}")),
+        }
+
+
+class Failure(NamedTuple):
+    """A sample without a row: its place in the data set, its name, the reason."""
+
+    sample: int
+    file: str
+    reason: str
+
+
+# -- writing ----------------------------------------------------------------------------------------------------------
+
+
+def create(
+    path: Path,
+    layout: Layout,
+    details: Mapping[str, Any],
+    categories: Sequence[str],
+    failures: Sequence[Failure] = (),
+) -> None:
+    """Make a file with room for all rows, which it takes from the disk at once.
+
+    `details`: what else is known of the run, as JSON takes it. A file that is there is replaced.
+    Errors: `OSError`, of which "no space left" comes here and not hours later.
+    """
+    import h5py
+
+    text = h5py.string_dtype()
+    failure = np.dtype([("index", "<i8"), ("file", text), ("reason", text)])
+    with h5py.File(path, "w") as file:
+        file.attrs[DETAILS] = json.dumps(details)
+        file.create_dataset(CATEGORIES, data=list(categories), dtype=text, shape=(len(categories),))
+        file.create_dataset(ERRORS, data=np.array([tuple(each) for each in failures], dtype=failure))
+        # Early allocation gives every dataset its place in the file now; never filling leaves the disk alone.
+        places = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        places.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        places.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        for name, (shape, dtype) in layout.columns().items():
+            file.create_dataset(name, (layout.rows, *shape), dtype, dcpl=places)
+    with open(path, "r+b") as written:
+        _reserve(written.fileno(), os.path.getsize(path))
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Take a file's bytes from the disk, where the system can. Errors: `OSError` if there is no room."""
+    if hasattr(os, "posix_fallocate") and size:
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+
+
+class Writer:
+    """Writes rows at their places in a file that `create` made; for `writing`."""
+
+    def __init__(self, descriptor: int, places: Mapping[str, tuple[int, tuple[int, ...], np.dtype]]):
+        self._descriptor, self._places = descriptor, places
+
+    def write(self, row: int, columns: Mapping[str, np.ndarray]) -> None:
+        """Write entries of some columns, all as many, from `row` on. Errors: `OSError`."""
+        for name, entries in columns.items():
+            offset, shape, dtype = self._places[name]
+            values = np.ascontiguousarray(entries, dtype=dtype)
+            assert values.shape[1:] == shape, (name, values.shape, shape)
+            size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+            write_at(self._descriptor, memoryview(values.reshape(-1).view("u1").data), offset + row * size)
+
+    def flush(self) -> None:
+        """Wait until all is on the disk."""
+        os.fsync(self._descriptor)
+
+
+def write_at(descriptor: int, data: memoryview, offset: int) -> None:
+    """Write all bytes; the system may take several turns. Errors: `OSError`."""
+    while data:
+        written = os.pwrite(descriptor, data, offset)
+        data, offset = data[written:], offset + written
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Writer]:
+    """Open a file that `create` made, to write rows. Errors: `FileError` as `opened` has them; `OSError`."""
+    with opened(path) as run:
+        places = {}
+        for name, (shape, dtype) in run.layout.columns().items():
+            if run.rows:
+                places[name] = (run.column(name).id.get_offset(), shape, dtype)
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        yield Writer(descriptor, places)
+    finally:
+        os.close(descriptor)
+
+
+def finish(work: Path, out: Path, rows: int, failures: Sequence[Failure]) -> None:
+    """Give a work file whose first `rows` rows are written its final name.
+
+    At once if it is full and nothing failed, else by way of a copy. Whenever the process dies, either `work` is as it
+    was or `out` is whole. Errors: `OSError`.
+    """
+    with opened(work) as run:
+        if rows == run.rows and not failures:
+            _move(work, out)
+            return
+        copy = work.with_name(f"{work.name}.copy")
+        try:
+            _copy(run, copy, rows, failures)
+            _move(copy, out)
+        finally:
+            copy.unlink(missing_ok=True)
+    work.unlink()
+
+
+def _move(path: Path, to: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(path, to)
+
+
+def _copy(run: Run, to: Path, rows: int, failures: Sequence[Failure]) -> None:
+    layout = run.layout._replace(rows=rows)
+    create(to, layout, run.details, run.categories, failures)
+    step = max(1, COPIED_BYTES // (4 * int(np.prod(layout.image))))
+    with writing(to) as writer:
+        for start in range(0, rows, step):
+            stop = min(start + step, rows)
+            writer.write(start, {name: run.column(name)[start:stop] for name in layout.columns()})
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+class Run:
+    """A file that is open to read; for `opened`."""
+
+    def __init__(self, file: h5py.File):
+        self.file = file
+        self.details: dict[str, Any] = json.loads(str(file.attrs[DETAILS]))
+        rows, *image = file["attribution"].shape
+        classes, name_bytes = file["prediction"].shape[1], file["file"].dtype.itemsize
+        self.layout = Layout(rows, tuple(image), classes, name_bytes)
+
+    @property
+    def rows(self) -> int:
+        """How many explanations there are."""
+        return self.layout.rows
+
+    def column(self, name: str) -> h5py.Dataset:
+        """A dataset with one entry per row."""
+        return self.file[name]
+
+    @property
+    def categories(self) -> list[str]:
+        """The names of the classes, none if they have no names."""
+        return list(self.file[CATEGORIES].asstr()[:])
+
+    @property
+    def errors(self) -> list[Failure]:
+        """The samples without a row."""
+        return [Failure(int(i), name.decode(), reason.decode()) for i, name, reason in self.file[ERRORS][:]]
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Run]:
+    """Open a file to read. Errors: `FileError` if it is missing, no HDF5 file, or not of `lrpfunc dataset`."""
+    import h5py
+
+    if not Path(path).is_file():
+        raise FileError(f"there is no file {path}. `lrpfunc dataset FOLDER --model ... --out {path}` writes one.")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise FileError(f"{path} is no HDF5 file, or a damaged one.") from error
+    with file:
+        names = Layout(0, (0, 0, 0), 0, 0).columns()
+        if DETAILS not in file.attrs or any(name not in file for name in (*names, CATEGORIES, ERRORS)):
+            raise FileError(f"{path} is an HDF5 file, but not one that `lrpfunc dataset` wrote.")
+        yield Run(file)
