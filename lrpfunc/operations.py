@@ -213,9 +213,10 @@ def _fill(template, inputs: Sequence[Tensor]):
 
 
 def _floating(result):
-    """The floating-point part of a result: what flows can arrive at."""
+    """The floating-point part of a result: what flows can arrive at. A list of one output is that output."""
     if isinstance(result, (tuple, list)):
-        return tuple(tensor for tensor in result if tensor.is_floating_point())
+        floating = tuple(tensor for tensor in result if tensor.is_floating_point())
+        return floating[0] if len(result) == 1 else floating
     return result
 
 

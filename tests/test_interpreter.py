@@ -304,3 +304,11 @@ def test_bad_calls_are_refused_and_change_nothing(network, case):
         assert isinstance(raised.value, LrpError)
     assert all(torch.equal(before[k], v) for k, v in params.items())
     assert torch.equal(x, x_before)
+
+
+def test_a_split_into_one_part_is_no_obstacle():
+    x = torch.randn(2, 3, dtype=torch.float64)
+    weight = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
+    fmodel, params = lrpfunc.trace(lambda p, x: (x * p).split(3, -1)[0], weight, x)
+    relevance = lrpfunc.attribute(fmodel, params, x, lrpfunc.rules.epsilon(0.0), target=1)
+    torch.testing.assert_close(relevance, x * weight * torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64))
