@@ -17,6 +17,7 @@ from lrpfunc.composites import explain
 from lrpfunc.errors import LrpError
 from lrpfunc.flows import Flow
 from lrpfunc.interpreter import Prepared, attribute, attribute_each, prepare, vjp
+from lrpfunc.ledgers import Ledger, ledger
 from lrpfunc.program import Program
 from lrpfunc.rules import Rule
 from lrpfunc.stabilizers import stabilizer
@@ -27,6 +28,7 @@ __version__ = "0.3.0"
 __all__ = [
     "Canonical",
     "Flow",
+    "Ledger",
     "LrpError",
     "Prepared",
     "Program",
@@ -40,6 +42,7 @@ __all__ = [
     "errors",
     "explain",
     "functionalize",
+    "ledger",
     "prepare",
     "rules",
     "stabilizer",

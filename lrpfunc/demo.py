@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -168,8 +167,8 @@ def _picture(images: Tensor, rows: list[str], maps: list[Map]):
     columns = [heatmaps.heatmap(images, "gray_r", limits=(0, 1))]
     for name in COMPOSITES:
         columns.append(heatmaps.heatmap(torch.cat([m.relevance for m in maps if m.composite == name])))
-    return heatmaps.grid(
-        [list(row) for row in np.stack(columns, axis=1)],
+    return heatmaps.figure(
+        list(zip(*columns, strict=True)),
         columns=["input", *map(_in_lines, COMPOSITES)],
         rows=rows,
         title="Which pixels speak for the predicted digit?",

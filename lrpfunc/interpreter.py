@@ -196,7 +196,7 @@ class _Run(NamedTuple):
 
 def _forward(plan: Plan, x, at: dict[str, str], checkpoint: int | None, is_final: bool) -> _Run:
     program = plan.program
-    inputs, pack = _unpack(program, x)
+    inputs, pack = unpack(program, x)
     values = _lay_out(plan, program.bind_inputs(inputs, dict(plan.values)))
     _refuse_dead_ends(program)
     _check_ranges(plan, inputs)
@@ -285,7 +285,7 @@ def _check_outputs(equation: Equation, outputs: Sequence) -> None:
             raise RuleError(f"forward must return the equation's output, of shape {variable}, but returned {shape}.")
 
 
-def _unpack(program: Program, x) -> tuple[tuple, Callable[[tuple], Any]]:
+def unpack(program: Program, x) -> tuple[tuple, Callable[[tuple], Any]]:
     """The tuple of inputs that `x` means, and how to give a tuple of relevances the structure of `x`."""
     if isinstance(x, Mapping) and program.takes_keywords:
         return program.collect((), x), lambda relevance: dict(zip(program.input_names, relevance, strict=True))

@@ -11,6 +11,7 @@ import zennit.attribution
 import zennit.composites
 import zennit.rules
 import zennit.types
+from PIL import Image
 from torch import nn
 
 import lrpfunc
@@ -118,3 +119,32 @@ def test_max_sensitivity_of_the_digit_itself_is_the_size_of_the_noise(ablation):
     assert (found == ablation.max_sensitivity(model, lambda x, target: x, images, labels, seed=0)).all()
     assert (found != ablation.max_sensitivity(model, lambda x, target: x, images, labels, seed=1)).all()
     assert (np.random.get_state()[1] == before).all()
+
+
+# -- heatmaps ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_heatmaps_are_written(tmp_path):
+    load("heatmaps").main(["--out", str(tmp_path / "new" / "folder")])
+    sizes = {}
+    for path in (tmp_path / "new" / "folder").iterdir():
+        with Image.open(path) as picture:
+            picture.load()
+            sizes[path.name] = picture.size
+    assert set(sizes) == {"heatmap.png", "overlay.png", "grid.png", "show.png", "flow.png"}
+    assert sizes["heatmap.png"] == sizes["overlay.png"] == (8, 8)
+    assert sizes["grid.png"] == (4 * 84 - 4, 3 * 84 - 4)
+
+
+def test_the_pictures_of_the_readme_are_small_and_as_they_would_be_written_now(tmp_path):
+    example = load("heatmaps")
+    model, x, _ = digits.load()
+    fmodel, params, *_ = lrpfunc.canonize(*lrpfunc.functionalize(model, x))
+    example.write_readme(fmodel, params, x[10:20], tmp_path)
+    for name in ("heatmaps.png", "flow.png"):
+        assert (EXAMPLES / name).stat().st_size < 60_000
+        with Image.open(EXAMPLES / name) as kept, Image.open(tmp_path / name) as now:
+            assert kept.size == now.size
+    # Other machines round otherwise, and other fonts are drawn otherwise: the colours of heatmaps by a few steps.
+    with Image.open(EXAMPLES / "heatmaps.png") as kept, Image.open(tmp_path / "heatmaps.png") as now:
+        assert np.abs(np.asarray(kept, dtype=int) - np.asarray(now, dtype=int)).max() <= 8

@@ -1,0 +1,170 @@
+"""The ledger of an explanation: what arrives at each equation, what it passes on and what it keeps.
+
+`ledger` explains once more, with each rule wrapped in one that notes the sums. `heatmaps.flow` draws it.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import optree
+import torch
+from torch import Tensor
+
+from lrpfunc import operations
+from lrpfunc.composites import Composite, Entries, assign
+from lrpfunc.flows import Flow
+from lrpfunc.interpreter import checked_flows, checked_pair, unpack, vjp
+from lrpfunc.program import NAMESPACE, Equation, Program, Variable, format_table
+from lrpfunc.rules import Rule
+from lrpfunc.targets import Target, seed
+
+
+class Entry(NamedTuple):
+    """One equation's line: the relevance that arrived at its outputs and that it passed on, summed over the batch."""
+
+    name: str
+    kind: str
+    rule: str
+    arrived: float
+    passed_on: float
+
+    @property
+    def absorbed(self) -> float:
+        """What stays here: with biases and stabilizers, or for a rule that does not conserve. Below zero,
+        relevance was added."""
+        return self.arrived - self.passed_on
+
+
+@dataclass(frozen=True, repr=False)
+class Ledger:
+    """Where relevance went; `print` shows it. The seed is what arrives at the inputs and what all entries absorbed.
+
+    `entries`: in the order that relevance takes, the output first. `inputs`: what arrives, by the input's name.
+    """
+
+    entries: Sequence[Entry]
+    seed: float
+    inputs: Mapping[str, float]
+
+    @property
+    def arrived(self) -> float:
+        """What arrives at all inputs together."""
+        return sum(self.inputs.values())
+
+    @property
+    def absorbed(self) -> float:
+        """What all entries absorbed together."""
+        return sum(entry.absorbed for entry in self.entries)
+
+    def __str__(self) -> str:
+        header = ("name", "kind", "rule", "arrived", "passed on", "absorbed")
+        decimals = _decimals([self.seed, *(entry.arrived for entry in self.entries)])
+        numbers = [[_fixed(v, decimals) for v in (e.arrived, e.passed_on, e.absorbed)] for e in self.entries]
+        rows = [(e.name, e.kind, e.rule, *cells) for e, cells in zip(self.entries, _flush_right(numbers), strict=True)]
+        entered, arrived, absorbed = (_fixed(v, decimals) for v in (self.seed, self.arrived, self.absorbed))
+        return f"{format_table(header, rows)}\nseed {entered}, at the inputs {arrived}, absorbed {absorbed}"
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def ledger(fmodel: Program, params, x, rules: Entries, target: Target = None) -> Ledger:
+    """What each equation got, passed on and absorbed, in units of the explained output and summed over the batch.
+
+    absorbed = arrived - passed on: the share of biases and stabilizers, and what a rule does not conserve. Equations
+    that no relevance comes to have no entry. It reads numbers, which no transform of torch has. Arguments and errors:
+    those of `attribute`.
+    """
+    entries: list[Entry] = []
+    output, pullback = vjp(fmodel, params, x, _recording(rules, entries))
+    entering = seed(output, target)
+    arriving, _ = unpack(fmodel, pullback(entering))
+    return Ledger(tuple(entries), _entered(fmodel, entering), _arrived(fmodel, arriving))
+
+
+def _recording(rules: Entries, entries: list[Entry]) -> Composite:
+    """The same rules, each with an entry for what it moves."""
+
+    def composite(program):
+        assigned = assign(program, rules)
+        return {
+            equation.name: _recorded(assigned[equation.name], program, equation, entries)
+            for equation in operations.active_equations(program)
+        }
+
+    return composite
+
+
+def _recorded(rule: Rule, program: Program, equation: Equation, entries: list[Entry]) -> Rule:
+    """A rule that keeps inputs and output besides its residuals, and adds an entry when relevance passes.
+
+    It computes and hands on what the rule does, so what that declares (`hoists`, `gives`) is true of it as well.
+    `wraps` keeps the module, by which a plan tells rules of the user's own.
+    """
+    kind = operations.kind(program, equation)
+
+    @functools.wraps(rule.forward)
+    def forward(operation, *inputs):
+        output, residuals = checked_pair(rule.forward(operation, *inputs))
+        return output, (inputs, output, residuals)
+
+    @functools.wraps(rule.backward)
+    def backward(operation, residuals, flow):
+        inputs, output, own = residuals
+        arrived = _of_outputs(flow, output)
+        moved = rule.backward(operation, own, flow)
+        flows = checked_flows("backward", moved, operation.shapes)
+        passed_on = sum(_sum(flow.relevance(x)) for flow, x in zip(flows, inputs, strict=True) if flow is not None)
+        entries.append(Entry(equation.name, kind, rule.label, arrived, float(passed_on)))
+        return flows
+
+    return rule._replace(forward=forward, backward=backward)
+
+
+def _of_outputs(flow: Flow, output) -> float:
+    """The relevance that arrives at an equation's floating-point outputs."""
+    outputs = output if isinstance(output, (tuple, list)) else (output,)
+    values = [value for value in outputs if isinstance(value, Tensor) and value.is_floating_point()]
+    if len(outputs) == 1:
+        return _sum(flow.relevance(values[0]))
+    return sum(_sum(flow.moved(part).relevance(value)) for part, value in zip(flow.tensor, values, strict=True))
+
+
+def _sum(relevance: Tensor) -> float:
+    """In float64: entries are differences of sums that are nearly equal."""
+    return relevance.detach().sum(dtype=torch.float64).item()
+
+
+def _entered(program: Program, entering) -> float:
+    """The relevance of the outputs that depend on an input."""
+    leaves = zip(program.output_leaves, optree.tree_leaves(entering, namespace=NAMESPACE), strict=True)
+    return sum(_sum(value) for leaf, value in leaves if isinstance(leaf, Variable) and leaf.name in program.active)
+
+
+def _arrived(program: Program, arriving: tuple) -> dict[str, float]:
+    """The relevance of each floating-point input, by its name."""
+    leaves = zip(program.input_leaves, optree.tree_leaves(arriving, namespace=NAMESPACE), strict=True)
+    return {
+        leaf.label: _sum(value) for leaf, value in leaves if isinstance(leaf.value, Variable) and leaf.value.is_floating
+    }
+
+
+def _decimals(values: Sequence[float]) -> int:
+    """As many decimals as give the largest value four digits."""
+    magnitudes = [abs(value) for value in values if math.isfinite(value) and value]
+    return min(max(3 - math.floor(math.log10(max(magnitudes, default=1.0))), 0), 12)
+
+
+def _fixed(value: float, decimals: int) -> str:
+    return f"{round(value, decimals) + 0.0:.{decimals}f}"  # + 0.0: no "-0.000"
+
+
+def _flush_right(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Numbers of the same number of decimals, one below the other."""
+    width = max((len(cell) for row in rows for cell in row), default=0)
+    return [[cell.rjust(width) for cell in row] for row in rows]
