@@ -136,6 +136,55 @@ def _console(**options: Any) -> Console:
 
 
 @app.command()
+def image(
+    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Image files.")],
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder for the pictures.")] = Path("lrpfunc-heatmaps"),
+    weights: Weights = None,
+    composite: CompositeName = COMPOSITE,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--target",
+            "-t",
+            help="A class to explain: top, top5 (the five highest), a number or a name. May be given several times.  "
+            "[default: top]",
+            show_default=False,
+        ),
+    ] = None,
+    canonize: Canonize = True,
+    size: Size = None,
+    mean: Numbers = None,
+    std: Numbers = None,
+    categories: Categories = None,
+    device: Device = "cpu",
+    colors: Colors = "seismic",
+    quantile: Annotated[
+        float, typer.Option(help="Colours reach to this quantile of the magnitudes; 0.99 mutes outliers.")
+    ] = 1.0,
+) -> None:
+    """Explain images: a heatmap, an overlay and a panel with both for each image and class.
+
+    Images that cannot be read are named and left out; the exit code is then 3.
+    """
+    from lrpfunc.pictures import sheets
+
+    classifier = _classifier(model, weights, size, mean, std, categories)
+    style = sheets.Style(colors, quantile)
+    with _Bar("explaining") as bar:
+        written, failed = sheets.write(
+            files, out, classifier, composite, target or ["top"], canonize, device, style, progress=bar
+        )
+    console = _console()
+    sheets.table(written, console)
+    console.print(f"{3 * len(written)} pictures in {out}", markup=False)
+    for failure in failed:
+        _complain(f"{failure.image} {failure.reason}")
+    if failed:
+        raise typer.Exit(INCOMPLETE)
+
+
+@app.command()
 def inspect(
     model: Model,
     weights: Weights = None,

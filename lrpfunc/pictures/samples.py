@@ -70,7 +70,7 @@ class Folder:
         return np.array([numbers.get(folder, UNKNOWN) for folder in folders], dtype=np.int64)
 
     def load(self, index: int) -> Tensor:
-        return _preprocessed(self.classifier, images.read(Path(self.root, self.names[index])))
+        return preprocessed(self.classifier, images.read(Path(self.root, self.names[index])))
 
 
 def _folder(root: Path, classifier: Classifier) -> Folder:
@@ -97,7 +97,8 @@ def class_numbers(folders: Sequence[str], categories: Sequence[str], classes: in
     return {folder: i for i, folder in enumerate(folders)} if len(folders) == classes else {}
 
 
-def _preprocessed(classifier: Classifier, image: Any) -> Tensor:
+def preprocessed(classifier: Classifier, image: Any) -> Tensor:
+    """The input (C, H, W) of an RGB picture. Errors: `FileError` if preprocessing fails or gives something else."""
     try:
         x = classifier.preprocess(image)
     except Exception as error:  # the user's own code may raise anything, and one image must not end a long run
@@ -136,7 +137,7 @@ class Arrays:
             from PIL import Image
 
             pixels = sample.movedim(0, -1) if sample.dim() == 3 and sample.shape[-1] not in (1, 3) else sample
-            return _preprocessed(self.classifier, Image.fromarray(pixels.squeeze(-1).numpy()).convert("RGB"))
+            return preprocessed(self.classifier, Image.fromarray(pixels.squeeze(-1).numpy()).convert("RGB"))
         if not sample.isfinite().all():
             raise FileError("has values that are nan or infinite")
         return sample.float()

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 import lrpfunc
-from tests.benchmarks import contenders
+from tests.benchmarks import contenders, datasets
 from tests.benchmarks.contenders import CONTENDERS, Contender, ask
 from tests.benchmarks.measure import Call, SetUp
 from tests.test_models import SIZES, TORCHVISION, build
@@ -156,6 +156,19 @@ def trace(options: Options) -> Table:
     return Table("tracing", cases, "", ("model",), unit="model", rounds=0, slowest_first=True)
 
 
+def dataset(options: Options) -> Table:
+    """What a run over image files adds to the loop over inputs that are in memory: reading, decoding, writing."""
+    cases = [
+        Case((m, str(s), str(b), f"{count:,}"), partial(datasets.line_up, m, s, b, count, options.device), units=count)
+        for m in options.model or ("resnet18",)
+        for s in options.size or (64,)
+        for b in options.batch or (16,)
+        for count in (1_000, 10_000)
+    ]
+    header = ("model", "size", "batch", "images")
+    return Table("data sets", cases, "bare loop", header, unit="image", rounds=1, memory=True)
+
+
 def imports(options: Options) -> Table:
     """Each in a process of its own, which times itself."""
 
@@ -179,5 +192,6 @@ TABLES: dict[str, Callable[[Options], Table]] = {
     "checkpoint": checkpoint,
     "hoisting": hoisting,
     "trace": trace,
+    "dataset": dataset,
     "import": imports,
 }
