@@ -23,7 +23,7 @@ from lrpfunc.rules import Rule
 from lrpfunc.stabilizers import stabilizer
 from lrpfunc.tracing import functionalize, trace
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 __all__ = [
     "Canonical",

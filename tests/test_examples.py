@@ -4,6 +4,7 @@ import importlib.util
 import math
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 
 import lrpfunc
 from lrpfunc import composites, digits
+from lrpfunc.pictures import classifiers, runs
 from tests.helpers import randomize, relative_error
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -148,3 +150,56 @@ def test_the_pictures_of_the_readme_are_small_and_as_they_would_be_written_now(t
     # Other machines round otherwise, and other fonts are drawn otherwise: the colours of heatmaps by a few steps.
     with Image.open(EXAMPLES / "heatmaps.png") as kept, Image.open(tmp_path / "heatmaps.png") as now:
         assert np.abs(np.asarray(kept, dtype=int) - np.asarray(now, dtype=int)).max() <= 8
+
+
+@pytest.mark.dev
+@pytest.mark.parametrize("shards", [1, 3])
+def test_virelay_opens_the_project_of_a_run(tmp_path, shards):
+    model = pytest.importorskip("virelay.model")
+    digits.write_images(tmp_path / "digits")
+    (tmp_path / "digits" / "4" / "broken.png").write_bytes(b"no image")
+    (tmp_path / "digits" / "7").rename(tmp_path / "digits" / "not a class")
+    paths = [tmp_path / f"run{number}.h5" for number in range(1, shards + 1)]
+    for number, path in enumerate(paths, start=1):
+        runs.run(tmp_path / "digits", path, classifiers.load("digits"), part=runs.Shard(number, shards), batch=7)
+    project = model.Project(str(load("virelay_project").main([*map(str, paths), "--out", str(tmp_path / "project")])))
+    assert len(project.dataset) == 41
+    seen = 0
+    for path in paths:
+        with h5py.File(path) as file:
+            for row, index in enumerate(file["index"][:].tolist()):
+                seen += 1
+                attribution, sample = project.get_attribution(index), project.get_sample(index)
+                np.testing.assert_array_equal(attribution.data[..., 0], file["attribution"][row, 0])
+                np.testing.assert_array_equal(attribution.prediction, file["prediction"][row])
+                np.testing.assert_array_equal(sample.data[..., 0], file["data"][row, 0])
+                folder = file["file"][row].decode().split("/")[0]
+                expected = "unknown" if folder == "not a class" else folder
+                assert (
+                    [label.name for label in sample.labels]
+                    == [label.name for label in attribution.labels]
+                    == [expected]
+                )
+                assert attribution.render_heatmap("black-fire-red").shape[:2] == (8, 8)
+    assert seen == 40
+    with pytest.raises(LookupError):
+        project.get_attribution(20)  # the broken one
+    project.close()
+
+
+@pytest.mark.dev
+def test_quantus_evaluates_explanations():
+    pytest.importorskip("quantus")
+    example = load("quantus_explain_func")
+    found = example.main(["--samples", "6"])
+    model, x, y = digits.load()
+    x, y = x[:6], y[:6]
+    for name, (faithful, simple) in found.items():
+        assert faithful.shape == simple.shape == (6,)
+        relevance = example.explain_func(model, x.numpy(), y.numpy(), example.COMPOSITES[name])
+        # Sparseness is the Gini index of the magnitudes, here worked by hand.
+        sizes = np.sort(np.abs(relevance.reshape(6, -1)), axis=1)
+        ranks = np.arange(1, 65)
+        gini = ((2 * ranks - 65) * sizes).sum(1) / (64 * sizes.sum(1))
+        np.testing.assert_allclose(simple, gini, rtol=1e-4)
+        assert faithful.mean() > 0.3

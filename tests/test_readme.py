@@ -1,16 +1,21 @@
 """What the README shows works as it stands there."""
 
+import glob
 import re
+import shlex
 from pathlib import Path
 
 import torch
+from typer.testing import CliRunner
+
+from lrpfunc import cli
 
 README = Path(__file__).parents[1].joinpath("README.md").read_text()
 
 
 def test_the_code_of_the_readme_runs():
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 7
     # Pretrained weights and eight large images are the reader's; here a small stand-in does.
     code = "\n".join(blocks).replace('weights="DEFAULT"', "weights=None").replace("8, 3, 224, 224", "2, 3, 64, 64")
     weight, bias = torch.randn(2, 64), torch.randn(2)
@@ -19,3 +24,17 @@ def test_the_code_of_the_readme_runs():
     exec(code, namespace)
     assert namespace["relevance"].shape == (2, 3, 64, 64)
     assert namespace["relevance"].any()
+
+
+def test_the_commands_of_the_readme_run_one_after_another(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith("lrpfunc ")]
+    assert [line.split()[1] for line in lines] == ["digits", "image", "inspect", "dataset", "report"]
+    for line in lines:
+        words = [word for part in shlex.split(line)[1:] for word in sorted(glob.glob(part)) or [part]]
+        result = CliRunner().invoke(cli.app, words)
+        assert result.exit_code == 0, (line, result.output)
+    assert len(list(Path("heatmaps").glob("*.panel.png"))) == 16
+    assert Path("run.h5").exists()
+    assert Path("report.html").exists()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lrpfunc import digits
-from lrpfunc.errors import FileError, ModelError, near_misses
+from lrpfunc.errors import FileError, LrpError, ModelError, near_misses
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -262,7 +262,7 @@ def _outputs(model: nn.Module) -> int | None:
 def named_object(path: str, what: str) -> Any:
     """The object `module.path:name`; modules may be in the working directory too. Errors: `ModelError`."""
     module_name, _, name = path.partition(":")
-    if not re.fullmatch(r"[\w.]+:[\w.]+", path):
+    if not re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", path):
         raise ModelError(f"{what} is given as module.path:name, but '{path}' is not.")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
@@ -272,6 +272,8 @@ def named_object(path: str, what: str) -> Any:
         if error.name is not None and not f"{module_name}.".startswith(f"{error.name}."):
             raise ModelError(f"importing '{module_name}' failed: {error}.") from error
         raise ModelError(f"there is no module '{module_name}', neither installed nor below {Path.cwd()}.") from error
+    except Exception as error:  # the user's own code may raise anything
+        raise ModelError(f"importing '{module_name}' failed: {type(error).__name__}: {error}.") from error
     for part in name.split("."):
         if not hasattr(found, part):
             raise ModelError(f"'{module_name}' has no '{name}'.{near_misses(part, dir(found))}")
@@ -281,7 +283,12 @@ def named_object(path: str, what: str) -> Any:
 
 def _made(name: str, weights: str | None) -> Classifier:
     factory = named_object(name, "a model of your own")
-    made = factory() if callable(factory) and not isinstance(factory, nn.Module) else factory
+    try:
+        made = factory() if callable(factory) and not isinstance(factory, nn.Module) else factory
+    except LrpError:
+        raise
+    except Exception as error:  # the user's own code may raise anything
+        raise ModelError(f"calling {name}() failed: {type(error).__name__}: {error}.") from error
     if isinstance(made, nn.Module):
         made = Classifier(name, made, Standard(), IMAGENET_MEAN, IMAGENET_STD)
     if not isinstance(made, Classifier):

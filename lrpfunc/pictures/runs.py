@@ -97,7 +97,7 @@ def run(
         ready = explainer(classifier, example[None], composite, canonize, device)
         labels = samples.labels(ready.classes)
         wanted = wanted_classes(targets, classifier.categories, ready.classes, bool((labels >= 0).any()))
-        details = _details(ready, samples, composite, targets, part, batch)
+        details = _details(ready, samples, source, composite, targets, part, batch)
         if place.is_finished:
             return _finished_before(place, details)
         job = _Job(samples, labels, positions, ready, wanted, batch, workers, tuple(example.shape), details)
@@ -135,7 +135,7 @@ def _example(samples: Samples, positions: range) -> Tensor:
 
 
 def _details(
-    ready: Explainer, samples: Samples, composite: str, targets: Sequence[str], part: Shard, batch: int
+    ready: Explainer, samples: Samples, source: Path, composite: str, targets: Sequence[str], part: Shard, batch: int
 ) -> dict:
     classifier = ready.classifier
     return {
@@ -147,6 +147,7 @@ def _details(
         "canonized": ready.report is not None,
         "targets": list(targets),
         "shard": str(part),
+        "source": str(source),
         "samples": len(samples.names),
         "names": samples.identity,
         "batch": batch,
