@@ -59,7 +59,8 @@ def write(
     `size`: the longer side of the pictures, in pixels; larger ones are averaged down. A page takes some 20 KB for each
     explanation at 128 pixels, 6 KB at 64. `progress(done, of)`: called with numbers of explanations.
     Errors: `FileError` for files as `store.opened` has it, for files of different runs, for an `out` that exists or has
-    no folder; `InputError` for no files, one given twice, or an impossible size; `OSError` where the system refuses to write.
+    no folder; `InputError` for no files, one given twice, or an impossible size; `OSError` where the system refuses
+    to write.
     """
     paths, out = [Path(path) for path in paths], Path(out)
     _check(paths, out, size, overwrite)
