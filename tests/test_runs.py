@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
@@ -320,6 +320,27 @@ def test_overwriting_begins_anew(folder, classifier, tmp_path):
     interrupted(folder, out, classifier, composite="epsilon")
     assert runs.run(folder, out, classifier, overwrite=True).written == 40
     assert left_behind(out) == ["run.h5"]
+
+
+@dataclass(frozen=True)
+class Deadly:
+    """Preprocessing that kills the process that does it, as a lack of memory may, unless it is this one."""
+
+    own: Standard
+    main: int
+
+    def __call__(self, image):
+        if os.getpid() != self.main:
+            os.kill(os.getpid(), 9)
+        return self.own(image)
+
+
+def test_a_reading_process_that_dies_is_an_error_and_no_loss(folder, classifier, tmp_path):
+    deadly = replace(classifier, preprocess=Deadly(classifier.preprocess, os.getpid()))
+    with pytest.raises(FileError, match=r"a process that reads images died \(DataLoader worker .*--resume goes on"):
+        runs.run(folder, tmp_path / "run.h5", deadly, workers=1)
+    outcome = runs.run(folder, tmp_path / "run.h5", deadly, workers=0, resume=True)
+    assert (outcome.rows, outcome.failures) == (40, [])
 
 
 def test_no_space_left_is_known_at_the_start(folder, classifier, tmp_path, monkeypatch):

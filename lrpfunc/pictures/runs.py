@@ -14,6 +14,7 @@ import platform
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,7 +92,8 @@ def run(
     if batch < 1 or workers < 0:
         raise InputError(f"batch must be >= 1 and workers >= 0, but are {batch} and {workers}.")
     with _claimed(out, resume, overwrite) as place:
-        samples = open_samples(source, classifier)
+        reader = replace(classifier, model=torch.nn.Identity())  # processes that read get a copy, and need no model
+        samples = open_samples(source, reader)
         positions = part.positions(len(samples.names))
         example = _example(samples, positions)
         ready = explainer(classifier, example[None], composite, canonize, device)
@@ -100,7 +102,7 @@ def run(
         details = _details(ready, samples, source, composite, targets, part, batch)
         if place.is_finished:
             return _finished_before(place, details)
-        job = _Job(samples, labels, positions, ready, wanted, batch, workers, tuple(example.shape), details)
+        job = _Job(samples, reader, labels, positions, ready, wanted, batch, workers, tuple(example.shape), details)
         return _explain(job, place, progress or (lambda *_: None))
 
 
@@ -108,6 +110,7 @@ class _Job(NamedTuple):
     """What is to be done."""
 
     samples: Samples
+    reader: Classifier
     labels: np.ndarray
     positions: range
     explainer: Explainer
@@ -208,12 +211,20 @@ def _loaded(job: _Job, batches: Sequence[range]) -> Iterator[Batch]:
     """Batches as they are read, by worker processes that are a few batches ahead."""
     from torch.utils.data import DataLoader
 
-    loader = Loader(job.samples, job.explainer.classifier, job.shape)
-    # Without a batch size the loader takes what the sampler gives, a list of places, for one item.
-    return iter(DataLoader(loader, batch_size=None, sampler=batches, num_workers=job.workers, collate_fn=_as_it_is))  # type: ignore[arg-type]
+    loader: Any = Loader(job.samples, job.reader, job.shape)
+    try:
+        # Without a batch size the loader takes what the sampler gives, a list of places, for one item.
+        yield from DataLoader(loader, batch_size=None, sampler=batches, num_workers=job.workers, collate_fn=_as_it_is)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise FileError(
+            f"a process that reads images died ({error}), often for want of memory or of shared memory. "
+            "--resume goes on; fewer --workers need less, and --workers 0 reads in the main process."
+        ) from error
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 
