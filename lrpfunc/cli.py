@@ -23,6 +23,7 @@ _BAD_PATHS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirecto
 _REMEDIES = {
     errno.ENOSPC: "There is no space left: make some. A dataset run then goes on with --resume.",
     errno.EDQUOT: "Your quota is used up: make space. A dataset run then goes on with --resume.",
+    errno.ENAMETOOLONG: "Give it a shorter name.",
     errno.EFBIG: "The file would be larger than files may be here.",
 }
 FAILED, BAD_PATH, INCOMPLETE, INTERRUPTED = 1, 2, 3, 130
@@ -39,7 +40,7 @@ class _Commands(TyperGroup):
             if ctx.params.get("debug") or not expected:
                 raise
             remedy = _REMEDIES.get(getattr(error, "errno", None) or 0, "")
-            _complain(f"{error} {remedy}")
+            _complain(f"{error}. {remedy}" if remedy else str(error))
             raise typer.Exit(FAILED if isinstance(error, LrpError) else BAD_PATH) from error
 
 

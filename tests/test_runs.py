@@ -80,7 +80,7 @@ def test_rows_are_what_attribute_gives_for_the_preprocessed_images(folder, class
     logits = classifier.model(x).detach()
     relevance = lrpfunc.attribute(fmodel, params, x, composites.epsilon_plus())
     found = content(out)
-    assert (outcome.rows, outcome.written, outcome.failures) == (40, 40, [])
+    assert outcome == (out, 40, [], 40, 0)
     assert [name.decode() for name in found["file"]] == names
     np.testing.assert_allclose(found["attribution"], relevance, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(found["prediction"], logits, rtol=1e-4, atol=1e-5)
@@ -184,7 +184,7 @@ def test_samples_without_a_class_cannot_be_explained_by_it(folder, classifier, t
     outcome = runs.run(some, tmp_path / "run.h5", classifier, targets=["label"])
     assert {f.reason for f in outcome.failures} == {"its class is not known, which is the target"}
     assert {f.file.split("/")[0] for f in outcome.failures} == {"unheard of"}
-    assert outcome.rows == 36
+    assert (outcome.rows, outcome.unknown) == (36, 4)
     assert (content(tmp_path / "run.h5")["label"] == content(tmp_path / "run.h5")["target"]).all()
 
 

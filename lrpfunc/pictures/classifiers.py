@@ -9,6 +9,7 @@ import importlib
 import json
 import re
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -131,10 +132,14 @@ def _digits(weights: str | None) -> Classifier:
 
 
 def _initialized(make: Callable[[], nn.Module]) -> nn.Module:
-    """A module with random parameters, the same ones every time."""
-    with torch.random.fork_rng(devices=()):
+    """A module with random parameters, the same ones every time; none is zero, as a head that hides everything is."""
+    with torch.random.fork_rng(devices=()), torch.no_grad():
         torch.manual_seed(0)
-        return make()
+        model = make()
+        for parameter in model.parameters():
+            if not parameter.any():
+                nn.init.normal_(parameter, std=0.02)
+        return model
 
 
 def _adapted(
@@ -317,15 +322,27 @@ def _state(path: str) -> dict[str, Tensor]:
 
             loaded = safetensors.torch.load_file(path)
         else:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            loaded = unpickled(Path(path))
     # safetensors, pickle and zip have errors of their own for files that are broken or something else
     except Exception as error:
-        first = " ".join(str(error).split(". ")[0].split())
         raise FileError(
-            f"'{path}' holds no weights that can be loaded safely ({first}). "
+            f"'{path}' holds no weights that can be loaded safely ({first_sentence(error)}). "
             "Write it by torch.save(model.state_dict(), path) or safetensors."
         ) from error
     return _stripped(_unwrapped(path, loaded))
+
+
+def unpickled(path: Path, mmap: bool = False) -> Any:
+    """What `torch.save` wrote, if it is tensors and plain containers. Errors: nearly any, see `first_sentence`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of TorchScript archives before it refuses them
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+
+
+def first_sentence(error: Exception) -> str:
+    """What an error of another library says, in a line, after its type: some say nothing, or just a number."""
+    said = " ".join(str(error).split(". ")[0].split())
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
 def _unwrapped(path: str, loaded: Any) -> dict[str, Tensor]:
@@ -370,15 +387,22 @@ def _few(found: list[str], most: int = 4) -> str:
 
 def _categories(path: Path) -> tuple[str, ...]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors put a mark before the first name
     except (OSError, UnicodeDecodeError) as error:
         raise FileError(f"cannot read class names from {path} ({error}).") from error
-    if path.suffix.lower() != ".json":
-        return tuple(line.strip() for line in text.splitlines() if line.strip())
+    if path.suffix.lower() == ".json":
+        return _json_categories(path, text)
+    listed = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if not listed:
+        raise FileError(f"{path} must hold a class name per line, but has none.")
+    return listed
+
+
+def _json_categories(path: Path, text: str) -> tuple[str, ...]:
     try:
         listed = json.loads(text)
     except ValueError as error:
         raise FileError(f"{path} is no JSON ({error}).") from error
-    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+    if not isinstance(listed, list) or not listed or not all(isinstance(name, str) for name in listed):
         raise FileError(f"{path} must hold a JSON list of class names.")
     return tuple(listed)

@@ -142,7 +142,7 @@ def composite_named(name: str, classifier: Classifier) -> Composite:
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(0, device=device).cpu()  # "meta" has nothing to copy
     # torch answers with RuntimeError, AssertionError (not compiled with CUDA) or NotImplementedError
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -181,7 +181,7 @@ def _wanted(text: str, categories: Sequence[str], classes: int, with_labels: boo
     if len(found) > 1:
         raise TargetError(f"'{text}' is the name of the classes {_and(found)}: give the number of the one you mean.")
     if not found:
-        hint = near_misses(text, categories) if categories else " The model's classes have no names."
+        hint = near_misses(text, dict.fromkeys(categories)) if categories else " The model's classes have no names."
         raise TargetError(f"no class is called '{text}'.{hint} Give top, a name or a number from 0 to {classes - 1}.")
     return [Wanted(CLASS, found[0])]
 

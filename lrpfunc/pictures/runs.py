@@ -27,7 +27,7 @@ from lrpfunc.pictures import store
 from lrpfunc.pictures.classifiers import Classifier
 from lrpfunc.pictures.explainers import DEFAULT_COMPOSITE, LABEL, Explainer, Wanted, explainer, wanted_classes
 from lrpfunc.pictures.samples import Batch, Loader, Samples, open_samples
-from lrpfunc.pictures.store import Failure, Layout, Run, Writer
+from lrpfunc.pictures.store import UNKNOWN, Failure, Layout, Run, Writer
 
 SAME = ("model", "parameters", "preprocess", "composite", "canonized", "targets", "shard", "samples", "names", "batch")
 PACKAGES = ("lrpfunc", "torch", "torchvision", "numpy", "h5py", "pillow")
@@ -58,12 +58,14 @@ def shard(text: str) -> Shard:
 
 
 class Outcome(NamedTuple):
-    """What a run has done: the file, its rows, the samples without one, and how many rows it wrote now."""
+    """What a run has done: the file, its rows, the samples without one, how many rows it wrote now, and how many
+    samples have a class that is not known."""
 
     path: Path
     rows: int
     failures: Sequence[Failure]
     written: int
+    unknown: int
 
 
 def run(
@@ -101,7 +103,7 @@ def run(
         wanted = wanted_classes(targets, classifier.categories, ready.classes, bool((labels >= 0).any()))
         details = _details(ready, samples, source, composite, targets, part, batch)
         if place.is_finished:
-            return _finished_before(place, details)
+            return _finished_before(place, details, _unknown(labels, positions))
         job = _Job(samples, reader, labels, positions, ready, wanted, batch, workers, tuple(example.shape), details)
         return _explain(job, place, progress or (lambda *_: None))
 
@@ -198,7 +200,11 @@ def _explain(job: _Job, place: _Place, progress: Progress) -> Outcome:
             place.record(number, rows, failed)
             progress(min((number + 1) * job.batch, len(job.positions)), len(job.positions), len(failures))
     store.finish(place.work, place.out, rows, failures)
-    return Outcome(place.out, rows, failures, written)
+    return Outcome(place.out, rows, failures, written, _unknown(job.labels, job.positions))
+
+
+def _unknown(labels: np.ndarray, positions: range) -> int:
+    return int((labels[positions] == UNKNOWN).sum())
 
 
 def _layout(job: _Job) -> Layout:
@@ -383,7 +389,7 @@ def _check_same(path: Path, begun: Run, details: dict[str, Any]) -> None:
         )
 
 
-def _finished_before(place: _Place, details: dict[str, Any]) -> Outcome:
+def _finished_before(place: _Place, details: dict[str, Any], unknown: int) -> Outcome:
     with store.opened(place.out) as finished:
         _check_same(place.out, finished, details)
-        return Outcome(place.out, finished.rows, finished.errors, 0)
+        return Outcome(place.out, finished.rows, finished.errors, 0, unknown)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lrpfunc.errors import FileError, LrpError, near_misses
 from lrpfunc.pictures import images
-from lrpfunc.pictures.classifiers import Classifier
+from lrpfunc.pictures.classifiers import Classifier, first_sentence, unpickled
 from lrpfunc.pictures.store import UNKNOWN, Failure
 
 ARRAYS = (".pt", ".npz")
@@ -167,8 +167,9 @@ def _arrays(path: Path, classifier: Classifier) -> Arrays:
             f"{', '.join(found) or 'nothing'}.{hint}"
         )
     is_picture = inputs.dtype == torch.uint8
-    if inputs.dim() not in ((3, 4) if is_picture else (4,)) or not len(inputs):
-        needed = "bytes (N, H, W), (N, H, W, C) or (N, C, H, W)" if is_picture else "numbers (N, C, H, W)"
+    fits = inputs.dim() == 3 or _has_colors(inputs.shape) if is_picture else inputs.dim() == 4
+    if not fits or not inputs.numel():
+        needed = "bytes (N, H, W), (N, H, W, C) or (N, C, H, W), C 1 or 3" if is_picture else "numbers (N, C, H, W)"
         raise FileError(f"the samples in {path} must be {needed}, at least one, but have shape {tuple(inputs.shape)}.")
     if labels is not None and (labels.is_floating_point() or labels.shape != inputs.shape[:1]):
         raise FileError(
@@ -178,17 +179,22 @@ def _arrays(path: Path, classifier: Classifier) -> Arrays:
     return Arrays(inputs, labels, _Numbers(len(inputs)), classifier, f"{path.name} of {path.stat().st_size} bytes")
 
 
+def _has_colors(shape: Sequence[int]) -> bool:
+    """Whether pictures (N, ..., ...) have one colour channel or three, first or last."""
+    return len(shape) == 4 and (shape[-1] in (1, 3) or shape[1] in (1, 3))
+
+
 def _read_arrays(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix.lower() == ".npz":
-            with np.load(path, allow_pickle=False) as loaded:
+            # Opened here, since numpy does not close what it cannot read.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as loaded:
                 return {key: torch.from_numpy(np.ascontiguousarray(loaded[key])) for key in loaded.files}
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = unpickled(path, mmap=True)
     # zip, pickle and numpy have errors of their own for files that are broken or something else
     except Exception as error:
-        first = " ".join(str(error).split(". ")[0].split())
         raise FileError(
-            f"{path} cannot be read ({first}). Write it by torch.save(tensors, path) or numpy.savez."
+            f"{path} cannot be read ({first_sentence(error)}). Write it by torch.save(tensors, path) or numpy.savez."
         ) from error
     if isinstance(content, Tensor):
         return {"data": content}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -89,27 +90,34 @@ def write(
                 out.mkdir(parents=True, exist_ok=True)
             try:
                 found = ready.explain(x, wanted)
-            except LrpError as error:
-                failed.append(Failed(path, str(error)))
-            else:
                 sheets += _written(path, out / name, classifier, x, found, style)
+            except LrpError as error:  # another size than the first one's, relevance that is not finite
+                failed.append(Failed(path, str(error)))
         if progress is not None:
             progress(number, len(names), len(failed))
     if not sheets:
-        raise FileError(f"none of the images can be explained: {failed[0].image} {failed[0].reason}.")
+        raise FileError(f"none of the images can be explained: {failed[0].image} {failed[0].reason.rstrip('.')}.")
     return sheets, failed
 
 
 def _names(paths: Sequence[Path]) -> dict[Path, str]:
     """What the pictures of each image begin with: as little of its path as tells the images apart."""
-    unique = list(dict.fromkeys(path.resolve() for path in paths))
-    given = {path.resolve(): path for path in reversed(paths)}
+    # Links are not followed: what they lead to may have names that say nothing.
+    given = {Path(os.path.abspath(path)): path for path in reversed(paths)}
+    unique = list(dict.fromkeys(Path(os.path.abspath(path)) for path in paths))
     names = [path.stem for path in unique]
     for parts in range(1, max(len(path.parts) for path in unique)):
-        if len(set(names)) == len(names):
+        if _differ(names):
             break
         names = ["_".join(path.parts[-parts:]) for path in unique]
+    if not _differ(names):  # a_b/c.png and a/b_c.png
+        names = [f"{number}_{name}" for number, name in enumerate(names, start=1)]
     return {given[path]: name for path, name in zip(unique, names, strict=True)}
+
+
+def _differ(names: Sequence[str]) -> bool:
+    """Whether no two names are the same, also for file systems that take capitals for small letters."""
+    return len({name.casefold() for name in names}) == len(names)
 
 
 def _written(path: Path, stem: Path, classifier: Classifier, x: Tensor, found, style: Style) -> list[Sheet]:

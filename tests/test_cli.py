@@ -1,0 +1,438 @@
+"""The command line: what each command does, prints and exits with, and that what fails is one line."""
+
+import errno
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+import lrpfunc
+from lrpfunc import cli, composites, digits
+from lrpfunc.pictures import classifiers, runs, sheets
+
+COMMAND = [sys.executable, "-c", "from lrpfunc.cli import main; main()"]
+ESCAPE = "\x1b"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "digits"
+    digits.write_images(path)
+    return path
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """A folder of three images, one of which is none."""
+    path = tmp_path / "broken"
+    path.mkdir()
+    for name in ("a", "c"):
+        Image.new("L", (8, 8), 200).save(path / f"{name}.png")
+    path.joinpath("b.png").write_bytes(b"nothing")
+    return path
+
+
+def lrp(*arguments):
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def fine(*arguments):
+    answer = lrp(*arguments)
+    assert answer.exit_code == 0, answer.output
+    return answer
+
+
+def complaint(answer, code=cli.FAILED):
+    """The one line of an error."""
+    assert answer.exit_code == code, answer.output
+    (line,) = answer.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert answer.stdout == ""
+    return line
+
+
+def process(*arguments, **options):
+    """A command as it is typed."""
+    command = [*COMMAND, *map(str, arguments)]
+    return subprocess.run(command, text=True, encoding="utf-8", capture_output=True, timeout=120, **options)
+
+
+# -- image ------------------------------------------------------------------------------------------------------------
+
+
+def test_image_writes_pictures_and_prints_a_line_for_each_class(folder, tmp_path):
+    files = [folder / "3" / "003.png", folder / "5" / "015.png"]
+    answer = fine("image", *files, "-m", "digits", "-o", tmp_path / "out", "-t", "top2")
+    head, *lines, last = answer.stdout.splitlines()
+    assert head.split() == ["image", "class", "probability", "logit", "relevance", "sum"]
+    assert [Path(line.split()[0]).name for line in lines] == ["003.png"] * 2 + ["015.png"] * 2
+    assert [line.split()[1] for line in lines][::2] == ["3", "5"]
+    assert last == f"12 pictures in {tmp_path / 'out'}"
+    assert len(list((tmp_path / "out").iterdir())) == 12
+    assert answer.stderr == ""
+
+
+def test_image_hands_its_options_on(folder, tmp_path, monkeypatch):
+    seen = {}
+
+    def write(files, out, classifier, composite, targets, canonize, device, style, progress):
+        seen.update(locals())
+        return [], []
+
+    monkeypatch.setattr(sheets, "write", write)
+    tmp_path.joinpath("names.txt").write_text("\n".join("abcdefghij"))
+    options = (
+        "--composite epsilon --no-canonize --size 9 --mean 0.5 --std 0.25 --device cpu --colors bwr --quantile 0.9"
+    )
+    options = [*options.split(), "--weights", "random", "--categories", tmp_path / "names.txt", "-t", "a", "-t", "top3"]
+    fine("image", folder / "0" / "000.png", "--model", "digits", "--out", tmp_path / "o", *options)
+    assert seen["files"] == [folder / "0" / "000.png"]
+    assert (seen["out"], seen["composite"], seen["targets"]) == (tmp_path / "o", "epsilon", ["a", "top3"])
+    assert (seen["canonize"], seen["device"], seen["style"]) == (False, "cpu", sheets.Style("bwr", 0.9))
+    classifier = seen["classifier"]
+    assert (classifier.name, classifier.weights, "".join(classifier.categories)) == ("digits", "random", "abcdefghij")
+    assert classifier.preprocess == classifiers.Standard(9, (0.5,), (0.25,), 9)
+
+
+def test_image_leaves_out_what_it_cannot_read(folder, broken, tmp_path):
+    good = folder / "3" / "003.png"
+    answer = lrp("image", broken / "b.png", good, tmp_path / "absent.png", "-m", "digits", "-o", tmp_path / "out")
+    assert answer.exit_code == cli.INCOMPLETE
+    assert answer.stderr.splitlines() == [
+        f"error: {broken / 'b.png'} is no image that Pillow can read",
+        f"error: {tmp_path / 'absent.png'} is missing",
+    ]
+    assert answer.stdout.splitlines()[-1] == f"3 pictures in {tmp_path / 'out'}"
+
+
+# -- inspect ----------------------------------------------------------------------------------------------------------
+
+
+def test_inspect_as_json_is_the_report_and_the_listing():
+    found = json.loads(fine("inspect", "-m", "digits", "-c", "epsilon", "--json").stdout)
+    shipped = digits.load()
+    fmodel, _, _, report = lrpfunc.canonize(*lrpfunc.functionalize(shipped.model, shipped.images[:1]))
+    fates = [{"name": name, "became": fate.became, "where": fate.where} for name, fate in report.fates.items()]
+    columns = ("fallback", "name", "kind", "operation", "input", "output", "rule")
+    rows = lrpfunc.explain(fmodel, composites.epsilon()).rows
+    assert found.pop("equations") == [dict(zip(columns, (bool(row[0]), *row[1:]), strict=True)) for row in rows]
+    assert found.pop("batch_norms") == fates
+    assert found == {"model": "digits", "weights": "DEFAULT", "classes": 10, "composite": "epsilon", "canonized": True}
+    assert len(rows) > 10
+    assert len(fates) == 4
+
+
+def test_inspect_lists_the_same_in_words():
+    lines = fine("inspect", "-m", "digits", "-c", "epsilon").stdout.splitlines()
+    shipped = digits.load()
+    fmodel, _, _, report = lrpfunc.canonize(*lrpfunc.functionalize(shipped.model, shipped.images[:1]))
+    listed = [" ".join(line.split()) for line in lines]
+    for name, fate in report.fates.items():
+        assert " ".join([name, *fate]) in listed
+    for row in lrpfunc.explain(fmodel, composites.epsilon()).rows:
+        assert " ".join(" ".join(row).split()) in listed
+    assert listed[0] == "digits, 10 classes, composite epsilon"
+
+
+def test_inspect_without_canonization():
+    assert "not canonized" in fine("inspect", "-m", "digits", "--no-canonize").stdout
+    found = json.loads(fine("inspect", "-m", "digits", "--no-canonize", "--json").stdout)
+    assert (found["canonized"], found["batch_norms"]) == (False, [])
+    assert "batch_norm" in {equation["kind"] for equation in found["equations"]}
+
+
+MODULE = """
+import torch
+from torch import nn
+from lrpfunc.errors import ModelError
+from lrpfunc.pictures.classifiers import Classifier
+
+class Products(nn.Module):
+    def forward(self, x):
+        return x.flatten(1)[:, :4].cumprod(1)
+
+def refuses(image):
+    raise ModelError("not with me")
+
+gap = Classifier("", Products(), lambda image: torch.zeros(1, 2, 2))
+bad = Classifier("", Products(), lambda image: image.nothing)
+refusing = Classifier("", Products(), refuses)
+"""
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    tmp_path.joinpath("mine_cli.py").write_text(MODULE)
+    yield
+    sys.modules.pop("mine_cli", None)
+
+
+def test_inspect_marks_equations_without_a_rule(mine):
+    answer = fine("inspect", "-m", "mine_cli:gap")
+    assert "no batch norms" in answer.stdout
+    assert re.search(r"^! +cumprod ", answer.stdout, re.MULTILINE)
+    assert "without a rule: the gradient moves what arrives there." in answer.stdout
+    equations = json.loads(fine("inspect", "-m", "mine_cli:gap", "--json").stdout)["equations"]
+    assert [e["name"] for e in equations if e["fallback"]] == ["cumprod"]
+
+
+def test_inspect_tells_of_preprocessing_that_fails(mine):
+    line = complaint(lrp("inspect", "-m", "mine_cli:bad"))
+    assert "the preprocessing of mine_cli:bad failed: AttributeError: " in line
+    assert complaint(lrp("inspect", "-m", "mine_cli:refusing")) == "error: not with me"
+
+
+# -- dataset, report, digits ------------------------------------------------------------------------------------------
+
+
+def test_dataset_writes_shards_and_goes_on(folder, tmp_path):
+    whole, one, two = (tmp_path / f"{name}.h5" for name in ("whole", "one", "two"))
+    options = ("-m", "digits", "--workers", 0, "-t", "label", "--batch", 8)
+    assert fine("dataset", folder, "-o", whole, *options).stdout == f"{whole}: 40 explanations, 0 errors\n"
+    fine("dataset", folder, "-o", one, *options, "--shard", "1/2")
+    fine("dataset", folder, "-o", two, *options, "--shard", "2/2")
+    with h5py.File(whole) as w, h5py.File(one) as a, h5py.File(two) as b:
+        for name in ("file", "label", "target", "index"):
+            np.testing.assert_array_equal(w[name][0::2], a[name])
+            np.testing.assert_array_equal(w[name][1::2], b[name])
+        np.testing.assert_allclose(w["attribution"][0::2], a["attribution"], rtol=1e-4, atol=1e-6)
+        assert [name.decode().split("/")[0] for name in w["file"]] == [str(label) for label in w["label"]]
+    again = fine("dataset", folder, "-o", whole, *options, "--resume")
+    assert again.stdout == f"nothing left to do: {whole} was finished.\n{whole}: 40 explanations, 0 errors\n"
+    assert "exists. Choose another --out, or give --overwrite." in complaint(
+        lrp("dataset", folder, "-o", whole, *options)
+    )
+    fine("dataset", folder, "-o", whole, *options, "--overwrite")
+
+
+def test_dataset_stopped_by_hand_says_how_to_go_on(folder, tmp_path, monkeypatch):
+    options = ("-m", "digits", "-o", tmp_path / "x.h5", "--workers", 0, "--batch", 8)
+
+    def stop(self, done, total, failures=0):
+        if done >= 16:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cli._Bar, "__call__", stop)
+        answer = lrp("dataset", folder, *options)
+    assert answer.exit_code == cli.INTERRUPTED
+    assert answer.stderr == "\nstopped. The same command with --resume goes on from here.\n"
+    assert "is of an unfinished run. Give --resume" in complaint(lrp("dataset", folder, *options))
+    assert fine("dataset", folder, *options, "--resume").stdout == f"{tmp_path / 'x.h5'}: 40 explanations, 0 errors\n"
+
+
+def test_dataset_lists_what_it_could_not_read(broken, tmp_path):
+    answer = lrp("dataset", broken, "-m", "digits", "-o", tmp_path / "x.h5", "--workers", 0)
+    assert answer.exit_code == cli.INCOMPLETE
+    assert answer.stdout == f"{tmp_path / 'x.h5'}: 2 explanations, 1 errors\n"
+    assert answer.stderr == "error: b.png is no image that Pillow can read\n"
+    for number in range(12):
+        broken.joinpath(f"b{number:02}.png").touch()
+    answer = lrp("dataset", broken, "-m", "digits", "-o", tmp_path / "x.h5", "--workers", 0, "--overwrite")
+    assert answer.exit_code == cli.INCOMPLETE
+    lines = answer.stderr.splitlines()
+    assert len(lines) == 11
+    assert lines[1] == "error: b00.png is empty"
+    assert lines[-1] == f"error: and 3 more: all are in 'errors' in {tmp_path / 'x.h5'}"
+
+
+def test_progress_in_a_log_is_a_line_now_and_then(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli._Bar, "LOG_SECONDS", 0.0)
+    answer = fine("dataset", folder, "-m", "digits", "-o", tmp_path / "x.h5", "--workers", 0, "--batch", 15)
+    lines = answer.stderr.splitlines()
+    assert [re.sub(r" [\d.]+/s$", "", line) for line in lines] == [f"explaining {n} of 40" for n in (15, 30, 40)]
+    assert re.search(r" \d+\.\d/s$", lines[-1])
+    monkeypatch.setattr(cli._Bar, "LOG_SECONDS", 3600.0)
+    answer = fine("dataset", folder, "-m", "digits", "-o", tmp_path / "y.h5", "--workers", 0)
+    assert answer.stderr == ""
+
+
+def test_no_space_left_is_one_line_with_a_way_out(folder, tmp_path, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(runs, "run", full)
+    line = complaint(lrp("dataset", folder, "-m", "digits", "-o", tmp_path / "x.h5"), cli.BAD_PATH)
+    assert line == (
+        "error: [Errno 28] No space left on device. "
+        "There is no space left: make some. A dataset run then goes on with --resume."
+    )
+
+
+@pytest.mark.parametrize("number", [errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG])
+def test_other_troubles_of_disks_are_one_line(number, folder, tmp_path, monkeypatch):
+    def write(*arguments, **options):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(sheets, "write", write)
+    line = complaint(lrp("image", folder / "3" / "003.png", "-m", "digits"), cli.BAD_PATH)
+    assert line.endswith(f"{os.strerror(number)}. {cli._REMEDIES[number]}")
+
+
+def test_errors_that_nobody_expects_keep_their_traceback(folder, monkeypatch):
+    def write(*arguments, **options):
+        raise OSError(errno.EIO, "disk on fire")
+
+    monkeypatch.setattr(sheets, "write", write)
+    answer = lrp("image", folder / "3" / "003.png", "-m", "digits")
+    assert isinstance(answer.exception, OSError)
+    assert "error:" not in answer.output
+
+
+def test_report_makes_a_page(folder, tmp_path):
+    fine("dataset", folder, "-m", "digits", "-o", tmp_path / "x.h5", "--workers", 0)
+    answer = fine("report", tmp_path / "x.h5", "-o", tmp_path / "x.html", "--title", "My <digits>")
+    assert re.fullmatch(rf"{re.escape(str(tmp_path / 'x.html'))}: 40 explanations, \d+\.\d MB\n", answer.stdout)
+    assert "My &lt;digits&gt;" in (tmp_path / "x.html").read_text()
+    complaint(lrp("report", tmp_path / "absent.h5", "-o", tmp_path / "y.html"))
+
+
+def test_digits_are_written_once(folder, tmp_path):
+    answer = fine("digits", tmp_path / "new" / "digits")
+    assert answer.stdout == f"{tmp_path / 'new' / 'digits'}: 40 images in 10 folders\n"
+    for name in ("0/000.png", "9/039.png"):
+        assert (tmp_path / "new" / "digits" / name).read_bytes() == (folder / name).read_bytes()
+    assert "exists: choose a folder that does not" in complaint(lrp("digits", tmp_path / "new"))
+
+
+# -- errors -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("-m resnet19", "no model is called 'resnet19'. Did you mean 'resnet1"),
+        ("-m digits -c epsilom", "no composite is called 'epsilom'. Did you mean 'epsilon'"),
+        ("-m digits -t eleven", "no class is called 'eleven'."),
+        ("-m digits -t 10", "there is no class 10: the model has 10, 0 to 9."),
+        ("-m digits --mean a,b", "--mean takes numbers with commas between, such as 0.5,0.5,0.5, but got 'a,b'."),
+        ("-m digits --std 1;2", "--std takes numbers with commas between, such as 0.5,0.5,0.5, but got '1;2'."),
+        ("-m digits --weights absent.pt", "there is no file 'absent.pt' to take weights from."),
+        ("-m digits --device abacus", "the device 'abacus' cannot be used here"),
+        ("-m digits --colors colourful", "no colour map is called 'colourful'."),
+        ("-m digits --size 16", "the model cannot be exported"),
+        ("-m absent_cli:model", "there is no module 'absent_cli'"),
+    ],
+)
+def test_expected_errors_are_one_line(arguments, message, folder, tmp_path):
+    line = complaint(lrp("image", folder / "3" / "003.png", "-o", tmp_path / "out", *arguments.split()))
+    assert message in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_paths_in_the_way_are_one_line(folder, tmp_path):
+    tmp_path.joinpath("file").touch()
+    image = folder / "3" / "003.png"
+    for out in ("file", "file/deeper"):
+        line = complaint(lrp("image", image, "-m", "digits", "-o", tmp_path / out), cli.BAD_PATH)
+        assert str(tmp_path / out) in line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["image", "x.png"],  # no model
+        ["image", "-m", "digits"],  # no files
+        ["image", "x.png", "-m", "digits", "--size", "0"],
+        ["inspect"],
+        ["dataset", "x", "-m", "digits"],  # no --out
+        ["dataset", "x", "-m", "digits", "-o", "x.h5", "--batch", "0"],
+        ["report"],
+        ["explode"],
+        [],
+    ],
+)
+def test_wrong_usage_is_told_from_failure(arguments):
+    answer = lrp(*arguments)
+    assert answer.exit_code == cli.BAD_PATH
+    assert "Usage" in answer.output
+
+
+def test_debug_shows_where_an_error_came_from(folder):
+    arguments = ("image", folder / "3" / "003.png", "-m", "absent")
+    assert isinstance(lrp("--debug", *arguments).exception, lrpfunc.errors.ModelError)
+    debug = process("--debug", *arguments)
+    assert debug.returncode == 1
+    assert debug.stderr.startswith("Traceback")
+    assert "lrpfunc.errors.ModelError: no model is called 'absent'." in debug.stderr
+
+
+# -- help -------------------------------------------------------------------------------------------------------------
+
+COMMANDS = typer.main.get_command(cli.app).commands
+
+
+def test_there_are_these_commands():
+    assert list(COMMANDS) == ["image", "inspect", "dataset", "report", "digits", "demo"]
+    text = fine("--help").stdout
+    assert all(name in text for name in [*COMMANDS, "--version", "--debug"])
+
+
+@pytest.mark.parametrize("name", ["image", "inspect", "dataset", "report", "digits", "demo"])
+def test_help_tells_of_every_option(name):
+    answer = CliRunner().invoke(cli.app, [name, "--help"], env={"COLUMNS": "160"})
+    assert answer.exit_code == 0
+    for parameter in COMMANDS[name].params:
+        assert parameter.name == "help" or parameter.help, parameter.name
+        for option in [*parameter.opts, *parameter.secondary_opts] if parameter.param_type_name == "option" else []:
+            assert re.search(rf"(?<![\w-]){option}(?![\w-])", answer.stdout), option
+
+
+# -- terminals and pipes ----------------------------------------------------------------------------------------------
+
+
+def in_a_terminal(*arguments):
+    """What a command writes to a terminal."""
+    import pty
+
+    ours, theirs = pty.openpty()
+    env = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"}
+    env = {name: value for name, value in env.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+    with subprocess.Popen([*COMMAND, *map(str, arguments)], stdin=theirs, stdout=theirs, stderr=theirs, env=env) as run:
+        os.close(theirs)
+        written = b""
+        try:
+            while data := os.read(ours, 65536):
+                written += data
+        except OSError:  # Linux's way to say that the other side is closed
+            pass
+    os.close(ours)
+    assert run.returncode == 0
+    return written.decode()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudoterminal")
+def test_a_terminal_gets_colours_and_lines_and_a_pipe_plain_text():
+    shown = in_a_terminal("inspect", "-m", "digits", "-c", "deconvnet")
+    assert ESCAPE + "[1mdigits, 10 classes, composite deconvnet" in shown
+    assert "──" in shown
+    piped = CliRunner().invoke(cli.app, ["inspect", "-m", "digits", "-c", "deconvnet"], env={"COLUMNS": "40"})
+    assert (piped.exit_code, piped.stderr) == (0, "")
+    assert ESCAPE not in piped.stdout
+    assert piped.stdout.isascii()
+    assert max(map(len, piped.stdout.splitlines())) > 80  # nothing is folded to the width of a terminal
+
+
+def test_the_command_as_it_is_typed(folder, broken, tmp_path):
+    run = process("dataset", broken, "-m", "digits", "-o", "x.h5", cwd=tmp_path)
+    assert (run.returncode, run.stdout) == (3, "x.h5: 2 explanations, 1 errors\n")
+    assert run.stderr == "error: b.png is no image that Pillow can read\n"
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    with subprocess.Popen(
+        [*COMMAND, "inspect", "-m", "digits"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        run.stdout.close()
+        assert run.stderr.read() == ""

@@ -1,0 +1,275 @@
+"""Pictures of single images: which files there are, what is in them, and what is said about each."""
+
+import io
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from torch import nn
+
+import lrpfunc
+from lrpfunc import composites, digits, heatmaps
+from lrpfunc.errors import FileError, InputError, TargetError
+from lrpfunc.pictures import classifiers, sheets
+from lrpfunc.pictures.classifiers import Classifier, Standard
+
+KINDS = ("heatmap", "overlay", "panel")
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return classifiers.load("digits")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "digits"
+    digits.write_images(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def written(folder, classifier, tmp_path_factory):
+    """Two digits under two classes each."""
+    out = tmp_path_factory.mktemp("out") / "new" / "pictures"
+    paths = [folder / "3" / "003.png", folder / "7" / "017.png"]
+    return out, *sheets.write(paths, out, classifier, targets=["top", "0"])
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def colors(path):
+    """The different colours of a picture, as numbers."""
+    return set(np.unique(pixels(path).astype(int) @ (1 << 16, 1 << 8, 1)).tolist())
+
+
+def enlarged(small, factor):
+    return np.repeat(np.repeat(small, factor, 0), factor, 1)
+
+
+def shown(folder, name):
+    """A digit as the network takes it."""
+    return 1 - torch.from_numpy(pixels(folder / name)[None, None, :, :, 0].copy()) / 255
+
+
+def assert_files(out, names):
+    assert sorted(path.name for path in out.iterdir()) == sorted(f"{n}.{kind}.png" for n in names for kind in KINDS)
+
+
+# -- what is written --------------------------------------------------------------------------------------------------
+
+
+def test_three_pictures_for_each_image_and_class(written):
+    out, done, failed = written
+    assert failed == []
+    assert_files(out, ["003.3", "003.0", "017.7", "017.0"])
+    assert [(s.image.name, s.target, s.label) for s in done] == [
+        ("003.png", 3, "3"),
+        ("003.png", 0, "0"),
+        ("017.png", 7, "7"),
+        ("017.png", 0, "0"),
+    ]
+    for sheet in done:
+        assert {path.parent for path in (sheet.heatmap, sheet.overlay, sheet.panel)} == {out}
+
+
+def test_numbers_and_pixels_are_those_of_the_model(written, folder):
+    shipped = digits.load()
+    fmodel, params, *_ = lrpfunc.canonize(*lrpfunc.functionalize(shipped.model, shipped.images))
+    for sheet in written[1]:
+        x = shown(folder, f"{sheet.image.parent.name}/{sheet.image.name}")
+        logits = shipped.model(x).detach()
+        relevance = lrpfunc.attribute(fmodel, params, x, composites.epsilon_plus_flat(), target=sheet.target)
+        assert sheet.logit == pytest.approx(logits[0, sheet.target].item(), rel=1e-4)
+        assert sheet.probability == pytest.approx(logits.softmax(1)[0, sheet.target].item(), rel=1e-4)
+        assert sheet.relevance_sum == pytest.approx(relevance.sum().item(), rel=1e-4)
+        colored = heatmaps.colorize(relevance[0])
+        difference = pixels(sheet.heatmap).astype(int) - enlarged(colored, 28)  # 8 pixels become 224
+        assert np.abs(difference).max() <= 2  # a step of the colour map, where rounding may differ
+        picture = enlarged(pixels(sheet.image), 28)
+        large = relevance[0].repeat_interleave(28, -1).repeat_interleave(28, -2)
+        overlay = np.asarray(heatmaps.overlay(Image.fromarray(picture), large))
+        assert np.abs(pixels(sheet.overlay).astype(int) - overlay).max() <= 2
+
+
+def test_panels_have_the_picture_and_the_heatmap_in_them(written):
+    for sheet in written[1]:
+        panel = pixels(sheet.panel)
+        assert panel.shape[1] > panel.shape[0] > 200
+        for part in (sheet.image, sheet.heatmap, sheet.overlay):
+            assert len(colors(part) & colors(sheet.panel)) > 0.9 * len(colors(part)), part
+
+
+def test_large_pictures_are_not_enlarged_and_styles_are_heeded(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 2, 5, stride=5), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    own = Classifier("own", model, Standard(230, (0.0,) * 3, (1.0,) * 3), (0.0,) * 3, (1.0,) * 3)
+    picture = np.random.default_rng(0).integers(0, 256, (230, 230, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(tmp_path / "noise.png")
+    style = sheets.Style("coldnhot", 0.9)
+    (sheet,), _ = sheets.write(
+        [tmp_path / "noise.png"], tmp_path / "out", own, composite="epsilon", canonize=False, style=style
+    )
+    x = torch.from_numpy(picture).movedim(-1, 0)[None] / 255
+    relevance = lrpfunc.attribute(*lrpfunc.functionalize(model, x), x, composites.epsilon())
+    expected = heatmaps.colorize(relevance[0], "coldnhot", quantile=0.9)
+    got = pixels(sheet.heatmap)
+    assert got.shape == (230, 230, 3)
+    assert (np.abs(got.astype(int) - expected).max(-1) <= 8).mean() > 0.999
+    assert not np.array_equal(expected, heatmaps.colorize(relevance[0], "coldnhot"))
+    overlay = np.asarray(heatmaps.overlay(Image.fromarray(picture), relevance[0], "coldnhot", quantile=0.9))
+    assert (np.abs(pixels(sheet.overlay).astype(int) - overlay).max(-1) <= 8).mean() > 0.999
+
+
+@pytest.mark.parametrize(("side", "factor"), [(8, 28), (100, 3), (223, 2), (224, 1), (300, 1)])
+def test_small_pictures_are_enlarged_by_a_whole_factor(side, factor):
+    small = np.random.default_rng(0).integers(0, 256, (side - 1, side, 3), dtype=np.uint8)
+    large = np.asarray(sheets._lookable(Image.fromarray(small)))
+    np.testing.assert_array_equal(large, enlarged(small, factor))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+def test_any_number_of_channels_can_be_seen(channels):
+    values = torch.rand(channels, 4, 5)
+    seen = np.asarray(sheets._picture(values))
+    expected = values if channels == 3 else values.mean(0, keepdim=True).expand(3, -1, -1)
+    np.testing.assert_array_equal(seen, (expected * 255).round().byte().movedim(0, -1))
+
+
+# -- names ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["x/a.png", "x/b.jpg"], ["a", "b"]),
+        (["x/a.png", "x/a.jpg"], ["a.png", "a.jpg"]),
+        (["x/a.png", "y/a.png", "z/b.png"], ["x_a.png", "y_a.png", "z_b.png"]),
+        (["x/A.png", "y/a.PNG"], ["x_A.png", "y_a.PNG"]),  # the same name where capitals do not count
+        (["r/x/a.png", "s/x/a.png"], ["r_x_a.png", "s_x_a.png"]),
+        (["x/a.png", "./x/a.png", "x/../x/a.png"], ["a"]),
+    ],
+)
+def test_names_have_as_much_of_the_path_as_they_need(paths, names):
+    assert list(sheets._names([Path(path) for path in paths]).values()) == names
+
+
+def test_names_are_never_the_same():
+    paths = [Path("/t/a_b/c.png"), Path("/t/a/b_c.png"), Path("/t/z/c.png")]
+    names = sheets._names(paths)
+    assert list(names) == paths
+    assert len(set(names.values())) == 3
+
+
+def test_links_keep_their_own_names(folder, classifier, tmp_path):
+    os.symlink(folder / "3" / "003.png", tmp_path / "three.png")
+    sheets.write([tmp_path / "three.png"], tmp_path / "out", classifier)
+    assert_files(tmp_path / "out", ["three.3"])
+
+
+def test_names_of_classes_are_made_fit_for_files(folder, classifier, tmp_path):
+    names = ["../a/b: c*", *["x" * 200] * 8, ""]
+    own = Classifier("own", classifier.model, classifier.preprocess, (1.0,), (-1.0,), names)
+    done, _ = sheets.write([folder / "3" / "003.png"], tmp_path / "out", own, targets=["0", "1", "9"])
+    assert_files(tmp_path / "out", ["003.0-_a_b_c_", f"003.1-{'x' * 60}", "003.9-"])
+    assert [s.label for s in done] == [names[0], names[1], ""]
+
+
+def test_a_class_wanted_twice_is_one(folder, classifier, tmp_path):
+    path = folder / "3" / "003.png"
+    done, _ = sheets.write([path, path], tmp_path / "out", classifier, targets=["3", "top", "top2", "3"])
+    assert [s.target for s in done] == [3, 9]
+    assert_files(tmp_path / "out", ["003.3", "003.9"])
+
+
+# -- what fails -------------------------------------------------------------------------------------------------------
+
+
+def test_images_that_cannot_be_explained_are_listed(folder, classifier, tmp_path):
+    bad, missing, good = tmp_path / "bad.png", tmp_path / "missing.png", folder / "3" / "003.png"
+    bad.write_bytes(b"nothing")
+    told = []
+    done, failed = sheets.write(
+        [bad, good, missing], tmp_path / "out", classifier, progress=lambda *numbers: told.append(numbers)
+    )
+    assert [s.image for s in done] == [good]
+    assert failed == [(bad, "is no image that Pillow can read"), (missing, "is missing")]
+    assert told == [(1, 3, 1), (2, 3, 1), (3, 3, 2)]
+
+
+def test_images_of_another_size_or_without_finite_relevance_are_listed(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+
+    def preprocess(image):
+        x = torch.from_numpy(np.array(image)).movedim(-1, 0) / 255
+        return x / 0 if image.getpixel((0, 0)) == (9, 9, 9) else x
+
+    for name, size, color in [("good", 16, 200), ("large", 20, 200), ("wild", 16, 9), ("fine", 16, 100)]:
+        Image.new("RGB", (size, size), (color,) * 3).save(tmp_path / f"{name}.png")
+    paths = [tmp_path / f"{name}.png" for name in ("good", "large", "wild", "fine")]
+    done, failed = sheets.write(paths, tmp_path / "out", Classifier("own", model, preprocess), composite="epsilon")
+    assert [s.image.stem for s in done] == ["good", "fine"]
+    assert [f.image.stem for f in failed] == ["large", "wild"]
+    assert "20" in failed[0].reason
+    assert "a heatmap needs finite relevance" in failed[1].reason
+
+
+def test_nothing_that_can_be_explained_is_an_error(classifier, tmp_path):
+    with pytest.raises(FileError, match=r"none of the images can be explained: .*a\.png is missing\.$"):
+        sheets.write([tmp_path / "a.png", tmp_path / "b.png"], tmp_path / "out", classifier)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_is_no_image(folder, classifier, tmp_path):
+    with pytest.raises(
+        FileError, match=r"digits is a folder: give images, such as .*/digits/\*\.jpg, or use `lrpfunc d"
+    ):
+        sheets.write([folder / "3" / "003.png", folder], tmp_path / "out", classifier)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"style": sheets.Style("colourful")}, InputError, "no colour map is called 'colourful'"),
+        ({"style": sheets.Style(quantile=0.0)}, InputError, "quantile must be above 0"),
+        ({"targets": ["eleven"]}, TargetError, "no class is called 'eleven'"),
+        ({"targets": ["label"]}, TargetError, "needs a data set whose classes are known"),
+    ],
+)
+def test_wrong_wishes_are_errors_before_anything_is_written(options, error, message, folder, classifier, tmp_path):
+    with pytest.raises(error, match=message):
+        sheets.write([folder / "3" / "003.png"], tmp_path / "out", classifier, **options)
+    assert not (tmp_path / "out").exists()
+
+
+# -- the table --------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_prints_what_the_model_says(written):
+    file = io.StringIO()
+    sheets.table(written[1], Console(file=file, width=1000))
+    head, *lines = file.getvalue().splitlines()
+    assert head.split() == ["image", "class", "probability", "logit", "relevance", "sum"]
+    for line, sheet in zip(lines, written[1], strict=True):
+        path, label, probability, logit, total = line.split()
+        assert (path, label) == (str(sheet.image), sheet.label)
+        assert float(probability.removesuffix("%")) / 100 == pytest.approx(sheet.probability, abs=1e-4)
+        assert float(logit) == pytest.approx(sheet.logit, rel=1e-3)
+        assert float(total) == pytest.approx(sheet.relevance_sum, rel=1e-3)
+
+
+def test_the_table_takes_names_as_they_are(written):
+    odd = written[1][0]._replace(image=Path("a[red]b[/].png"), label="[bold]cat, tabby")
+    file = io.StringIO()
+    sheets.table([odd], Console(file=file, width=1000))
+    assert re.search(r"a\[red\]b\[/\]\.png +3 \[bold\]cat, tabby ", file.getvalue())
