@@ -8,16 +8,18 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import torch
 import typer
 from typer.core import TyperGroup
 
 from lrpfunc import __version__
-from lrpfunc.errors import InputError, LrpError
+from lrpfunc.errors import FileError, InputError, LrpError
+from lrpfunc.pictures import classifiers
+from lrpfunc.pictures.classifiers import Classifier
+from lrpfunc.pictures.explainers import DEFAULT_COMPOSITE
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from lrpfunc.pictures.classifiers import Classifier
 
 _BAD_PATHS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 _REMEDIES = {
@@ -30,7 +32,11 @@ FAILED, BAD_PATH, INCOMPLETE, INTERRUPTED = 1, 2, 3, 130
 
 
 class _Commands(TyperGroup):
-    """Commands whose expected errors are one red line: exit code 1 for an `LrpError`, 2 for a path or a disk."""
+    """Commands whose expected errors are one red line: exit code 2 if it is about a file or a disk, else 1."""
+
+    def parse_args(self, ctx, args):
+        wanted = [arg for arg in args if arg == "--debug"]  # wherever it stands, also behind the command
+        return super().parse_args(ctx, [*wanted, *(arg for arg in args if arg != "--debug")])
 
     def invoke(self, ctx):
         try:
@@ -41,7 +47,13 @@ class _Commands(TyperGroup):
                 raise
             remedy = _REMEDIES.get(getattr(error, "errno", None) or 0, "")
             _complain(f"{error}. {remedy}" if remedy else str(error))
-            raise typer.Exit(FAILED if isinstance(error, LrpError) else BAD_PATH) from error
+            about_files = isinstance(error, (FileError, OSError))
+            raise typer.Exit(BAD_PATH if about_files else FAILED) from error
+        except torch.OutOfMemoryError as error:
+            if ctx.params.get("debug"):
+                raise
+            _complain(f"the memory of the device is used up ({error}) Fewer samples at once need less: --batch.")
+            raise typer.Exit(FAILED) from error
 
 
 app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -103,14 +115,11 @@ Categories = Annotated[
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")]
 Colors = Annotated[str, typer.Option(help="A colour map of matplotlib or zennit.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")]
-COMPOSITE = "epsilon_plus_flat"
 
 
 def _classifier(
     model: str, weights: str | None, size: int | None, mean: str | None, std: str | None, categories: Path | None
 ) -> Classifier:
-    from lrpfunc.pictures import classifiers
-
     return classifiers.load(model, weights, size, _numbers("--mean", mean), _numbers("--std", std), categories)
 
 
@@ -142,7 +151,7 @@ def image(
     model: Model,
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder for the pictures.")] = Path("lrpfunc-heatmaps"),
     weights: Weights = None,
-    composite: CompositeName = COMPOSITE,
+    composite: CompositeName = DEFAULT_COMPOSITE,
     target: Annotated[
         list[str] | None,
         typer.Option(
@@ -189,7 +198,7 @@ def image(
 def inspect(
     model: Model,
     weights: Weights = None,
-    composite: CompositeName = COMPOSITE,
+    composite: CompositeName = DEFAULT_COMPOSITE,
     canonize: Canonize = True,
     size: Size = None,
     mean: Numbers = None,
@@ -216,7 +225,7 @@ def dataset(
     model: Model,
     out: Annotated[Path, typer.Option("--out", "-o", help="The HDF5 file to write.")],
     weights: Weights = None,
-    composite: CompositeName = COMPOSITE,
+    composite: CompositeName = DEFAULT_COMPOSITE,
     targets: Annotated[
         list[str] | None,
         typer.Option(
@@ -278,11 +287,23 @@ def _default_workers() -> int:
     return max(1, min(4, (os.cpu_count() or 1) - 1))
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
 def _tell(outcome: Any) -> None:
     console = _console()
     if not outcome.written:
         console.print(f"nothing left to do: {outcome.path} was finished.", markup=False)
-    console.print(f"{outcome.path}: {outcome.rows:,} explanations, {len(outcome.failures):,} errors", markup=False)
+    console.print(f"{outcome.path}: {_count(outcome.rows, 'explanation')}", markup=False)
+    if outcome.unknown:
+        console.print(
+            f"the true class of {_count(outcome.unknown, 'sample')} is not known: no class of the model is named "
+            "like their folders.",
+            markup=False,
+        )
+    if outcome.failures:
+        _complain(f"{_count(len(outcome.failures), 'sample')} could not be explained:")
     for failure in outcome.failures[:10]:
         _complain(f"{failure.file} {failure.reason}")
     if len(outcome.failures) > 10:
@@ -354,7 +375,7 @@ def report(
 
     with _Bar("writing") as bar:
         summary = reports.write(files, out, title=title, size=size, overwrite=overwrite, progress=bar)
-    _console().print(f"{summary.path}: {summary.samples:,} explanations, {summary.bytes / 1e6:.1f} MB", markup=False)
+    _console().print(f"{summary.path}: {_count(summary.samples, 'sample')}, {summary.bytes / 1e6:.1f} MB", markup=False)
 
 
 @app.command()

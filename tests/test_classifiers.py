@@ -257,6 +257,7 @@ def wrapped(state):
         "net": {"net": state, "acc": 0.9},
         "data_parallel": {f"module.{name}": tensor for name, tensor in state.items()},
         "compiled": {"model": {f"_orig_mod.{name}": tensor for name, tensor in state.items()}},
+        "lightning": {"state_dict": {f"model.{name}": tensor for name, tensor in state.items()}},
         "both": {f"module._orig_mod.{name}": tensor for name, tensor in state.items()},
         "counters": {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")},
     }

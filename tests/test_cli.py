@@ -11,6 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 import typer
 from PIL import Image
 from typer.testing import CliRunner
@@ -199,7 +200,7 @@ def test_inspect_tells_of_preprocessing_that_fails(mine):
 def test_dataset_writes_shards_and_goes_on(folder, tmp_path):
     whole, one, two = (tmp_path / f"{name}.h5" for name in ("whole", "one", "two"))
     options = ("-m", "digits", "--workers", 0, "-t", "label", "--batch", 8)
-    assert fine("dataset", folder, "-o", whole, *options).stdout == f"{whole}: 40 explanations, 0 errors\n"
+    assert fine("dataset", folder, "-o", whole, *options).stdout == f"{whole}: 40 explanations\n"
     fine("dataset", folder, "-o", one, *options, "--shard", "1/2")
     fine("dataset", folder, "-o", two, *options, "--shard", "2/2")
     with h5py.File(whole) as w, h5py.File(one) as a, h5py.File(two) as b:
@@ -209,9 +210,9 @@ def test_dataset_writes_shards_and_goes_on(folder, tmp_path):
         np.testing.assert_allclose(w["attribution"][0::2], a["attribution"], rtol=1e-4, atol=1e-6)
         assert [name.decode().split("/")[0] for name in w["file"]] == [str(label) for label in w["label"]]
     again = fine("dataset", folder, "-o", whole, *options, "--resume")
-    assert again.stdout == f"nothing left to do: {whole} was finished.\n{whole}: 40 explanations, 0 errors\n"
+    assert again.stdout == f"nothing left to do: {whole} was finished.\n{whole}: 40 explanations\n"
     assert "exists. Choose another --out, or give --overwrite." in complaint(
-        lrp("dataset", folder, "-o", whole, *options)
+        lrp("dataset", folder, "-o", whole, *options), cli.BAD_PATH
     )
     fine("dataset", folder, "-o", whole, *options, "--overwrite")
 
@@ -228,22 +229,28 @@ def test_dataset_stopped_by_hand_says_how_to_go_on(folder, tmp_path, monkeypatch
         answer = lrp("dataset", folder, *options)
     assert answer.exit_code == cli.INTERRUPTED
     assert answer.stderr == "\nstopped. The same command with --resume goes on from here.\n"
-    assert "is of an unfinished run. Give --resume" in complaint(lrp("dataset", folder, *options))
-    assert fine("dataset", folder, *options, "--resume").stdout == f"{tmp_path / 'x.h5'}: 40 explanations, 0 errors\n"
+    assert "is of an unfinished run. Give --resume" in complaint(lrp("dataset", folder, *options), cli.BAD_PATH)
+    assert fine("dataset", folder, *options, "--resume").stdout == f"{tmp_path / 'x.h5'}: 40 explanations\n"
 
 
 def test_dataset_lists_what_it_could_not_read(broken, tmp_path):
     answer = lrp("dataset", broken, "-m", "digits", "-o", tmp_path / "x.h5", "--workers", 0)
     assert answer.exit_code == cli.INCOMPLETE
-    assert answer.stdout == f"{tmp_path / 'x.h5'}: 2 explanations, 1 errors\n"
-    assert answer.stderr == "error: b.png is no image that Pillow can read\n"
+    first, second = answer.stdout.splitlines()
+    assert first == f"{tmp_path / 'x.h5'}: 2 explanations"
+    assert second.startswith("the true class of 3 samples is not known: no class of the model is named like")
+    assert answer.stderr.splitlines() == [
+        "error: 1 sample could not be explained:",
+        "error: b.png is no image that Pillow can read",
+    ]
     for number in range(12):
         broken.joinpath(f"b{number:02}.png").touch()
     answer = lrp("dataset", broken, "-m", "digits", "-o", tmp_path / "x.h5", "--workers", 0, "--overwrite")
     assert answer.exit_code == cli.INCOMPLETE
     lines = answer.stderr.splitlines()
-    assert len(lines) == 11
-    assert lines[1] == "error: b00.png is empty"
+    assert len(lines) == 12
+    assert lines[0] == "error: 13 samples could not be explained:"
+    assert lines[2] == "error: b00.png is empty"
     assert lines[-1] == f"error: and 3 more: all are in 'errors' in {tmp_path / 'x.h5'}"
 
 
@@ -293,9 +300,9 @@ def test_errors_that_nobody_expects_keep_their_traceback(folder, monkeypatch):
 def test_report_makes_a_page(folder, tmp_path):
     fine("dataset", folder, "-m", "digits", "-o", tmp_path / "x.h5", "--workers", 0)
     answer = fine("report", tmp_path / "x.h5", "-o", tmp_path / "x.html", "--title", "My <digits>")
-    assert re.fullmatch(rf"{re.escape(str(tmp_path / 'x.html'))}: 40 explanations, \d+\.\d MB\n", answer.stdout)
+    assert re.fullmatch(rf"{re.escape(str(tmp_path / 'x.html'))}: 40 samples, \d+\.\d MB\n", answer.stdout)
     assert "My &lt;digits&gt;" in (tmp_path / "x.html").read_text()
-    complaint(lrp("report", tmp_path / "absent.h5", "-o", tmp_path / "y.html"))
+    complaint(lrp("report", tmp_path / "absent.h5", "-o", tmp_path / "y.html"), cli.BAD_PATH)
 
 
 def test_digits_are_written_once(folder, tmp_path):
@@ -303,7 +310,7 @@ def test_digits_are_written_once(folder, tmp_path):
     assert answer.stdout == f"{tmp_path / 'new' / 'digits'}: 40 images in 10 folders\n"
     for name in ("0/000.png", "9/039.png"):
         assert (tmp_path / "new" / "digits" / name).read_bytes() == (folder / name).read_bytes()
-    assert "exists: choose a folder that does not" in complaint(lrp("digits", tmp_path / "new"))
+    assert "exists: choose a folder that does not" in complaint(lrp("digits", tmp_path / "new"), cli.BAD_PATH)
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------
@@ -321,12 +328,13 @@ def test_digits_are_written_once(folder, tmp_path):
         ("-m digits --weights absent.pt", "there is no file 'absent.pt' to take weights from."),
         ("-m digits --device abacus", "the device 'abacus' cannot be used here"),
         ("-m digits --colors colourful", "no colour map is called 'colourful'."),
-        ("-m digits --size 16", "the model cannot be exported"),
+        ("-m digits --size 16", "digits cannot be traced with an input of 1x16x16: the model cannot be exported"),
         ("-m absent_cli:model", "there is no module 'absent_cli'"),
     ],
 )
 def test_expected_errors_are_one_line(arguments, message, folder, tmp_path):
-    line = complaint(lrp("image", folder / "3" / "003.png", "-o", tmp_path / "out", *arguments.split()))
+    code = cli.BAD_PATH if "absent.pt" in arguments else cli.FAILED
+    line = complaint(lrp("image", folder / "3" / "003.png", "-o", tmp_path / "out", *arguments.split()), code)
     assert message in line
     assert not (tmp_path / "out").exists()
 
@@ -362,10 +370,24 @@ def test_wrong_usage_is_told_from_failure(arguments):
 def test_debug_shows_where_an_error_came_from(folder):
     arguments = ("image", folder / "3" / "003.png", "-m", "absent")
     assert isinstance(lrp("--debug", *arguments).exception, lrpfunc.errors.ModelError)
+    assert isinstance(lrp(*arguments, "--debug").exception, lrpfunc.errors.ModelError)
     debug = process("--debug", *arguments)
     assert debug.returncode == 1
     assert debug.stderr.startswith("Traceback")
     assert "lrpfunc.errors.ModelError: no model is called 'absent'." in debug.stderr
+
+
+def test_a_device_without_memory_left_is_one_line(folder, tmp_path, monkeypatch):
+    def full(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(runs, "run", full)
+    line = complaint(lrp("dataset", folder, "-m", "digits", "-o", tmp_path / "x.h5"))
+    assert line == (
+        "error: the memory of the device is used up (CUDA out of memory.) Fewer samples at once need less: --batch."
+    )
+    debug = lrp("--debug", "dataset", folder, "-m", "digits", "-o", tmp_path / "x.h5")
+    assert isinstance(debug.exception, torch.OutOfMemoryError)
 
 
 # -- help -------------------------------------------------------------------------------------------------------------
@@ -426,8 +448,9 @@ def test_a_terminal_gets_colours_and_lines_and_a_pipe_plain_text():
 
 def test_the_command_as_it_is_typed(folder, broken, tmp_path):
     run = process("dataset", broken, "-m", "digits", "-o", "x.h5", cwd=tmp_path)
-    assert (run.returncode, run.stdout) == (3, "x.h5: 2 explanations, 1 errors\n")
-    assert run.stderr == "error: b.png is no image that Pillow can read\n"
+    assert run.returncode == 3
+    assert run.stdout.startswith("x.h5: 2 explanations\n")
+    assert run.stderr.endswith("\nerror: b.png is no image that Pillow can read\n")
 
 
 def test_a_reader_that_has_seen_enough_is_no_error():

@@ -8,7 +8,7 @@ from torch import nn
 
 import lrpfunc
 from lrpfunc import composites, digits, rules
-from lrpfunc.errors import ModelError, RuleError, TargetError, TraceError
+from lrpfunc.errors import ModelError, RuleError, TargetError
 from lrpfunc.pictures import classifiers, explainers
 from lrpfunc.pictures.classifiers import Classifier, Standard
 from lrpfunc.pictures.explainers import Wanted, explainer, wanted_classes
@@ -209,7 +209,7 @@ def test_a_wrong_number_of_names(shipped):
 
 
 def test_inputs_that_do_not_fit_the_model(classifier):
-    with pytest.raises(TraceError, match="cannot be exported"):
+    with pytest.raises(ModelError, match=r"digits cannot be traced with an input of 3x8x8: .*cannot be exported"):
         explainer(classifier, torch.rand(1, 3, 8, 8))
 
 

@@ -82,7 +82,7 @@ def test_data_sets_are_told_apart_by_their_names(tmp_path):
         (["0", "2", "x"], [], 3, {"0": 0, "2": 1, "x": 2}),
         (["n01", "n02", "n07"], ["tench", "goldfish", "shark"], 3, {"n01": 0, "n02": 1, "n07": 2}),
         (["n01", "n02"], ["tench", "goldfish", "shark"], 3, {}),
-        (["crane"], ["x", "crane", "crane"], 3, {"crane": 1}),
+        (["crane", "x"], ["x", "Crane", "crane"], 3, {"x": 0}),
         ([], ["x"], 1, {}),
     ],
 )

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 DIGITS, DEFAULT, RANDOM = "digits", "DEFAULT", "random"
 IMAGENET_MEAN, IMAGENET_STD, IMAGENET_SIZE = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # where training scripts put a model's state
-PREFIXES = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before names
 
 
 @dataclass(frozen=True)
@@ -242,6 +241,7 @@ def _from_file(name: str, weights: str, known: list[str]) -> nn.Module:
         )
     with torch.device("meta"):
         expected = _empty(name).state_dict()
+    state = _stripped(state, expected)
     heads = {
         len(state[key])
         for key, tensor in expected.items()
@@ -329,7 +329,7 @@ def _state(path: str) -> dict[str, Tensor]:
             f"'{path}' holds no weights that can be loaded safely ({first_sentence(error)}). "
             "Write it by torch.save(model.state_dict(), path) or safetensors."
         ) from error
-    return _stripped(_unwrapped(path, loaded))
+    return _unwrapped(path, loaded)
 
 
 def unpickled(path: Path, mmap: bool = False) -> Any:
@@ -355,16 +355,20 @@ def _unwrapped(path: str, loaded: Any) -> dict[str, Tensor]:
     raise FileError(f"'{path}' must hold a state dict, names with tensors, but holds {type(loaded).__name__}.")
 
 
-def _stripped(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in state):
-            return _stripped({name.removeprefix(prefix): tensor for name, tensor in state.items()})
-    return state
+def _stripped(state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state without what training put before all names ("module.", "_orig_mod.", "model."), if names fit then."""
+    stripped = state
+    while not any(name in expected for name in stripped):
+        if len({name.partition(".")[0] for name in stripped}) != 1 or not all("." in name for name in stripped):
+            return state
+        stripped = {name.partition(".")[2]: tensor for name, tensor in stripped.items()}
+    return stripped
 
 
 def _fill(model: nn.Module, state: dict[str, Tensor], path: str) -> nn.Module:
     """A model with the parameters of a state dict. Errors: `ModelError` that says which do not fit."""
     expected = model.state_dict()
+    state = _stripped(state, expected)
     complaints = {
         "missing": [name for name in expected if name not in state and not name.endswith("num_batches_tracked")],
         "not of this model": [name for name in state if name not in expected],

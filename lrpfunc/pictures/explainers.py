@@ -14,7 +14,7 @@ import lrpfunc
 from lrpfunc import composites
 from lrpfunc.canonizers import Report
 from lrpfunc.composites import Composite
-from lrpfunc.errors import ModelError, TargetError, near_misses
+from lrpfunc.errors import ModelError, TargetError, TraceError, near_misses
 from lrpfunc.interpreter import Prepared
 from lrpfunc.pictures.classifiers import Classifier, named_object
 from lrpfunc.pictures.store import UNKNOWN
@@ -105,12 +105,16 @@ def explainer(
 ) -> Explainer:
     """A classifier made ready to explain inputs like `example` (1, C, H, W).
 
-    Errors: `ModelError` for an unknown composite or device, and if the model does not give logits (N, classes);
-    `TraceError` if torch.export cannot trace it.
+    Errors: `ModelError` for an unknown composite or device, if the model cannot be traced, as with an input of a wrong
+    size, and if it does not give logits (N, classes).
     """
     where = _device(device)
     rules = composite_named(composite, classifier)
-    program, params = lrpfunc.functionalize(classifier.model, example)
+    try:
+        program, params = lrpfunc.functionalize(classifier.model, example)
+    except TraceError as error:
+        shape = "x".join(map(str, example.shape[1:]))
+        raise ModelError(f"{classifier.name} cannot be traced with an input of {shape}: {error}") from error
     report = None
     if canonize:
         program, params, _, report = lrpfunc.canonize(program, params)

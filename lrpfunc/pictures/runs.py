@@ -58,8 +58,7 @@ def shard(text: str) -> Shard:
 
 
 class Outcome(NamedTuple):
-    """What a run has done: the file, its rows, the samples without one, how many rows it wrote now, and how many
-    samples have a class that is not known."""
+    """What a run has done: file, rows, the samples without one, the rows written now, samples of unknown class."""
 
     path: Path
     rows: int

@@ -86,10 +86,11 @@ def _folder(root: Path, classifier: Classifier) -> Folder:
 def class_numbers(folders: Sequence[str], categories: Sequence[str], classes: int) -> dict[str, int]:
     """Which class each folder's name means: the class of that name, else of that number, else of that place in order.
 
-    Names count if any fits (the others are unknown); numbers if all do; places if there are as many folders as classes.
+    Names count if any fits (the others are unknown, as are names that two classes have); numbers if all do; places if
+    there are as many folders as classes.
     """
-    by_name = {name.casefold(): i for i, name in reversed(list(enumerate(categories)))}
-    named = {folder: by_name[folder.casefold()] for folder in folders if folder.casefold() in by_name}
+    known = [name.casefold() for name in categories]
+    named = {folder: known.index(folder.casefold()) for folder in folders if known.count(folder.casefold()) == 1}
     if named:
         return named
     if all(folder.isdecimal() and int(folder) < classes for folder in folders):
