@@ -17,6 +17,7 @@ from lrpfunc.errors import FileError, InputError, LrpError
 from lrpfunc.pictures import classifiers
 from lrpfunc.pictures.classifiers import Classifier
 from lrpfunc.pictures.explainers import DEFAULT_COMPOSITE
+from lrpfunc.pictures.images import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,7 +61,7 @@ app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pre
 
 
 def _complain(message: str) -> None:
-    typer.secho(f"error: {' '.join(message.split())}", fg="red", err=True)
+    typer.secho(f"error: {printable(' '.join(message.split()))}", fg="red", err=True)
 
 
 def _version(wanted: bool) -> None:
@@ -93,8 +94,8 @@ Weights = Annotated[
     str | None,
     typer.Option(
         help="DEFAULT or another of torchvision's names, a file (.safetensors, or a state dict by torch.save), or "
-        "'random'.  [default: DEFAULT; what your factory gives]",
-        show_default=False,
+        "'random'.",
+        show_default="DEFAULT; what your factory gives",
     ),
 ]
 CompositeName = Annotated[
@@ -157,9 +158,8 @@ def image(
         typer.Option(
             "--target",
             "-t",
-            help="A class to explain: top, top5 (the five highest), a number or a name. May be given several times.  "
-            "[default: top]",
-            show_default=False,
+            help="A class to explain: top, top5 (the five highest), a number or a name. May be given several times.",
+            show_default="top",
         ),
     ] = None,
     canonize: Canonize = True,
@@ -233,8 +233,8 @@ def dataset(
             "--target",
             "-t",
             help="Classes to explain, a row each: top, top5 (the five highest), label (the true one), a number or a "
-            "name. May be given several times.  [default: top]",
-            show_default=False,
+            "name. May be given several times.",
+            show_default="top",
         ),
     ] = None,
     canonize: Canonize = True,
@@ -246,7 +246,7 @@ def dataset(
     batch: Annotated[int, typer.Option(help="Samples at once.", min=1)] = 16,
     workers: Annotated[
         int | None,
-        typer.Option(help="Processes that read images.  [default: as many as help]", min=0, show_default=False),
+        typer.Option(help="Processes that read images.", min=0, show_default="as many as help"),
     ] = None,
     shard: Annotated[str, typer.Option(help="Only the I-th of N parts of the data set.", metavar="I/N")] = "1/1",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")] = False,
@@ -259,6 +259,7 @@ def dataset(
     from lrpfunc.pictures import runs
 
     part = runs.shard(shard)
+    runs.check_place(out, resume, overwrite)  # before a model is loaded, or even downloaded
     try:
         with _Bar("explaining") as bar:
             outcome = runs.run(
@@ -293,7 +294,7 @@ def _count(number: int, what: str) -> str:
 
 def _tell(outcome: Any) -> None:
     console = _console()
-    if not outcome.written:
+    if outcome.was_finished:
         console.print(f"nothing left to do: {outcome.path} was finished.", markup=False)
     console.print(f"{outcome.path}: {_count(outcome.rows, 'explanation')}", markup=False)
     if outcome.unknown:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 COLORS = "seismic"
 Limits = tuple[float | None, float | None] | None
+PLAIN: dict[str, Any] = {"parse_math": False}  # for words of the user's, in which a dollar is a dollar
 
 
 # -- colours ----------------------------------------------------------------------------------------------------------
@@ -333,15 +335,15 @@ def figure(
         for j, image in enumerate(row):
             _draw(axes[i, j], np.asarray(image))
     for axis, label in zip(axes[0], columns, strict=False):
-        axis.set_title(label, fontsize=8.5, linespacing=1.15)
+        axis.set_title(label, fontsize=8.5, linespacing=1.15, **PLAIN)
     for axis, label in zip(axes[:, 0], rows, strict=False):
-        axis.set_ylabel(label, fontsize=9, rotation=0, ha="right", va="center", labelpad=6)
+        axis.set_ylabel(label, fontsize=9, rotation=0, ha="right", va="center", labelpad=6, **PLAIN)
     if title:
-        figure.suptitle(title, fontsize=12, fontweight="bold")
+        figure.suptitle(title, fontsize=12, fontweight="bold", **PLAIN)
     if scale is not None:
         _color_bar(figure, axes, scale, colors)
     if caption:
-        figure.supxlabel(caption, fontsize=8.5, color="0.3")
+        figure.supxlabel(caption, fontsize=8.5, color="0.3", **PLAIN)
     return figure
 
 
@@ -397,7 +399,7 @@ def _new_figure(width: float, height: float) -> Figure:
 
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    _write(figure, buffer, format="png")
     return buffer.getvalue()
 
 
@@ -433,7 +435,7 @@ def show(
         bar.outline.set(color="0.75", linewidth=0.8)
         bar.set_label("relevance", fontsize=8.5)
     if title:
-        figure.suptitle(title, fontsize=12, fontweight="bold")
+        figure.suptitle(title, fontsize=12, fontweight="bold", **PLAIN)
     return figure
 
 
@@ -482,7 +484,7 @@ def _draw_ledger(account: Ledger, title: str, figure: Figure | SubFigure | None)
         axis.set_axisbelow(True)
         axis.tick_params(axis="x", labelsize=8, length=0)
     if title:
-        figure.suptitle(title, fontsize=12, fontweight="bold")
+        figure.suptitle(title, fontsize=12, fontweight="bold", **PLAIN)
     figure.supxlabel(_legend(account, len(account.entries) - len(shown)), fontsize=8.5, color="0.3")
     return figure
 
@@ -558,8 +560,14 @@ def save(figure: Figure, path: str | Path, dpi: int = 120) -> Path:
     Errors: as `check_path`; `OSError` where the system refuses to write.
     """
     path = check_path(path)
-    figure.savefig(path, dpi=dpi)
+    _write(figure, path, dpi=dpi)
     return path
+
+
+def _write(figure: Figure, file: Any, **options: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # a box stands for a letter without a font
+        figure.savefig(file, **options)
 
 
 def check_path(path: str | Path) -> Path:

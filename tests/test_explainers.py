@@ -74,7 +74,8 @@ def mine(tmp_path, monkeypatch):
 def test_a_composite_by_name_is_the_composite_itself(name, classifier, shipped, canonical):
     x = shipped.images[:6]
     found = explainer(classifier, x[:1], name).explain(x, [Wanted("top")])
-    relevance = lrpfunc.attribute(*canonical, x, DIRECT[name])
+    start = (lambda y: (y == y.amax(1, keepdim=True)).float()) if name in explainers.GRADIENTS else None
+    relevance = lrpfunc.attribute(*canonical, x, DIRECT[name], start)
     assert relative_error(found.relevance[:, 0], relevance) < 1e-5
     assert relevance.abs().amax((1, 2, 3)).min() > 0
 
@@ -213,6 +214,27 @@ def test_inputs_that_do_not_fit_the_model(classifier):
         explainer(classifier, torch.rand(1, 3, 8, 8))
 
 
+def test_channels_that_do_not_fit_the_pixels(classifier):
+    own = Classifier("my model", nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), Standard(), (0.5,) * 3, (0.5,) * 3)
+    with pytest.raises(
+        ModelError, match=r"my model takes inputs for pixels of 3 channels, .* but they have 1\. Give --mean"
+    ):
+        explainer(own, torch.rand(1, 1, 4, 4))
+
+
+@pytest.mark.parametrize("name", explainers.GRADIENTS)
+def test_gradients_do_not_start_from_the_logit(classifier, shipped, name):
+    """Or a negative logit would show what speaks against the class as what speaks for it."""
+    x = shipped.images[:4]
+    ready = explainer(classifier, x[:1], name)
+    fmodel, params, *_ = lrpfunc.canonize(*lrpfunc.functionalize(shipped.model, x[:1]))
+    for target in range(10):
+        found = ready.explain(x, [Wanted("class", target)])
+        ones = torch.eye(10)[target].expand(4, 10)
+        expected = lrpfunc.vjp(fmodel, params, x, DIRECT[name])[1](ones)
+        torch.testing.assert_close(found.relevance[:, 0], expected)
+
+
 # -- wanted classes ---------------------------------------------------------------------------------------------------
 
 NAMES = ("cat", "Dog", "crane", "crane", "12")
@@ -227,7 +249,8 @@ NAMES = ("cat", "Dog", "crane", "crane", "12")
         (["top5"], [("top", rank) for rank in range(5)]),
         (["label"], [("label", 0)]),
         (["0"], [("class", 0)]),
-        (["4"], [("class", 4)]),
+        (["3"], [("class", 3)]),
+        (["12"], [("class", 4)]),  # a name, before it is a number
         (["CAT"], [("class", 0)]),
         (["dog"], [("class", 1)]),
         (["1", "dog", "Dog", "top", "top2"], [("class", 1), ("top", 0), ("top", 1)]),
@@ -246,7 +269,6 @@ def test_wanted_classes_in_words(texts, expected):
         ("label", NAMES, "the target 'label' needs a data set whose classes are known"),
         ("5", NAMES, "there is no class 5: the model has 5, 0 to 4"),
         ("-1", NAMES, "there is no class -1: the model has 5, 0 to 4"),
-        ("12", NAMES, "there is no class 12"),  # a number is a number, whatever names there are
         ("crane", NAMES, "'crane' is the name of the classes 2 and 3: give the number of the one you mean"),
         (
             "cta",
@@ -266,5 +288,7 @@ def test_wanted_classes_of_a_prediction():
     prediction = torch.tensor([[1.0, 3.0, 2.0], [5.0, 4.0, 6.0]])
     labels = torch.tensor([2, 0])
     assert [Wanted("top", rank).of(prediction, labels).tolist() for rank in range(3)] == [[1, 2], [2, 0], [0, 1]]
+    ties = torch.tensor([[0.0, 1.0, 0.0, 0.0]])
+    assert [Wanted("top", rank).of(ties, labels[:1]).item() for rank in range(4)] == [1, 0, 2, 3]
     assert Wanted("label").of(prediction, labels).tolist() == [2, 0]
     assert Wanted("class", 1).of(prediction, labels).tolist() == [1, 1]

@@ -370,6 +370,15 @@ def test_a_figure_is_labelled_and_written(tmp_path):
         assert min(written.size) > 100
 
 
+def test_words_are_shown_as_they_are(tmp_path):
+    """A dollar starts no formula, and a letter that the font does not have is no warning."""
+    words = r"a$\frac$b 猫"
+    made = figure([[image()]], [words], [words], words, words)
+    save(made, tmp_path / "words.png")
+    save(show(torch.ones(2, 2), title=words), tmp_path / "show.png")
+    assert made.get_suptitle() == words
+
+
 def test_pyplot_keeps_no_figure():
     before = pyplot.get_fignums()
     figure([[image()]])

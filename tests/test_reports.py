@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import json
+import os
 import zlib
 from html.parser import HTMLParser
 
@@ -429,6 +430,22 @@ def test_impossible_sizes_are_refused(tmp_path, size):
 def test_no_files_are_refused(tmp_path):
     with pytest.raises(InputError, match="needs one file of `lrpfunc dataset` at least, but got none"):
         reports.write([], tmp_path / "report.html")
+
+
+def test_shards_with_samples_in_common_are_refused(tmp_path):
+    for name in ("one", "two"):
+        write_run(tmp_path / f"{name}.h5", relevance())
+    with pytest.raises(FileError, match=r"shards that share no sample, but \d+ of these are in two or more files"):
+        reports.write([tmp_path / "one.h5", tmp_path / "two.h5"], tmp_path / "report.html")
+
+
+def test_an_unfinished_run_and_an_odd_place_are_refused(tmp_path):
+    path = write_run(tmp_path / "run.h5.part", relevance())
+    with pytest.raises(FileError, match=r"part is of an unfinished run: finish it by the same command with --resume"):
+        reports.write([path], tmp_path / "report.html")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileError, match="is no regular file: choose another --out"):
+        reports.write([write_run(tmp_path / "run.h5", relevance())], tmp_path / "pipe", overwrite=True)
 
 
 def test_a_file_given_twice_is_refused(tmp_path):

@@ -1,5 +1,6 @@
 """Dataset runs: what is in the file, and that nothing is lost or doubled whatever happens on the way."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -80,7 +81,7 @@ def test_rows_are_what_attribute_gives_for_the_preprocessed_images(folder, class
     logits = classifier.model(x).detach()
     relevance = lrpfunc.attribute(fmodel, params, x, composites.epsilon_plus())
     found = content(out)
-    assert outcome == (out, 40, [], 40, 0)
+    assert outcome == (out, 40, [], 40, 0, False)
     assert [name.decode() for name in found["file"]] == names
     np.testing.assert_allclose(found["attribution"], relevance, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(found["prediction"], logits, rtol=1e-4, atol=1e-5)
@@ -199,9 +200,10 @@ def test_names_that_are_no_unicode_are_kept(folder, classifier, tmp_path):
     odd.mkdir()
     for name in (b"caf\xe9.png", "grüße <b>&.png".encode(), b"two\nlines.png"):
         shutil.copy(folder / "3" / "003.png", os.fsencode(odd) + b"/" + name)
-    odd.joinpath(os.fsdecode(b"br\xe9k.png")).write_bytes(BROKEN)
+    for name in (b"br\xe9k.png", b"\x1b[31mred.png"):
+        odd.joinpath(os.fsdecode(name)).write_bytes(BROKEN)
     outcome = runs.run(odd, tmp_path / "run.h5", classifier)
-    assert [f.file for f in outcome.failures] == ["br\ufffdk.png"]
+    assert [f.file for f in outcome.failures] == ["\\x1b[31mred.png", "br\ufffdk.png"]
     assert set(content(tmp_path / "run.h5")["file"]) == {b"caf\xe9.png", "grüße <b>&.png".encode(), b"two\nlines.png"}
 
 
@@ -292,11 +294,27 @@ def test_an_unfinished_run_is_neither_overwritten_nor_mixed_with_another(folder,
 def test_another_model_or_data_set_is_another_run(folder, broken, classifier, tmp_path):
     out = tmp_path / "run.h5"
     interrupted(folder, out, classifier)
-    other = classifiers.load("digits", "random")
-    with pytest.raises(FileError, match="of another run, with parameters"):
-        runs.run(folder, out, other, batch=8, resume=True)
-    with pytest.raises(FileError, match="of another run, with samples 40"):
+    changes = {
+        "other parameters": classifiers.load("digits", "random"),
+        "other names of classes": replace(classifier, categories=tuple("9876543210")),
+        r"mean \[1.0\] \(now \[0.5\]\), std \[-1.0\] \(now \[0.5\]\)": replace(classifier, mean=(0.5,), std=(0.5,)),
+    }
+    for message, other in changes.items():
+        with pytest.raises(FileError, match=f"of another run, with {message}"):
+            runs.run(folder, out, other, batch=8, resume=True)
+    with pytest.raises(FileError, match=r"of another run, with samples 40 \(now 42\), other files"):
         runs.run(broken, out, classifier, batch=8, resume=True)
+
+
+def test_other_values_in_a_file_of_arrays_are_another_run(classifier, tmp_path):
+    out, source = tmp_path / "run.h5", tmp_path / "x.pt"
+    torch.save(torch.rand(40, 1, 8, 8), source)
+    size = source.stat().st_size
+    interrupted(source, out, classifier)
+    torch.save(torch.rand(40, 1, 8, 8), source)
+    assert source.stat().st_size == size
+    with pytest.raises(FileError, match="of another run, with other files"):
+        runs.run(source, out, classifier, batch=8, resume=True)
 
 
 def test_a_finished_run_is_resumed_by_doing_nothing(broken, classifier, tmp_path):
@@ -305,7 +323,7 @@ def test_a_finished_run_is_resumed_by_doing_nothing(broken, classifier, tmp_path
     before = out.read_bytes()
     again = runs.run(broken, out, classifier, resume=True)
     assert out.read_bytes() == before
-    assert again == first._replace(written=0)
+    assert again == first._replace(written=0, was_finished=True)
     assert left_behind(out) == ["run.h5"]
     with pytest.raises(FileError, match="of another run"):
         runs.run(broken, out, classifier, composite="epsilon", resume=True)
@@ -341,6 +359,86 @@ def test_a_reading_process_that_dies_is_an_error_and_no_loss(folder, classifier,
         runs.run(folder, tmp_path / "run.h5", deadly, workers=1)
     outcome = runs.run(folder, tmp_path / "run.h5", deadly, workers=0, resume=True)
     assert (outcome.rows, outcome.failures) == (40, [])
+
+
+def test_an_error_in_a_reading_process_is_not_taken_for_its_death(folder, classifier, tmp_path):
+    def fail(self, indices):
+        raise RuntimeError("of its own")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs.Loader, "__getitem__", fail)
+        with pytest.raises(RuntimeError, match="of its own"):
+            runs.run(folder, tmp_path / "run.h5", classifier, workers=1)
+
+
+def test_a_journal_that_another_process_has_removed_is_not_taken_for_a_lock(folder, classifier, tmp_path, monkeypatch):
+    out, lock = tmp_path / "run.h5", runs._lock
+    calls = []
+
+    def late(descriptor, path):
+        """Between opening the journal and locking it, another process finishes the run and removes it."""
+        calls.append(descriptor)
+        if len(calls) == 1:
+            (tmp_path / "run.h5.journal").unlink()
+            out.write_text("of another process")
+        lock(descriptor, path)
+
+    monkeypatch.setattr(runs, "_lock", late)
+    with pytest.raises(FileError, match=r"run\.h5 exists"):
+        runs.run(folder, out, classifier)
+    assert len(calls) == 2
+    assert out.read_text() == "of another process"
+    assert left_behind(out) == ["run.h5"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_will_do(number, folder, classifier, tmp_path, monkeypatch):
+    def no_locks(*arguments):
+        raise OSError(number, "no locks")
+
+    monkeypatch.setattr("fcntl.lockf", no_locks)
+    assert runs.run(folder, tmp_path / "run.h5", classifier).rows == 40
+
+
+def test_a_link_stays_and_what_is_no_file_is_left_alone(folder, classifier, tmp_path):
+    real, link = tmp_path / "real" / "run.h5", tmp_path / "link.h5"
+    real.parent.mkdir()
+    link.symlink_to(real)
+    runs.run(folder, link, classifier)
+    assert link.is_symlink()
+    assert content(real)["file"].size == 40
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileError, match="is no regular file: choose another --out"):
+        runs.run(folder, tmp_path / "pipe", classifier, overwrite=True)
+
+
+def test_a_damaged_journal_is_an_error(folder, classifier, tmp_path):
+    out = tmp_path / "run.h5"
+    interrupted(folder, out, classifier)
+    (tmp_path / "run.h5.journal").write_text("{nonsense}\n")
+    with pytest.raises(FileError, match=r"journal is damaged: begin anew with --overwrite"):
+        runs.run(folder, out, classifier, batch=8, resume=True)
+
+
+def test_another_hdf5_file_is_told_from_a_run(tmp_path):
+    path = tmp_path / "other.h5"
+    for details in (None, "no JSON", "[1]"):
+        with h5py.File(path, "w") as file:
+            if details is not None:
+                file.attrs[store.DETAILS] = details
+                for name, (shape, dtype) in store.Layout(1, (1, 2, 2), 3, 4).columns().items():
+                    file.create_dataset(name, (1, *shape), dtype)
+                file["category"], file["errors"] = [1], [1]
+        with (
+            pytest.raises(FileError, match="is an HDF5 file, but not one that `lrpfunc dataset` wrote"),
+            store.opened(path),
+        ):
+            pass
+    path.write_text("no HDF5")
+    with pytest.raises(FileError, match="is no HDF5 file, or a damaged one"), store.opened(path):
+        pass
+    with pytest.raises(FileError, match="there is no file"), store.opened(tmp_path / "missing.h5"):
+        pass
 
 
 def test_no_space_left_is_known_at_the_start(folder, classifier, tmp_path, monkeypatch):

@@ -84,10 +84,26 @@ def test_data_sets_are_told_apart_by_their_names(tmp_path):
         (["n01", "n02"], ["tench", "goldfish", "shark"], 3, {}),
         (["crane", "x"], ["x", "Crane", "crane"], 3, {"x": 0}),
         ([], ["x"], 1, {}),
+        (["00", "01"], [], 2, {"00": 0, "01": 1}),
     ],
 )
 def test_classes_of_folders(folders, categories, classes, expected):
     assert class_numbers(folders, categories, classes) == expected
+
+
+def test_folders_whose_numbers_and_places_differ_need_names():
+    folders = sorted(map(str, range(12)))  # 0, 1, 10, 11, 2, ...
+    with pytest.raises(
+        FileError, match=r"the folder '10' may be class 10 by its name or class 2 by its place.*--categor"
+    ):
+        class_numbers(folders, [], 12)
+    assert class_numbers(folders, folders, 12) == {name: place for place, name in enumerate(folders)}
+    assert class_numbers(folders, [], 13)["10"] == 10
+
+
+def test_text_beside_the_samples_is_not_read(tmp_path):
+    np.savez(tmp_path / "data.npz", data=np.zeros((2, 1, 3, 3)), names=np.array(["a", "b"], dtype=object))
+    assert len(open_samples(tmp_path / "data.npz", classifier()).names) == 2
 
 
 def test_the_label_is_that_of_the_outermost_folder(tmp_path):
@@ -194,7 +210,7 @@ def test_layouts_of_bytes(data, expected, tmp_path):
         np.testing.assert_array_equal(found.load(number).movedim(0, -1), pixels)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, np.int64, np.int16])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ">f4"])
 def test_numbers_are_inputs_as_they_are(dtype, tmp_path):
     data = (np.random.default_rng(0).standard_normal((3, 2, 5, 4)) * 9).astype(dtype)
     np.savez(tmp_path / "data.npz", data=data)
@@ -229,6 +245,11 @@ def test_numbers_that_are_not_finite_are_no_sample(tmp_path):
         (torch.zeros(4, 0, 9, dtype=torch.uint8), r"at least one, but have shape \(4, 0, 9\)"),
         ({"date": torch.zeros(2)}, r"under one of the names data, x, .*, but holds date\. Did you mean 'data'\?"),
         ({"data": "text"}, "but holds nothing"),
+        (
+            torch.zeros(2, 3, 4, 4, dtype=torch.int64),
+            r"must be bytes, which are pictures, or floating.* torch\.int64\.",
+        ),
+        (torch.zeros(2, 3, 4, 4, dtype=torch.complex64), r"but are torch\.complex64\."),
         (["a", "b"], r"must hold a tensor, a pair \(samples, labels\) or a dict of tensors"),
         ((torch.zeros(1), torch.zeros(1), torch.zeros(1)), "must hold a tensor, a pair"),
         (7, "must hold a tensor, a pair"),

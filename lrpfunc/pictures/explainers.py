@@ -33,6 +33,7 @@ COMPOSITES: Mapping[str, Callable[[Classifier], Composite]] = {
     "beta_smooth": lambda classifier: composites.beta_smooth(),
 }
 DEFAULT_COMPOSITE = "epsilon_plus_flat"
+GRADIENTS = ("deconvnet", "guided_backprop", "beta_smooth")
 TOP, LABEL, CLASS = "top", "label", "class"
 
 
@@ -45,7 +46,7 @@ class Wanted(NamedTuple):
     def of(self, prediction: Tensor, labels: Tensor) -> Tensor:
         """The classes (N,) for logits (N, classes) and labels (N,)."""
         if self.kind == TOP:
-            return prediction.topk(self.number + 1, dim=1).indices[:, self.number]
+            return prediction.argsort(dim=1, descending=True, stable=True)[:, self.number]
         if self.kind == LABEL:
             return labels
         return torch.full_like(labels, self.number)
@@ -61,7 +62,11 @@ class Explanations(NamedTuple):
 
 @dataclass(frozen=True)
 class Explainer:
-    """A classifier, traced, canonized and prepared under a composite; `explainer` makes it."""
+    """A classifier, traced, canonized and prepared under a composite; `explainer` makes it.
+
+    `is_gradient`: the composite is a kind of gradient, so that what enters at the output is one and not the logit, for
+    which negative logits would turn the picture into that of the opposite.
+    """
 
     classifier: Classifier
     program: Program
@@ -70,6 +75,7 @@ class Explainer:
     prepared: Prepared
     classes: int
     device: torch.device
+    is_gradient: bool = False
 
     def explain(self, x: Tensor, wanted: Sequence[Wanted], labels: Tensor | None = None) -> Explanations:
         """Explain inputs (N, C, H, W) by one forward pass; the results are on the CPU. `labels`: (N,), -1: unknown."""
@@ -80,7 +86,8 @@ class Explainer:
 
         def seed(prediction: Tensor, one: Wanted) -> Tensor:
             targets.append(one.of(prediction, known))
-            return torch.zeros_like(prediction).scatter_(1, targets[-1][:, None], 1) * prediction
+            chosen = torch.zeros_like(prediction).scatter_(1, targets[-1][:, None], 1)
+            return chosen if self.is_gradient else chosen * prediction
 
         if len(wanted) == 1:
 
@@ -110,6 +117,11 @@ def explainer(
     """
     where = _device(device)
     rules = composite_named(composite, classifier)
+    if len(classifier.mean) not in (1, example.shape[1]):
+        raise ModelError(
+            f"{classifier.name} takes inputs for pixels of {len(classifier.mean)} channels, (pixel - mean) / std, but "
+            f"they have {example.shape[1]}. Give --mean and --std; 0 and 1 if inputs are pixels from 0 to 1."
+        )
     try:
         program, params = lrpfunc.functionalize(classifier.model, example)
     except TraceError as error:
@@ -128,7 +140,7 @@ def explainer(
             f"{classifier.name} has {output.shape[1]} classes, but {len(classifier.categories)} names for them."
         )
     prepared = lrpfunc.prepare(program, params, rules)
-    return Explainer(classifier, program, report, rules, prepared, output.shape[1], where)
+    return Explainer(classifier, program, report, rules, prepared, output.shape[1], where, composite in GRADIENTS)
 
 
 def composite_named(name: str, classifier: Classifier) -> Composite:
@@ -157,7 +169,7 @@ def _device(name: str) -> torch.device:
 def wanted_classes(
     texts: Sequence[str], categories: Sequence[str], classes: int, with_labels: bool = False
 ) -> list[Wanted]:
-    """What to explain: each text is `top`, `top5` (the five highest), `label`, a class's number, or its name.
+    """What to explain: each text is `top`, `top5` (the five highest), `label`, a class's name, or its number.
 
     Errors: `TargetError` for a number out of range, a name that no class or several have, and labels without labels.
     """
@@ -177,13 +189,13 @@ def _wanted(text: str, categories: Sequence[str], classes: int, with_labels: boo
         if not with_labels:
             raise TargetError("the target 'label' needs a data set whose classes are known.")
         return [Wanted(LABEL)]
-    if re.fullmatch(r"-?\d+", text):
-        if not 0 <= int(text) < classes:
-            raise TargetError(f"there is no class {text}: the model has {classes}, 0 to {classes - 1}.")
-        return [Wanted(CLASS, int(text))]
     found = [i for i, name in enumerate(categories) if name.casefold() == text.casefold()]
     if len(found) > 1:
         raise TargetError(f"'{text}' is the name of the classes {_and(found)}: give the number of the one you mean.")
+    if not found and re.fullmatch(r"-?\d+", text):
+        if not 0 <= int(text) < classes:
+            raise TargetError(f"there is no class {text}: the model has {classes}, 0 to {classes - 1}.")
+        return [Wanted(CLASS, int(text))]
     if not found:
         hint = near_misses(text, dict.fromkeys(categories)) if categories else " The model's classes have no names."
         raise TargetError(f"no class is called '{text}'.{hint} Give top, a name or a number from 0 to {classes - 1}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,6 +91,12 @@ def _in_bytes(values: np.ndarray) -> np.ndarray:
     if low < 0 or not largest:
         raise FileError(f"has gray values from {low:g} to {high:g}: which is white? Save it with 8 or 16 bits")
     return np.round(values * (255 / largest)).astype(np.uint8)
+
+
+def printable(name: str | Path) -> str:
+    """A file's name in a line that any terminal may print, also where its bytes are no text."""
+    text = os.fsencode(name).decode(errors="replace")
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def listed(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:

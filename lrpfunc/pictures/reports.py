@@ -99,6 +99,11 @@ def _check(paths: Sequence[Path], out: Path, size: int, overwrite: bool) -> None
         raise FileError(f"{out} is a folder: name a file in it, such as --out {out / 'report.html'}.")
     if not out.parent.is_dir():
         raise FileError(f"cannot write {out}: there is no folder {out.parent}.")
+    for path in paths:
+        if path.suffix == ".part":
+            raise FileError(f"{path} is of an unfinished run: finish it by the same command with --resume.")
+    if out.exists() and not out.is_file():
+        raise FileError(f"{out} is no regular file: choose another --out.")
     if out.exists() and any(path.exists() and out.samefile(path) for path in paths):
         raise FileError(f"{out} is a file to report on: choose another --out.")
     if out.exists() and not overwrite:
@@ -115,6 +120,10 @@ def _check_alike(paths: Sequence[Path], runs: Sequence[store.Run]) -> None:
                 f"a report needs files of one run, but {paths[0]} and {path} differ in {', '.join(different)}. "
                 "Write a report of each."
             )
+    indices = np.concatenate([np.unique(run.column("index")[:]) for run in runs])
+    twice = len(indices) - len(np.unique(indices))
+    if twice:
+        raise FileError(f"a report needs shards that share no sample, but {twice:,} of these are in two or more files.")
 
 
 def _identity(run: store.Run) -> dict[str, Any]:

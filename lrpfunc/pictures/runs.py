@@ -6,12 +6,15 @@ missing, and FILE.journal, with a line for each batch that is done. The journal 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import re
+import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,10 +29,16 @@ from lrpfunc.errors import FileError, InputError
 from lrpfunc.pictures import store
 from lrpfunc.pictures.classifiers import Classifier
 from lrpfunc.pictures.explainers import DEFAULT_COMPOSITE, LABEL, Explainer, Wanted, explainer, wanted_classes
+from lrpfunc.pictures.images import printable
 from lrpfunc.pictures.samples import Batch, Loader, Samples, open_samples
 from lrpfunc.pictures.store import UNKNOWN, Failure, Layout, Run, Writer
 
-SAME = ("model", "parameters", "preprocess", "composite", "canonized", "targets", "shard", "samples", "names", "batch")
+# What must be the same in a run that goes on. Of fingerprints, a message says what they are of.
+SAME = (
+    "model", "parameters", "preprocess", "mean", "std", "categories", "composite", "canonized", "targets", "shard",
+    "samples", "names", "batch",
+)  # fmt: skip
+FINGERPRINTS = {"parameters": "parameters", "categories": "names of classes", "names": "files"}
 PACKAGES = ("lrpfunc", "torch", "torchvision", "numpy", "h5py", "pillow")
 
 Progress = Callable[[int, int, int], None]  # (samples done, samples in all, of these not readable)
@@ -58,13 +67,17 @@ def shard(text: str) -> Shard:
 
 
 class Outcome(NamedTuple):
-    """What a run has done: file, rows, the samples without one, the rows written now, samples of unknown class."""
+    """What a run has done: file, rows, the samples without one, the rows written now, samples of unknown class.
+
+    `was_finished`: there was nothing left to do.
+    """
 
     path: Path
     rows: int
     failures: Sequence[Failure]
     written: int
     unknown: int
+    was_finished: bool = False
 
 
 def run(
@@ -134,7 +147,7 @@ def _example(samples: Samples, positions: range) -> Tensor:
         try:
             return samples.load(index)
         except FileError as error:
-            reason = f"{_printable(samples.names[index])} {error}"
+            reason = f"{printable(samples.names[index])} {error}"
     raise FileError(f"none of the {len(positions)} samples can be read: {reason}.")
 
 
@@ -147,6 +160,9 @@ def _details(
         "weights": classifier.weights,
         "parameters": _digest(classifier.model),
         "preprocess": _stable(classifier.preprocess),
+        "mean": list(classifier.mean),
+        "std": list(classifier.std),
+        "categories": hashlib.sha256("\n".join(classifier.categories).encode()).hexdigest(),
         "composite": composite,
         "canonized": ready.report is not None,
         "targets": list(targets),
@@ -174,11 +190,6 @@ def _digest(model: torch.nn.Module) -> str:
 def _stable(function: Callable) -> str:
     """What describes a function in this process and the next: its repr, but for the place in memory."""
     return getattr(function, "__qualname__", None) or re.sub(r" at 0x[0-9a-f]+", "", repr(function))
-
-
-def _printable(name: str) -> str:
-    """A file's name as text, also where its bytes are none."""
-    return os.fsencode(name).decode(errors="replace")
 
 
 # -- the loop ---------------------------------------------------------------------------------------------------------
@@ -217,11 +228,23 @@ def _loaded(job: _Job, batches: Sequence[range]) -> Iterator[Batch]:
     from torch.utils.data import DataLoader
 
     loader: Any = Loader(job.samples, job.reader, job.shape)
+    # Forked processes share what is in memory; others would get a copy of an array with all samples.
+    context = "fork" if job.workers and sys.platform == "linux" else None
     try:
-        # Without a batch size the loader takes what the sampler gives, a list of places, for one item.
-        yield from DataLoader(loader, batch_size=None, sampler=batches, num_workers=job.workers, collate_fn=_as_it_is)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch thinks that there should be no more processes than cores
+            # Without a batch size the loader takes what the sampler gives, a list of places, for one item.
+            data = DataLoader(
+                loader,
+                batch_size=None,
+                sampler=batches,
+                num_workers=job.workers,
+                collate_fn=_as_it_is,
+                multiprocessing_context=context,
+            )
+        yield from data
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if not re.search(r"DataLoader worker \(pid", str(error)):
             raise
         raise FileError(
             f"a process that reads images died ({error}), often for want of memory or of shared memory. "
@@ -250,11 +273,11 @@ def _write(job: _Job, batch: Batch, writer: Writer, row: int) -> tuple[int, list
         if len(kept):
             writer.write(row, _columns(job, batch, kept, finite, found, totals))
     failed = [
-        Failure(index, job.samples.names[index], reason)
+        Failure(index, printable(job.samples.names[index]), reason)
         for index, reason in zip(batch.indices, reasons, strict=True)
         if reason
     ]
-    failed = [f._replace(file=_printable(f.file)) for f in sorted([*batch.failures, *failed])]
+    failed = sorted([*batch.failures, *failed])
     return (len(batch.indices) + len(batch.failures) - len(failed)) * len(job.wanted), failed
 
 
@@ -289,7 +312,10 @@ class _Place:
     """The file that a run is to write, with its work file and its journal, which is open and locked."""
 
     def __init__(self, out: Path, descriptor: int, resume: bool):
-        self.out, self.work, self.journal = _files(out)
+        self.out = out
+        self.work, self.journal = _beside(out)
+        self.new = self.work.with_name(f"{self.work.name}.new")
+        self.new.unlink(missing_ok=True)  # of a process that was killed
         self._descriptor, self._resume = descriptor, resume
 
     @property
@@ -308,21 +334,23 @@ class _Place:
     def begin(self, layout: Layout, details: dict[str, Any], categories: Sequence[str]) -> None:
         """Make a work file, whole before it has its name; until then nothing is done, as the journal must say."""
         os.ftruncate(self._descriptor, 0)
-        new = self.work.with_name(f"{self.work.name}.new")
         try:
-            store.create(new, layout, details, categories)
-            os.replace(new, self.work)
+            store.create(self.new, layout, details, categories)
+            os.replace(self.new, self.work)
         finally:
-            new.unlink(missing_ok=True)
+            self.new.unlink(missing_ok=True)
 
     def progress(self) -> tuple[int, int, list[Failure]]:
         """Batches done, rows written, samples failed. A line that was not whole when the process died is cut off."""
         text = os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0)
         whole = text[: text.rfind(b"\n") + 1]
         os.ftruncate(self._descriptor, len(whole))
-        lines = [json.loads(line) for line in whole.splitlines()]
-        failures = [Failure(*failure) for line in lines for failure in line["failures"]]
-        return len(lines), lines[-1]["rows"] if lines else 0, failures
+        try:
+            lines = [json.loads(line) for line in whole.splitlines()]
+            failures = [Failure(*failure) for line in lines for failure in line["failures"]]
+            return len(lines), lines[-1]["rows"] if lines else 0, failures
+        except (ValueError, TypeError, KeyError) as error:
+            raise FileError(f"{self.journal} is damaged: begin anew with --overwrite.") from error
 
     def record(self, number: int, rows: int, failures: Sequence[Failure]) -> None:
         """Note that a batch is done. Its rows must be written."""
@@ -330,54 +358,83 @@ class _Place:
         store.write_at(self._descriptor, memoryview(line.encode()), os.fstat(self._descriptor).st_size)
 
 
-def _files(out: Path) -> tuple[Path, Path, Path]:
-    return out, out.with_name(f"{out.name}.part"), out.with_name(f"{out.name}.journal")
+def _beside(out: Path) -> tuple[Path, Path]:
+    """The work file and the journal."""
+    return out.with_name(f"{out.name}.part"), out.with_name(f"{out.name}.journal")
 
 
-@contextmanager
-def _claimed(out: Path, resume: bool, overwrite: bool) -> Iterator[_Place]:
-    """The place for a run, for this process alone. Errors: `FileError` if something is in the way."""
+def check_place(out: Path, resume: bool = False, overwrite: bool = False) -> None:
+    """Ask before long work whether a run can write to `out`. Errors: `FileError` if something is in the way."""
     if resume and overwrite:
         raise InputError("a run is either resumed or begun anew: give --resume or --overwrite, not both.")
     if out.is_dir():
         raise FileError(f"{out} is a folder: name a file in it, such as {out / 'explanations.h5'}.")
+    if out.exists() and not out.is_file():
+        raise FileError(f"{out} is no regular file: choose another --out.")
     if not out.parent.is_dir():
         raise FileError(f"cannot write {out}: there is no folder {out.parent}.")
-    _, work, journal = _files(out)
-    keep = resume or overwrite
-    if out.exists() and not keep:
+    work, _ = _beside(out)
+    if out.exists() and not (resume or overwrite):
         raise FileError(f"{out} exists. Choose another --out, or give --overwrite.")
-    if work.exists() and not keep:
+    if work.exists() and not (resume or overwrite):
         raise FileError(
             f"{work} is of an unfinished run. Give --resume to go on with it, or --overwrite to begin anew."
         )
-    descriptor = os.open(journal, os.O_RDWR | os.O_CREAT, 0o666)
+
+
+@contextmanager
+def _claimed(out: Path, resume: bool, overwrite: bool) -> Iterator[_Place]:
+    """The place for a run, for this process alone. Errors: as `check_place`, and if another process has it."""
+    out = out.resolve() if out.is_symlink() else out  # the link stays, and what it leads to is written
+    check_place(out, resume, overwrite)
+    work, journal = _beside(out)
+    descriptor = _locked(journal, out)
     try:
-        _lock(descriptor, out)
-        try:
-            yield _Place(out, descriptor, resume)
-        finally:
-            if not work.exists():  # nothing has begun, or all is finished
-                journal.unlink(missing_ok=True)
+        check_place(out, resume, overwrite)  # what another process did before it let go
+        yield _Place(out, descriptor, resume)
     finally:
+        if not work.exists():  # nothing has begun, or all is finished
+            journal.unlink(missing_ok=True)
         os.close(descriptor)
 
 
+def _locked(journal: Path, out: Path) -> int:
+    """The journal, open and locked. Errors: `FileError` if another process has it."""
+    while True:
+        descriptor = os.open(journal, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _lock(descriptor, out)
+            if journal.exists() and os.path.samestat(os.fstat(descriptor), journal.stat()):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # who had it before has removed it: it is no one's journal any more
+
+
 def _lock(descriptor: int, out: Path) -> None:
-    """Keep other processes out. A record lock goes when this process does, also if processes that it forked live on."""
+    """Keep other processes out, where the file system can.
+
+    A record lock goes when this process does, also if processes that it forked live on.
+    """
     try:
         import fcntl
     except ImportError:  # Windows has no such locks
         return
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:
-        raise FileError(f"another process is writing {out}. Give each shard a file of its own.") from error
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise FileError(f"another process is writing {out}. Give each shard a file of its own.") from error
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
 
 
 def _check_same(path: Path, begun: Run, details: dict[str, Any]) -> None:
     differing = [
-        f"{key} {begun.details.get(key)!r} (now {details[key]!r})"
+        f"other {FINGERPRINTS[key]}"
+        if key in FINGERPRINTS
+        else f"{key} {begun.details.get(key)!r} (now {details[key]!r})"
         for key in SAME
         if begun.details.get(key) != details[key]
     ]
@@ -391,4 +448,4 @@ def _check_same(path: Path, begun: Run, details: dict[str, Any]) -> None:
 def _finished_before(place: _Place, details: dict[str, Any], unknown: int) -> Outcome:
     with store.opened(place.out) as finished:
         _check_same(place.out, finished, details)
-        return Outcome(place.out, finished.rows, finished.errors, 0, unknown)
+        return Outcome(place.out, finished.rows, finished.errors, 0, unknown, was_finished=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,15 +88,24 @@ def class_numbers(folders: Sequence[str], categories: Sequence[str], classes: in
     """Which class each folder's name means: the class of that name, else of that number, else of that place in order.
 
     Names count if any fits (the others are unknown, as are names that two classes have); numbers if all do; places if
-    there are as many folders as classes.
+    there are as many folders as classes. Errors: `FileError` if numbers and places contradict each other.
     """
     known = [name.casefold() for name in categories]
     named = {folder: known.index(folder.casefold()) for folder in folders if known.count(folder.casefold()) == 1}
     if named:
         return named
-    if all(folder.isdecimal() and int(folder) < classes for folder in folders):
-        return {folder: int(folder) for folder in folders}
-    return {folder: i for i, folder in enumerate(folders)} if len(folders) == classes else {}
+    numbers = {folder: int(folder) for folder in folders if folder.isdecimal() and int(folder) < classes}
+    places = {folder: i for i, folder in enumerate(folders)} if len(folders) == classes else {}
+    if len(numbers) < len(folders):
+        return places
+    if places and numbers != places:
+        odd = next(folder for folder in folders if numbers[folder] != places[folder])
+        raise FileError(
+            f"the folder '{odd}' may be class {numbers[odd]} by its name or class {places[odd]} by its place among the "
+            "sorted folders, as torchvision's ImageFolder has it. Say which with --categories: a file with the names "
+            "of the folders in the order of the model's classes."
+        )
+    return numbers
 
 
 def preprocessed(classifier: Classifier, image: Any) -> Tensor:
@@ -162,22 +172,35 @@ def _arrays(path: Path, classifier: Classifier) -> Arrays:
     inputs = next((found[key] for key in INPUT_KEYS if key in found), None)
     labels = next((found[key] for key in LABEL_KEYS if key in found), None)
     if inputs is None:
-        hint = near_misses(next(iter(found), ""), INPUT_KEYS)
         raise FileError(
             f"{path} must hold samples under one of the names {', '.join(INPUT_KEYS)}, but holds "
-            f"{', '.join(found) or 'nothing'}.{hint}"
+            f"{', '.join(found) or 'nothing'}.{near_misses(next(iter(found), ''), INPUT_KEYS)}"
         )
     is_picture = inputs.dtype == torch.uint8
     fits = inputs.dim() == 3 or _has_colors(inputs.shape) if is_picture else inputs.dim() == 4
     if not fits or not inputs.numel():
         needed = "bytes (N, H, W), (N, H, W, C) or (N, C, H, W), C 1 or 3" if is_picture else "numbers (N, C, H, W)"
         raise FileError(f"the samples in {path} must be {needed}, at least one, but have shape {tuple(inputs.shape)}.")
+    if not (is_picture or inputs.is_floating_point()):
+        raise FileError(
+            f"the samples in {path} must be bytes, which are pictures, or floating-point numbers, which are inputs as "
+            f"the model takes them, but are {inputs.dtype}."
+        )
     if labels is not None and (labels.is_floating_point() or labels.shape != inputs.shape[:1]):
         raise FileError(
             f"the labels in {path} must be {len(inputs)} whole numbers, one per sample, but are "
             f"{labels.dtype} of shape {tuple(labels.shape)}."
         )
-    return Arrays(inputs, labels, _Numbers(len(inputs)), classifier, f"{path.name} of {path.stat().st_size} bytes")
+    return Arrays(inputs, labels, _Numbers(len(inputs)), classifier, _identity(path))
+
+
+def _identity(path: Path) -> str:
+    """What tells a file from others: the checksums in it, which need not be computed, if it is an archive."""
+    if not zipfile.is_zipfile(path):
+        return f"{path.name} of {path.stat().st_size} bytes"
+    with zipfile.ZipFile(path) as archive:
+        parts = [f"{entry.filename} {entry.file_size} {entry.CRC}" for entry in archive.infolist()]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _has_colors(shape: Sequence[int]) -> bool:
@@ -185,12 +208,14 @@ def _has_colors(shape: Sequence[int]) -> bool:
     return len(shape) == 4 and (shape[-1] in (1, 3) or shape[1] in (1, 3))
 
 
-def _read_arrays(path: Path) -> dict[str, Tensor]:
+def _read_arrays(path: Path) -> dict[str, Tensor | None]:
+    """What a file holds, None for what is not read."""
     try:
         if path.suffix.lower() == ".npz":
             # Opened here, since numpy does not close what it cannot read.
             with path.open("rb") as file, np.load(file, allow_pickle=False) as loaded:
-                return {key: torch.from_numpy(np.ascontiguousarray(loaded[key])) for key in loaded.files}
+                known = (*INPUT_KEYS, *LABEL_KEYS)  # others, such as names, may be anything
+                return {key: _tensor(loaded[key]) if key in known else None for key in loaded.files}
         content = unpickled(path, mmap=True)
     # zip, pickle and numpy have errors of their own for files that are broken or something else
     except Exception as error:
@@ -204,6 +229,10 @@ def _read_arrays(path: Path) -> dict[str, Tensor]:
     if isinstance(content, Mapping):
         return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     raise FileError(f"{path} must hold a tensor, a pair (samples, labels) or a dict of tensors.")
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))
 
 
 # -- batches ----------------------------------------------------------------------------------------------------------
@@ -232,7 +261,7 @@ class Loader:
                 inputs.append(self._sample(index))
                 good.append(index)
             except LrpError as error:
-                failures.append(Failure(index, self.samples.names[index], str(error)))
+                failures.append(Failure(index, images.printable(self.samples.names[index]), str(error)))
         stacked = torch.stack(inputs) if inputs else torch.empty(0, *self.shape)
         pixels = (self.classifier.pixels(stacked) * 255).round().to(torch.uint8)
         return Batch(good, stacked, pixels, failures)

@@ -96,7 +96,9 @@ def write(
         if progress is not None:
             progress(number, len(names), len(failed))
     if not sheets:
-        raise FileError(f"none of the images can be explained: {failed[0].image} {failed[0].reason.rstrip('.')}.")
+        raise FileError(
+            f"none of the images can be explained: {images.printable(failed[0].image)} {failed[0].reason.rstrip('.')}."
+        )
     return sheets, failed
 
 
@@ -154,11 +156,12 @@ def _draw(sheet: Sheet, picture: Image.Image, relevance: Tensor, style: Style) -
     overlay = _only(heatmaps.overlay(picture, enlarged, style.colors, quantile=style.quantile))
     heatmap.save(sheet.heatmap)
     overlay.save(sheet.overlay)
+    name = images.printable(sheet.image.name)
     panel = heatmaps.figure(
         [[picture, heatmap, overlay]],
         columns=["input", "relevance", "both"],
-        title=f"{sheet.label}: probability {sheet.probability:.1%}",
-        caption=f"{sheet.image.name}: logit {sheet.logit:.3g}, relevance sum {sheet.relevance_sum:.3g}",
+        title=f"{images.printable(sheet.label)}: probability {sheet.probability:.1%}",
+        caption=f"{name}: logit {sheet.logit:.3g}, relevance sum {sheet.relevance_sum:.3g}",
         scale=("against", "nothing", "for it"),
         colors=style.colors,
     )
@@ -171,10 +174,10 @@ def _only(images: Image.Image | list[Image.Image]) -> Image.Image:
 
 
 def _picture(pixels: Tensor) -> Image.Image:
-    """Pixels (C, H, W) from 0 to 1 as an RGB picture; channels that are not three are averaged to gray."""
+    """Pixels (C, H, W) from 0 to 1 as an RGB picture: of three or four channels the first three, else their mean."""
     from PIL import Image
 
-    shown = pixels if len(pixels) == 3 else pixels.mean(0, keepdim=True).expand(3, -1, -1)
+    shown = pixels[:3] if len(pixels) in (3, 4) else pixels.mean(0, keepdim=True).expand(3, -1, -1)
     return Image.fromarray((shown * 255).round().to(torch.uint8).movedim(0, -1).numpy())
 
 
@@ -198,5 +201,5 @@ def table(sheets: Sequence[Sheet], console: Console) -> None:
     for s in sheets:
         label = s.label if s.label == str(s.target) else f"{s.target} {s.label}"
         numbers = (f"{s.probability:.2%}", f"{s.logit:.4g}", f"{s.relevance_sum:.4g}")
-        listed.add_row(Text(str(s.image)), Text(label), *numbers)
+        listed.add_row(Text(images.printable(s.image)), Text(label), *numbers)
     console.print(listed)

@@ -116,10 +116,6 @@ class Writer:
             size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
             write_at(self._descriptor, memoryview(values.reshape(-1).view("u1").data), offset + row * size)
 
-    def flush(self) -> None:
-        """Wait until all is on the disk."""
-        os.fsync(self._descriptor)
-
 
 def write_at(descriptor: int, data: memoryview, offset: int) -> None:
     """Write all bytes; the system may take several turns. Errors: `OSError`."""
@@ -146,8 +142,8 @@ def writing(path: Path) -> Iterator[Writer]:
 def finish(work: Path, out: Path, rows: int, failures: Sequence[Failure]) -> None:
     """Give a work file whose first `rows` rows are written its final name.
 
-    At once if it is full and nothing failed, else by way of a copy. Whenever the process dies, either `work` is as it
-    was or `out` is whole. Errors: `OSError`.
+    At once if it is full and nothing failed, else by way of a copy, which takes its space once more. Whenever the
+    process dies, either `work` is as it was or `out` is whole. Errors: `OSError`.
     """
     with opened(work) as run:
         if rows == run.rows and not failures:
@@ -186,7 +182,7 @@ class Run:
 
     def __init__(self, file: h5py.File):
         self.file = file
-        self.details: dict[str, Any] = json.loads(str(file.attrs[DETAILS]))
+        self.details: dict[str, Any] = dict(json.loads(str(file.attrs[DETAILS])))
         rows, *image = file["attribution"].shape
         classes, name_bytes = file["prediction"].shape[1], file["file"].dtype.itemsize
         self.layout = Layout(rows, tuple(image), classes, name_bytes)
@@ -224,6 +220,10 @@ def opened(path: Path) -> Iterator[Run]:
         raise FileError(f"{path} is no HDF5 file, or a damaged one.") from error
     with file:
         names = Layout(0, (0, 0, 0), 0, 0).columns()
-        if DETAILS not in file.attrs or any(name not in file for name in (*names, CATEGORIES, ERRORS)):
-            raise FileError(f"{path} is an HDF5 file, but not one that `lrpfunc dataset` wrote.")
-        yield Run(file)
+        try:
+            if any(name not in file for name in (*names, CATEGORIES, ERRORS)):
+                raise KeyError
+            run = Run(file)
+        except (KeyError, ValueError, TypeError) as error:  # of what is missing, no JSON, no array
+            raise FileError(f"{path} is an HDF5 file, but not one that `lrpfunc dataset` wrote.") from error
+        yield run

@@ -1,5 +1,7 @@
 """Runs over folders of images beside the loop that they consist of."""
 
+import atexit
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -17,6 +19,7 @@ CLASSES, DISTINCT = 10, 100
 def line_up(name: str, size: int, batch: int, count: int, device: torch.device) -> dict[str, SetUp]:
     """A run, and the bare loop: the same batches explained, all of them made of a few images in memory."""
     folder = Path(tempfile.mkdtemp(prefix="lrpfunc-benchmark-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     paths = photographs(folder / "images", count, size)
     classifier = classifiers.load(name, "random", size=size)
     x = torch.stack([classifier.preprocess(images.read(path)) for path in paths[:batch]])
