@@ -256,10 +256,10 @@ def dataset(
 
     Samples that cannot be read are listed in the file's `errors`; the exit code is then 3.
     """
-    from lrpfunc.pictures import runs
+    from lrpfunc.pictures import places, runs
 
     part = runs.shard(shard)
-    runs.check_place(out, resume, overwrite)  # before a model is loaded, or even downloaded
+    places.check_place(out, resume, overwrite)  # before a model is loaded, or even downloaded
     try:
         with _Bar("explaining") as bar:
             outcome = runs.run(

@@ -1,6 +1,23 @@
 """What holds for all tests."""
 
+import pytest
 import torch
+
+from lrpfunc import digits
+from lrpfunc.pictures import classifiers
 
 # Most tests work on small tensors, for which a second thread only waits, and on a busy machine for long.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return classifiers.load("digits")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The forty sample digits as image files, four per class."""
+    path = tmp_path_factory.mktemp("data") / "digits"
+    digits.write_images(path)
+    return path

@@ -24,13 +24,6 @@ COMMAND = [sys.executable, "-c", "from lrpfunc.cli import main; main()"]
 ESCAPE = "\x1b"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data") / "digits"
-    digits.write_images(path)
-    return path
-
-
 @pytest.fixture
 def broken(tmp_path):
     """A folder of three images, one of which is none."""
@@ -211,7 +204,7 @@ def test_dataset_writes_shards_and_goes_on(folder, tmp_path):
         assert [name.decode().split("/")[0] for name in w["file"]] == [str(label) for label in w["label"]]
     again = fine("dataset", folder, "-o", whole, *options, "--resume")
     assert again.stdout == f"nothing left to do: {whole} was finished.\n{whole}: 40 explanations\n"
-    assert "exists. Choose another --out, or give --overwrite." in complaint(
+    assert "exists: choose another --out, or give --overwrite." in complaint(
         lrp("dataset", folder, "-o", whole, *options), cli.BAD_PATH
     )
     fine("dataset", folder, "-o", whole, *options, "--overwrite")

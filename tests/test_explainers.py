@@ -9,7 +9,7 @@ from torch import nn
 import lrpfunc
 from lrpfunc import composites, digits, rules
 from lrpfunc.errors import ModelError, RuleError, TargetError
-from lrpfunc.pictures import classifiers, explainers
+from lrpfunc.pictures import explainers
 from lrpfunc.pictures.classifiers import Classifier, Standard
 from lrpfunc.pictures.explainers import Wanted, explainer, wanted_classes
 from tests.helpers import Branches, relative_error
@@ -31,11 +31,6 @@ DIRECT = {
 @pytest.fixture(scope="module")
 def shipped():
     return digits.load()
-
-
-@pytest.fixture(scope="module")
-def classifier():
-    return classifiers.load("digits")
 
 
 @pytest.fixture(scope="module")

@@ -20,25 +20,12 @@ import torch
 from PIL import Image
 
 import lrpfunc
-from lrpfunc import composites, digits
+from lrpfunc import composites
 from lrpfunc.errors import FileError, InputError, TargetError
-from lrpfunc.pictures import classifiers, runs, store
+from lrpfunc.pictures import classifiers, places, runs, store
 from lrpfunc.pictures.classifiers import Standard
 
 BROKEN = b"this is no image"
-
-
-@pytest.fixture(scope="module")
-def classifier():
-    return classifiers.load("digits")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """The forty sample digits, four per class."""
-    path = tmp_path_factory.mktemp("data") / "digits"
-    digits.write_images(path)
-    return path
 
 
 @pytest.fixture
@@ -213,7 +200,7 @@ def test_names_that_are_no_unicode_are_kept(folder, classifier, tmp_path):
 def test_an_existing_file_is_kept_unless_told_otherwise(folder, classifier, tmp_path):
     out = tmp_path / "run.h5"
     out.write_text("precious")
-    with pytest.raises(FileError, match=r"run\.h5 exists\. Choose another --out, or give --overwrite"):
+    with pytest.raises(FileError, match=r"run\.h5 exists: choose another --out, or give --overwrite"):
         runs.run(folder, out, classifier)
     assert out.read_text() == "precious"
     assert left_behind(out) == ["run.h5"]
@@ -372,7 +359,7 @@ def test_an_error_in_a_reading_process_is_not_taken_for_its_death(folder, classi
 
 
 def test_a_journal_that_another_process_has_removed_is_not_taken_for_a_lock(folder, classifier, tmp_path, monkeypatch):
-    out, lock = tmp_path / "run.h5", runs._lock
+    out, lock = tmp_path / "run.h5", places._lock
     calls = []
 
     def late(descriptor, path):
@@ -383,7 +370,7 @@ def test_a_journal_that_another_process_has_removed_is_not_taken_for_a_lock(fold
             out.write_text("of another process")
         lock(descriptor, path)
 
-    monkeypatch.setattr(runs, "_lock", late)
+    monkeypatch.setattr(places, "_lock", late)
     with pytest.raises(FileError, match=r"run\.h5 exists"):
         runs.run(folder, out, classifier)
     assert len(calls) == 2

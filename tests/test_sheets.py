@@ -15,22 +15,10 @@ from torch import nn
 import lrpfunc
 from lrpfunc import composites, digits, heatmaps
 from lrpfunc.errors import FileError, InputError, TargetError
-from lrpfunc.pictures import classifiers, sheets
+from lrpfunc.pictures import sheets
 from lrpfunc.pictures.classifiers import Classifier, Standard
 
 KINDS = ("heatmap", "overlay", "panel")
-
-
-@pytest.fixture(scope="module")
-def classifier():
-    return classifiers.load("digits")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data") / "digits"
-    digits.write_images(path)
-    return path
 
 
 @pytest.fixture(scope="module")

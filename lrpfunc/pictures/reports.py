@@ -23,6 +23,7 @@ import numpy as np
 from lrpfunc import heatmaps
 from lrpfunc.errors import FileError, InputError
 from lrpfunc.pictures import store
+from lrpfunc.pictures.places import check_out
 
 if TYPE_CHECKING:
     import jinja2
@@ -95,19 +96,12 @@ def _check(paths: Sequence[Path], out: Path, size: int, overwrite: bool) -> None
         raise InputError("a report needs each file once: its samples would be shown twice.")
     if not low <= size <= high:
         raise InputError(f"a report's pictures need a size from {low} to {high} pixels, but it is {size}.")
-    if out.is_dir():
-        raise FileError(f"{out} is a folder: name a file in it, such as --out {out / 'report.html'}.")
-    if not out.parent.is_dir():
-        raise FileError(f"cannot write {out}: there is no folder {out.parent}.")
     for path in paths:
         if path.suffix == ".part":
             raise FileError(f"{path} is of an unfinished run: finish it by the same command with --resume.")
-    if out.exists() and not out.is_file():
-        raise FileError(f"{out} is no regular file: choose another --out.")
     if out.exists() and any(path.exists() and out.samefile(path) for path in paths):
         raise FileError(f"{out} is a file to report on: choose another --out.")
-    if out.exists() and not overwrite:
-        raise FileError(f"{out} exists: choose another --out, or give --overwrite.")
+    check_out(out, overwrite, "report.html")
 
 
 def _check_alike(paths: Sequence[Path], runs: Sequence[store.Run]) -> None:

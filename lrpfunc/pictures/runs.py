@@ -6,17 +6,14 @@ missing, and FILE.journal, with a line for each batch that is done. The journal 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import importlib.metadata
-import json
 import os
 import platform
 import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,15 +27,10 @@ from lrpfunc.pictures import store
 from lrpfunc.pictures.classifiers import Classifier
 from lrpfunc.pictures.explainers import DEFAULT_COMPOSITE, LABEL, Explainer, Wanted, explainer, wanted_classes
 from lrpfunc.pictures.images import printable
+from lrpfunc.pictures.places import Place, check_same, claimed
 from lrpfunc.pictures.samples import Batch, Loader, Samples, open_samples
-from lrpfunc.pictures.store import UNKNOWN, Failure, Layout, Run, Writer
+from lrpfunc.pictures.store import UNKNOWN, Failure, Layout, Writer
 
-# What must be the same in a run that goes on. Of fingerprints, a message says what they are of.
-SAME = (
-    "model", "parameters", "preprocess", "mean", "std", "categories", "composite", "canonized", "targets", "shard",
-    "samples", "names", "batch",
-)  # fmt: skip
-FINGERPRINTS = {"parameters": "parameters", "categories": "names of classes", "names": "files"}
 PACKAGES = ("lrpfunc", "torch", "torchvision", "numpy", "h5py", "pillow")
 
 Progress = Callable[[int, int, int], None]  # (samples done, samples in all, of these not readable)
@@ -105,7 +97,7 @@ def run(
     """
     if batch < 1 or workers < 0:
         raise InputError(f"batch must be >= 1 and workers >= 0, but are {batch} and {workers}.")
-    with _claimed(out, resume, overwrite) as place:
+    with claimed(out, resume, overwrite) as place:
         reader = replace(classifier, model=torch.nn.Identity())  # processes that read get a copy, and need no model
         samples = open_samples(source, reader)
         positions = part.positions(len(samples.names))
@@ -195,7 +187,7 @@ def _stable(function: Callable) -> str:
 # -- the loop ---------------------------------------------------------------------------------------------------------
 
 
-def _explain(job: _Job, place: _Place, progress: Progress) -> Outcome:
+def _explain(job: _Job, place: Place, progress: Progress) -> Outcome:
     batches = job.batches
     if not place.resumes(job.details):
         place.begin(_layout(job), job.details, job.explainer.classifier.categories)
@@ -305,147 +297,7 @@ def _columns(
     }
 
 
-# -- files in the making ----------------------------------------------------------------------------------------------
-
-
-class _Place:
-    """The file that a run is to write, with its work file and its journal, which is open and locked."""
-
-    def __init__(self, out: Path, descriptor: int, resume: bool):
-        self.out = out
-        self.work, self.journal = _beside(out)
-        self.new = self.work.with_name(f"{self.work.name}.new")
-        self.new.unlink(missing_ok=True)  # of a process that was killed
-        self._descriptor, self._resume = descriptor, resume
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether a run to be resumed has ended already."""
-        return self._resume and self.out.exists() and not self.work.exists()
-
-    def resumes(self, details: dict[str, Any]) -> bool:
-        """Whether there is something to go on with. Errors: `FileError` if it is of another run."""
-        if not (self._resume and self.work.exists()):
-            return False
-        with store.opened(self.work) as begun:
-            _check_same(self.work, begun, details)
-        return True
-
-    def begin(self, layout: Layout, details: dict[str, Any], categories: Sequence[str]) -> None:
-        """Make a work file, whole before it has its name; until then nothing is done, as the journal must say."""
-        os.ftruncate(self._descriptor, 0)
-        try:
-            store.create(self.new, layout, details, categories)
-            os.replace(self.new, self.work)
-        finally:
-            self.new.unlink(missing_ok=True)
-
-    def progress(self) -> tuple[int, int, list[Failure]]:
-        """Batches done, rows written, samples failed. A line that was not whole when the process died is cut off."""
-        text = os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0)
-        whole = text[: text.rfind(b"\n") + 1]
-        os.ftruncate(self._descriptor, len(whole))
-        try:
-            lines = [json.loads(line) for line in whole.splitlines()]
-            failures = [Failure(*failure) for line in lines for failure in line["failures"]]
-            return len(lines), lines[-1]["rows"] if lines else 0, failures
-        except (ValueError, TypeError, KeyError) as error:
-            raise FileError(f"{self.journal} is damaged: begin anew with --overwrite.") from error
-
-    def record(self, number: int, rows: int, failures: Sequence[Failure]) -> None:
-        """Note that a batch is done. Its rows must be written."""
-        line = json.dumps({"batch": number, "rows": rows, "failures": failures}) + "\n"
-        store.write_at(self._descriptor, memoryview(line.encode()), os.fstat(self._descriptor).st_size)
-
-
-def _beside(out: Path) -> tuple[Path, Path]:
-    """The work file and the journal."""
-    return out.with_name(f"{out.name}.part"), out.with_name(f"{out.name}.journal")
-
-
-def check_place(out: Path, resume: bool = False, overwrite: bool = False) -> None:
-    """Ask before long work whether a run can write to `out`. Errors: `FileError` if something is in the way."""
-    if resume and overwrite:
-        raise InputError("a run is either resumed or begun anew: give --resume or --overwrite, not both.")
-    if out.is_dir():
-        raise FileError(f"{out} is a folder: name a file in it, such as {out / 'explanations.h5'}.")
-    if out.exists() and not out.is_file():
-        raise FileError(f"{out} is no regular file: choose another --out.")
-    if not out.parent.is_dir():
-        raise FileError(f"cannot write {out}: there is no folder {out.parent}.")
-    work, _ = _beside(out)
-    if out.exists() and not (resume or overwrite):
-        raise FileError(f"{out} exists. Choose another --out, or give --overwrite.")
-    if work.exists() and not (resume or overwrite):
-        raise FileError(
-            f"{work} is of an unfinished run. Give --resume to go on with it, or --overwrite to begin anew."
-        )
-
-
-@contextmanager
-def _claimed(out: Path, resume: bool, overwrite: bool) -> Iterator[_Place]:
-    """The place for a run, for this process alone. Errors: as `check_place`, and if another process has it."""
-    out = out.resolve() if out.is_symlink() else out  # the link stays, and what it leads to is written
-    check_place(out, resume, overwrite)
-    work, journal = _beside(out)
-    descriptor = _locked(journal, out)
-    try:
-        check_place(out, resume, overwrite)  # what another process did before it let go
-        yield _Place(out, descriptor, resume)
-    finally:
-        if not work.exists():  # nothing has begun, or all is finished
-            journal.unlink(missing_ok=True)
-        os.close(descriptor)
-
-
-def _locked(journal: Path, out: Path) -> int:
-    """The journal, open and locked. Errors: `FileError` if another process has it."""
-    while True:
-        descriptor = os.open(journal, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            _lock(descriptor, out)
-            if journal.exists() and os.path.samestat(os.fstat(descriptor), journal.stat()):
-                return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)  # who had it before has removed it: it is no one's journal any more
-
-
-def _lock(descriptor: int, out: Path) -> None:
-    """Keep other processes out, where the file system can.
-
-    A record lock goes when this process does, also if processes that it forked live on.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows has no such locks
-        return
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            raise FileError(f"another process is writing {out}. Give each shard a file of its own.") from error
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise
-
-
-def _check_same(path: Path, begun: Run, details: dict[str, Any]) -> None:
-    differing = [
-        f"other {FINGERPRINTS[key]}"
-        if key in FINGERPRINTS
-        else f"{key} {begun.details.get(key)!r} (now {details[key]!r})"
-        for key in SAME
-        if begun.details.get(key) != details[key]
-    ]
-    if differing:
-        raise FileError(
-            f"{path} is of another run, with {', '.join(differing)}. "
-            "Give the same options to resume it, another --out, or --overwrite."
-        )
-
-
-def _finished_before(place: _Place, details: dict[str, Any], unknown: int) -> Outcome:
+def _finished_before(place: Place, details: dict[str, Any], unknown: int) -> Outcome:
     with store.opened(place.out) as finished:
-        _check_same(place.out, finished, details)
+        check_same(place.out, finished, details)
         return Outcome(place.out, finished.rows, finished.errors, 0, unknown, was_finished=True)
