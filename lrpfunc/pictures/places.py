@@ -78,7 +78,7 @@ def _beside(out: Path) -> tuple[Path, Path]:
 
 
 def check_out(out: Path, replaces: bool, example: str) -> None:
-    """Ask before long work whether a file can be written. `example`: a name for who gives a folder. Errors: `FileError`."""
+    """Ask whether a file can be written. `example`: a name to suggest to who gives a folder. Errors: `FileError`."""
     if out.is_dir():
         raise FileError(f"{out} is a folder: name a file in it, such as --out {out / example}.")
     if out.exists() and not out.is_file():
