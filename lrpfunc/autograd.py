@@ -12,7 +12,8 @@ from lrpfunc.composites import Entries
 from lrpfunc.errors import RuleError
 from lrpfunc.flows import Flow
 from lrpfunc.interpreter import checked_flows, checked_pair, vjp
-from lrpfunc.operations import OPERATORS, UNKNOWN, Operation, Slot
+from lrpfunc.operations import Operation
+from lrpfunc.operators import OPERATORS, UNKNOWN, Slot
 from lrpfunc.program import NAMESPACE, Program, Variable, operator_name
 from lrpfunc.rules import Rule
 
@@ -48,7 +49,8 @@ def with_rules(fmodel: Program, rules: Entries, strict: bool = False) -> Callabl
             relevance = pullback(_with_tensors(fmodel.output, relevances))
             moved = [leaf for leaf in optree.tree_leaves(relevance, namespace=NAMESPACE) if isinstance(leaf, Tensor)]
             none = [None] * (len(tensors) - len(moved))
-            return [*none, *(leaf if leaf.is_floating_point() else None for leaf in moved)]
+            primals = tensors[len(none) :]  # token ids have relevance, but no derivative
+            return [*none, *(r if x.is_floating_point() else None for r, x in zip(moved, primals, strict=True))]
 
         results = _CustomVjp.apply(value, pullback, *(leaf for leaf in leaves if isinstance(leaf, Tensor)))
         return _with_tensors(fmodel.output, results)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lrpfunc import functions, operations
+from lrpfunc import functions
 from lrpfunc.channels import (
     Absorber,
     Arrival,
@@ -34,7 +34,8 @@ from lrpfunc.channels import (
 from lrpfunc.draft import Draft, Parameters, check_flat
 from lrpfunc.errors import CanonizeError, near_misses
 from lrpfunc.functions import BIAS_MAPS
-from lrpfunc.operations import CONVOLUTION, OPERATORS
+from lrpfunc.kinds import active_equations
+from lrpfunc.operators import CONVOLUTION, OPERATORS
 from lrpfunc.program import (
     Equation,
     Program,
@@ -314,7 +315,7 @@ def _checked_pair(pair) -> tuple[tuple[str, ...], str]:
 
 
 def _named(program: Program, name: str) -> Equation:
-    names = {equation.name: equation for equation in operations.active_equations(program)}
+    names = {equation.name: equation for equation in active_equations(program)}
     if name not in names:
         raise CanonizeError(f"no layer is called '{name}'.{near_misses(name, names)} `print(fmodel)` lists all names.")
     return names[name]

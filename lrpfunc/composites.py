@@ -7,28 +7,37 @@ another, and what remains gets the default of its kind (`DEFAULTS`), in the end 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from lrpfunc import operations, rules
+from lrpfunc import rules
 from lrpfunc.errors import RuleError, near_misses
-from lrpfunc.operations import (
+from lrpfunc.kinds import GATE, SLOPE, active_equations, active_inputs, constant_factor
+from lrpfunc.kinds import kind as kind_of
+from lrpfunc.operations import structure
+from lrpfunc.operators import (
     ACTIVATION,
     AFFINE,
+    ATTENTION,
     AVERAGE_POOL,
     BATCH_NORM,
+    BILINEAR,
     CONVOLUTION,
     DENSE,
+    ELEMENTWISE,
+    EMBEDDING,
     KINDS,
     LINEAR,
     MAX_POOL,
     MOVEMENT,
+    NORMALIZATION,
     PRODUCT,
+    SOFTMAX,
     SUM,
 )
-from lrpfunc.program import Equation, Program, equation_row, format_table
+from lrpfunc.program import Equation, Program, Variable, equation_row, format_table
 from lrpfunc.rules import Rule
 from lrpfunc.stabilizers import StabilizerLike
 
@@ -37,14 +46,22 @@ Composite = Callable[[Program], Assignment]
 Entries = Composite | Mapping[str, Rule] | Rule | None
 
 FALLBACK = rules.input_times_gradient()._replace(label="gradient (fallback)")
+GATED = rules.gate()
 DEFAULT_LINEAR = rules.epsilon()
 DEFAULTS = {
     BATCH_NORM: rules.pass_through(),
     ACTIVATION: rules.pass_through(),
+    ELEMENTWISE: rules.pass_through(),
     AFFINE: rules.affine(),
+    PRODUCT: rules.halve(),
     SUM: rules.norm(),
     AVERAGE_POOL: rules.norm(),
     MAX_POOL: rules.gradient(),
+    BILINEAR: rules.halve(),
+    SOFTMAX: rules.softmax(),
+    ATTENTION: rules.attention(),
+    NORMALIZATION: rules.normalization(),
+    EMBEDDING: rules.embedding(),
     MOVEMENT: rules.gradient(),
     CONVOLUTION: DEFAULT_LINEAR,
     DENSE: DEFAULT_LINEAR,
@@ -68,8 +85,8 @@ def by_kind(kinds: Mapping[str, Rule]) -> Composite:
 
     def composite(program):
         assigned = {}
-        for equation in operations.active_equations(program):
-            kind = operations.kind(program, equation)
+        for equation in active_equations(program):
+            kind = kind_of(program, equation)
             group = LINEAR if kind in (CONVOLUTION, DENSE) else kind
             rule = kinds.get(kind, kinds.get(group, kinds.get("*")))
             if rule is not None:
@@ -99,7 +116,7 @@ def by_name(patterns: Mapping[str, Rule]) -> Composite:
 
 def matching(program: Program, pattern: str) -> list[str]:
     """The names of the active equations that a pattern means. Errors: `RuleError` with near misses if there is none."""
-    names = [equation.name for equation in operations.active_equations(program)]
+    names = [equation.name for equation in active_equations(program)]
     if pattern in names:
         matches = [name for name in names if name == pattern or name.startswith(f"{pattern}:")]
     else:
@@ -163,8 +180,9 @@ def as_composite(entries: Entries) -> Composite:
 
 
 def assign(program: Program, entries: Entries, strict: bool = False) -> Assignment:
-    """The rule of every active equation: the composite's, else the default of its kind, else the gradient.
+    """The rule of every equation that relevance comes to: the composite's, else its kind's default, else the gradient.
 
+    Behind a factor that counts as a constant no relevance comes to what the factor alone was made of.
     Errors: with `strict`, `RuleError` if an equation is left to the gradient.
     """
     given = as_composite(entries)(program)
@@ -175,12 +193,9 @@ def assign(program: Program, entries: Entries, strict: bool = False) -> Assignme
         )
     _check_rules(given)
     _check_names(program, given)
-    assigned, fallbacks = {}, []
-    for equation in operations.active_equations(program):
-        rule = given.get(equation.name) or _default(program, equation)
-        assigned[equation.name] = rule
-        if rule is FALLBACK:
-            fallbacks.append(equation)
+    everywhere = {e.name: given.get(e.name) or _default(program, e) for e in active_equations(program)}
+    assigned = _reached(program, everywhere)
+    fallbacks = [e for e in active_equations(program) if assigned.get(e.name) is FALLBACK]
     if strict and fallbacks:
         listed = ", ".join(f"'{equation.name}' ({equation.operator})" for equation in fallbacks[:5])
         more = f" and {len(fallbacks) - 5} more" if len(fallbacks) > 5 else ""
@@ -191,15 +206,35 @@ def assign(program: Program, entries: Entries, strict: bool = False) -> Assignme
 
 
 def _default(program: Program, equation: Equation) -> Rule:
-    kind = operations.kind(program, equation)
-    if kind == PRODUCT:
-        gate = operations.gate_of(program, equation)
-        return rules.halve() if gate is None else rules.gate(signal=1 - gate)
+    kind = kind_of(program, equation)
+    if kind == PRODUCT and _has_role(program, equation, (SLOPE, GATE)):
+        return GATED
     return DEFAULTS.get(kind, FALLBACK)
 
 
+def _has_role(program: Program, equation: Equation, roles: Collection[str] | None = None) -> bool:
+    """Whether a factor of a product counts as a constant for one of these reasons (None: for any)."""
+    constant = constant_factor(program, equation)
+    return constant is not None and (roles is None or constant.role in roles)
+
+
+def _reached(program: Program, assigned: Assignment) -> Assignment:
+    """The rules of the equations that relevance comes to from an output."""
+    reached = {variable.name for variable in program.output_leaves if isinstance(variable, Variable)}
+    names = set()
+    for equation in reversed(program.equations):
+        rule = assigned.get(equation.name)
+        if rule is None or not any(variable.name in reached for variable in equation.outputs):
+            continue
+        names.add(equation.name)
+        stopped = rule.stops(structure(program, equation))
+        inputs = active_inputs(program, equation)
+        reached.update(v.name for place, v in enumerate(inputs) if place not in stopped)
+    return {name: rule for name, rule in assigned.items() if name in names}
+
+
 def _check_names(program: Program, given: Mapping[str, Rule]) -> None:
-    names = {equation.name for equation in operations.active_equations(program)}
+    names = {equation.name for equation in active_equations(program)}
     if unknown := [name for name in given if name not in names]:
         hint = near_misses(unknown[0], names)
         raise RuleError(f"a composite names '{unknown[0]}', which is no layer.{hint} `print(fmodel)` lists all names.")
@@ -215,7 +250,7 @@ def _check_rules(entries: Mapping[str, Rule]) -> None:
 
 def _weighted(program: Program) -> set[str]:
     linear = (CONVOLUTION, DENSE)
-    return {e.name for e in operations.active_equations(program) if operations.kind(program, e) in linear}
+    return {e.name for e in active_equations(program) if kind_of(program, e) in linear}
 
 
 def _first(program: Program) -> list[str]:
@@ -223,8 +258,8 @@ def _first(program: Program) -> list[str]:
     weighted = _weighted(program)
     below: set[str] = set()
     first = []
-    for equation in operations.active_equations(program):
-        comes_after = any(variable.name in below for variable in operations.active_inputs(program, equation))
+    for equation in active_equations(program):
+        comes_after = any(variable.name in below for variable in active_inputs(program, equation))
         if equation.name in weighted and not comes_after:
             first.append(equation.name)
         if equation.name in weighted or comes_after:
@@ -310,6 +345,54 @@ def beta_smooth(beta: float = 10.0, entries: Entries = None) -> Composite:
     return _gradient_like(rules.relu_beta_smooth(beta), entries)
 
 
+def attn_lrp(
+    gamma: float = 0.0,
+    epsilon: StabilizerLike = 0.0,
+    stabilizer: StabilizerLike = 1e-6,
+    zero_bias: bool = False,
+    entries: Entries = None,
+) -> Composite:
+    """AttnLRP for transformers: products and matrix products halve, the softmax has its Jacobian, normalizations have
+    constant denominators, activations pass relevance through.
+
+    Layers, the attention's projections included, get the gamma rule, for gamma = 0 the epsilon rule.
+    Source: Achtibat et al. 2024, arXiv:2402.05602.
+    """
+    layers = _projections(gamma, epsilon, stabilizer, zero_bias)
+    return first_match(entries, _gated((SLOPE,)), by_kind({**layers, PRODUCT: rules.halve()}))
+
+
+def cp_lrp(
+    gamma: float = 0.0,
+    epsilon: StabilizerLike = 0.0,
+    stabilizer: StabilizerLike = 1e-6,
+    zero_bias: bool = False,
+    entries: Entries = None,
+) -> Composite:
+    """CP-LRP for transformers, which conserves: as `attn_lrp`, but queries, keys and gates count as constants.
+
+    In a product without a gate both factors take half.
+    Source: Ali et al. 2022, arXiv:2202.07304.
+    """
+    kinds = {**_projections(gamma, epsilon, stabilizer, zero_bias), ATTENTION: rules.attention(to="value")}
+    return first_match(entries, _gated(None), by_kind({**kinds, PRODUCT: rules.halve()}))
+
+
+def _projections(gamma: float, epsilon, stabilizer, zero_bias: bool) -> dict[str, Rule]:
+    layer = rules.gamma(gamma, stabilizer, zero_bias) if gamma else rules.epsilon(epsilon, zero_bias)
+    return {LINEAR: layer, **_without_parameters(epsilon)}
+
+
+def _gated(roles: Collection[str] | None) -> Composite:
+    """In products, of matrices too, with a factor that has such a role (None: any) the other one takes all."""
+
+    def composite(program):
+        products = (e for e in active_equations(program) if kind_of(program, e) in (PRODUCT, BILINEAR))
+        return {equation.name: GATED for equation in products if _has_role(program, equation, roles)}
+
+    return composite
+
+
 def _layers(convolution: Rule, epsilon, stabilizer, zero_bias: bool, entries: Entries) -> Composite:
     dense = rules.epsilon(epsilon, zero_bias)
     kinds = {CONVOLUTION: convolution, DENSE: dense, **_without_parameters(stabilizer)}
@@ -348,15 +431,16 @@ class Explanation:
 def explain(fmodel: Program, rules: Entries, strict: bool = False) -> Explanation:
     """Which rule each equation gets, one line per equation; those that fall back to the gradient begin with "!".
 
+    "constant": no relevance comes here, as all that was made of it counts as a constant.
     Errors: `RuleError` for a pattern that matches nothing and, with `strict`, for fallbacks.
     """
     assigned = assign(fmodel, rules, strict)
     rows, fallbacks = [], []
-    for equation in operations.active_equations(fmodel):
-        rule = assigned[equation.name]
+    for equation in active_equations(fmodel):
+        rule = assigned.get(equation.name)
         if rule is FALLBACK:
             fallbacks.append(equation.name)
         name, *shapes = equation_row(equation)
         mark = "!" if rule is FALLBACK else ""
-        rows.append((mark, name, operations.kind(fmodel, equation), *shapes, rule.label))
+        rows.append((mark, name, kind_of(fmodel, equation), *shapes, "constant" if rule is None else rule.label))
     return Explanation(tuple(rows), tuple(fallbacks))

@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from lrpfunc.errors import InputError
+from lrpfunc.stabilizers import is_plain
+
 
 def batch_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps) -> Tensor:
     """Batch normalization with given statistics, whose eps may be a tensor: the same kernel, eps added beforehand."""
@@ -111,6 +114,27 @@ def overwrite(base: Tensor, value: Tensor, views: Sequence[tuple[Callable, tuple
 def einsum(equation: str, left: Tensor, right: Tensor) -> Tensor:
     """An einsum of two operands, of which one may be a weight."""
     return torch.einsum(equation, left, right)
+
+
+def smooth_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask=None, dropout=0.0, is_causal=False, scale=None, enable_gqa=False
+) -> Tensor:
+    """softmax(scale Q K^T + mask) V in operations that have derivatives of any order, as its kernels have not."""
+    math = torch.ops.aten._scaled_dot_product_attention_math
+    return math(query, key, value, mask, dropout, is_causal, scale=scale, enable_gqa=enable_gqa)[0]
+
+
+def embedding(weight: Tensor, ids: Tensor, *settings) -> Tensor:
+    """Rows of a table. Errors: `InputError` for a row that it does not have, on any device."""
+    if is_plain(ids) and ids.numel() and not ids.is_meta:
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= len(weight):
+            wrong = low if low < 0 else high
+            raise InputError(
+                f"an embedding of {len(weight)} rows was asked for row {wrong}: either a token id is outside the "
+                f"vocabulary, or the sequence is longer than the model's {len(weight)} positions."
+            )
+    return torch.ops.aten.embedding(weight, ids, *settings)
 
 
 def size(x: Tensor, dim: int) -> int:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lrpfunc.errors import TraceError
-from lrpfunc.functions import batch_norm, einsum, overwrite, size
+from lrpfunc.functions import batch_norm, einsum, embedding, overwrite, size
 from lrpfunc.program import PARAMETER, Equation, Variable, operator_name
 
 aten = torch.ops.aten
@@ -220,6 +220,8 @@ class Builder:
             arguments = [DETERMINISTIC.get(key, value) for key, value in zip(names, arguments, strict=True)]
         is_mutable = node.target._schema.is_mutable
         function: Callable = _usual(_functional_twin(node) if is_mutable else node.target)
+        if name == "embedding":
+            function = embedding
         if name == "einsum" and len(arguments[1]) == 2:
             function, arguments = einsum, [arguments[0], *arguments[1]]
         shape_giving = SHAPE_GIVING.get(operator_name(function))

@@ -21,7 +21,7 @@ from torch import Tensor
 from lrpfunc.composites import Entries
 from lrpfunc.errors import InputError, near_misses
 from lrpfunc.ledgers import Entry, Ledger, ledger
-from lrpfunc.operations import CONVOLUTION, DENSE
+from lrpfunc.operators import CONVOLUTION, DENSE
 from lrpfunc.program import Program
 from lrpfunc.targets import Target
 

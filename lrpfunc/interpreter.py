@@ -13,7 +13,8 @@ from torch import Tensor
 from lrpfunc.composites import Entries
 from lrpfunc.errors import InputError, RuleError, TargetError, near_misses
 from lrpfunc.flows import Flow
-from lrpfunc.operations import Operation, active_equations
+from lrpfunc.kinds import active_equations
+from lrpfunc.operations import Operation
 from lrpfunc.plans import Naming, Plan, Step, bound_operation, make_plan
 from lrpfunc.program import NAMESPACE, Equation, Program, Variable
 from lrpfunc.signs import InputRange
@@ -295,11 +296,11 @@ def unpack(program: Program, x) -> tuple[tuple, Callable[[tuple], Any]]:
 
 
 def _refuse_dead_ends(program: Program) -> None:
-    """Relevance must be able to flow: from a floating-point output to a floating-point input."""
-    if not any(isinstance(leaf.value, Variable) and leaf.value.is_floating for leaf in program.input_leaves):
+    """Relevance must be able to flow: from a floating-point output to a floating-point input, or to embedded tokens."""
+    if not any(isinstance(leaf.value, Variable) and leaf.value.name in program.active for leaf in program.input_leaves):
         raise InputError(
-            "relevance needs a floating-point input, but all inputs are integers. "
-            "Trace the model from its embeddings (inputs_embeds), or cast the input if it is data."
+            "relevance needs a floating-point input, or token ids that go to an embedding, but all inputs are integers "
+            "that go elsewhere. Trace the model from its embeddings (inputs_embeds), or cast the input if it is data."
         )
     if not any(isinstance(v, Variable) and v.name in program.active for v in program.output_leaves):
         raise InputError(
@@ -398,7 +399,7 @@ def _add(flows: dict[str, Flow], variable: Variable, flow: Flow, values: Mapping
 
 def _collect(step: Step, flows: dict[str, Flow], values: Mapping[str, Any]) -> Flow | None:
     """What has arrived at an equation's outputs as one flow, None if nothing has."""
-    outputs = [variable for variable in step.equation.outputs if variable.is_floating]
+    outputs = [v for v in step.equation.outputs if v.is_floating] or list(step.equation.outputs)
     arrived = [flows.pop(variable.name, None) for variable in outputs]
     if all(flow is None for flow in arrived):
         return None

@@ -15,10 +15,11 @@ import optree
 import torch
 from torch import Tensor
 
-from lrpfunc import operations
 from lrpfunc.composites import Composite, Entries, assign
 from lrpfunc.flows import Flow
 from lrpfunc.interpreter import checked_flows, checked_pair, unpack, vjp
+from lrpfunc.kinds import active_equations
+from lrpfunc.kinds import kind as kind_of
 from lrpfunc.program import NAMESPACE, Equation, Program, Variable, format_table
 from lrpfunc.rules import Rule
 from lrpfunc.targets import Target, seed
@@ -94,7 +95,8 @@ def _recording(rules: Entries, entries: list[Entry]) -> Composite:
         assigned = assign(program, rules)
         return {
             equation.name: _recorded(assigned[equation.name], program, equation, entries)
-            for equation in operations.active_equations(program)
+            for equation in active_equations(program)
+            if equation.name in assigned
         }
 
     return composite
@@ -106,7 +108,7 @@ def _recorded(rule: Rule, program: Program, equation: Equation, entries: list[En
     It computes and hands on what the rule does, so what that declares (`hoists`, `gives`) is true of it as well.
     `wraps` keeps the module, by which a plan tells rules of the user's own.
     """
-    kind = operations.kind(program, equation)
+    kind = kind_of(program, equation)
 
     @functools.wraps(rule.forward)
     def forward(operation, *inputs):
@@ -150,7 +152,9 @@ def _arrived(program: Program, arriving: tuple) -> dict[str, float]:
     """The relevance of each floating-point input, by its name."""
     leaves = zip(program.input_leaves, optree.tree_leaves(arriving, namespace=NAMESPACE), strict=True)
     return {
-        leaf.label: _sum(value) for leaf, value in leaves if isinstance(leaf.value, Variable) and leaf.value.is_floating
+        leaf.label: _sum(value)
+        for leaf, value in leaves
+        if isinstance(leaf.value, Variable) and (leaf.value.is_floating or leaf.value.name in program.active)
     }
 
 

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 from lrpfunc.composites import Entries, assign
 from lrpfunc.errors import RuleError, TraceError
-from lrpfunc.operations import OPERATORS, UNKNOWN, Operation, bind
+from lrpfunc.kinds import active_inputs
+from lrpfunc.operations import Operation, bind
+from lrpfunc.operators import OPERATORS, UNKNOWN
 from lrpfunc.program import Equation, Program, Variable
 from lrpfunc.rules.rule import COEFFICIENTS, RECTIFIED, SAME, Rule
 from lrpfunc.signs import InputRange, input_ranges, nonnegative
@@ -60,7 +62,7 @@ def make_plan(
     steps = []
     for equation, dead in zip(fmodel.equations, fmodel.last_reads, strict=True):
         rule = assigned.get(equation.name)
-        inputs = tuple(variable for variable in equation.reads if variable.name in fmodel.active)
+        inputs = tuple(active_inputs(fmodel, equation))
         if rule is None and all(variable.name in values for variable in equation.reads):
             fmodel.store(equation, equation.evaluate(values), values)
             continue
@@ -74,7 +76,7 @@ def make_plan(
             gets_coefficients=equation.outputs[0].name in coefficients,
             dead=dead,
         )
-        if rule is not None and all(v.name in values or v.name in fmodel.active for v in equation.reads):
+        if rule is not None and all(v.name in values or v in inputs for v in equation.reads):
             step = step._replace(operation=bound_operation(fmodel, step, values, hoists))
         steps.append(step)
     return Plan(fmodel, values, tuple(steps), ranges, _meeting_points(fmodel), _lays_out(fmodel, assigned))
@@ -83,7 +85,7 @@ def make_plan(
 def bound_operation(program: Program, step: Step, values: Mapping[str, Any], hoists: bool) -> Operation:
     """The operation of a step, and with `hoists` what its rule makes of the parameters."""
     assert step.rule is not None
-    operation = bind(step.equation, values, program.active)
+    operation = bind(program, step.equation, values)
     operation.is_nonnegative, operation.is_rectified = step.is_nonnegative, step.is_rectified
     operation.gets_coefficients = step.gets_coefficients
     operation.sample_shape = step.inputs[0].shape[1:]

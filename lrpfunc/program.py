@@ -95,7 +95,8 @@ class Program:
 
     Equations come in an order in which they can be evaluated. `parameters` maps the leaf names of the parameter pytree,
     in flattening order, to variables, and `parameter_paths` has the same leaves' paths. `output` is the output's pytree
-    with variables for tensors. `active` holds the names of the floating-point variables that depend on an input,
+    with variables for tensors. `active` holds the names of the floating-point variables that depend on an input, and of
+    token ids from the input to an embedding,
     `last_reads` for each equation the results that nobody reads after it. `reference` is the tensor whose device and
     dtype rule a call: the first floating-point one with dimensions, or the first.
     `notes` has, by name, what became of equations that a pass took away, and where.
@@ -361,10 +362,46 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _active(program: Program) -> frozenset[str]:
     active = {v.value.name for v in program.input_leaves if isinstance(v.value, Variable) and v.value.is_floating}
+    tokens = _tokens(program)
     for equation in program.equations:
-        if equation.operator not in CONSTANT and any(variable.name in active for variable in equation.reads):
+        is_active = any(variable.name in active for variable in equation.reads)
+        embeds = equation.operator == "embedding" and equation.arguments[1].name in tokens
+        if equation.operator not in CONSTANT and (is_active or embeds):
             active.update(variable.name for variable in equation.outputs if variable.is_floating)
-    return frozenset(active)
+    return frozenset(active | tokens)
+
+
+# What token ids may go through on their way to an embedding and still be the input's own.
+MOVES_TOKENS = ("reshape", "flatten", "unflatten", "unsqueeze", "squeeze", "slice", "select", "expand", "contiguous",
+                "clone", "to", "_to_copy", "transpose", "permute", "cat", "split", "chunk")  # fmt: skip
+
+
+def _tokens(program: Program) -> set[str]:
+    """Integer inputs whose rows an embedding looks up, and the variables on the way: each has its row's relevance."""
+    leaves = {leaf.value.name for leaf in program.input_leaves if isinstance(leaf.value, Variable)}
+    makers = {variable.name: equation for equation in program.equations for variable in equation.outputs}
+    pending = [e.arguments[1] for e in program.equations if e.operator == "embedding" and _is_table(e.arguments[0])]
+    tokens: set[str] = set()
+    for variable in pending:
+        path = list(_way_back(variable, makers))
+        if path[-1].name in leaves:
+            tokens.update(step.name for step in path)
+    return tokens
+
+
+def _is_table(weight: Any) -> bool:
+    return isinstance(weight, Variable) and weight.name.startswith(PARAMETER)
+
+
+def _way_back(variable: Variable, makers: Mapping[str, Equation]) -> Iterator[Variable]:
+    """A variable, what it was moved from, and so on."""
+    yield variable
+    while (maker := makers.get(variable.name)) is not None and maker.operator in MOVES_TOKENS:
+        sources = [read for read in maker.reads if read.is_tensor]
+        if len(sources) != 1 or sources[0].is_floating:
+            return
+        variable = sources[0]
+        yield variable
 
 
 def _reference(program: Program) -> Variable | None:

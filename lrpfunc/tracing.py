@@ -42,7 +42,8 @@ from lrpfunc.graphs import (
     place,
     random_message,
 )
-from lrpfunc.operations import OPERATORS, UNKNOWN, is_active
+from lrpfunc.kinds import is_active
+from lrpfunc.operators import OPERATORS, UNKNOWN
 from lrpfunc.program import (
     DEVICE,
     DTYPE,

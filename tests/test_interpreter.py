@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import optree
 import pytest
 import torch
 from torch import nn
@@ -154,8 +155,11 @@ def test_the_relevance_has_the_structure_of_the_inputs_and_zeros_where_none_can_
     assert isinstance(relevance[1]["both"], Pair)
     assert relevance[0].any()
     assert relevance[1]["both"].left.any()
-    assert relevance[2].dtype == torch.int64
-    assert not relevance[2].any()
+    assert relevance[2].dtype == torch.float32  # of tokens, per token: the embedding's summed over its width
+    assert relevance[2].shape == inputs[2].shape
+    exact = lrpfunc.attribute(fmodel, params, (*inputs, mask), composites.epsilon(0.0), target=1)
+    without_bias = fmodel(params, *inputs, mask)["logits"][:, 1] - params["head.bias"][1]
+    torch.testing.assert_close(sum(leaf.sum() for leaf in optree.tree_leaves(exact)), without_bias.sum())
 
 
 def test_keyword_inputs_are_attributed_as_a_dict_by_name_or_a_tuple_in_order():
@@ -232,10 +236,14 @@ def test_strict_refuses_fallbacks_to_the_gradient():
 # -- bad input leaves everything as it was ----------------------------------------------------------------------------
 
 
-def test_an_integer_input_alone_cannot_be_attributed():
+def test_integers_that_no_embedding_looks_up_cannot_be_attributed():
     x = torch.tensor([[1, 2]])
-    fmodel, params = lrpfunc.functionalize(nn.Embedding(4, 3), x)
-    with pytest.raises(InputError, match=r"relevance needs a floating-point input, but all inputs are integers"):
+    fmodel, params = lrpfunc.trace(lambda w, x: x @ w, torch.ones(2, 3, dtype=torch.int64), x)
+    message = r"needs a floating-point input, or token ids that go to an embedding, but .* \(inputs_embeds\)"
+    with pytest.raises(InputError, match=message):
+        lrpfunc.attribute(fmodel, params, x, EPSILON, target=0)
+    fmodel, params = lrpfunc.trace(lambda w, x: nn.functional.one_hot(x, 4).float() @ w, torch.ones(4, 3), x)
+    with pytest.raises(InputError, match=message):
         lrpfunc.attribute(fmodel, params, x, EPSILON, target=(0, 0))
 
 

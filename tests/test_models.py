@@ -15,7 +15,8 @@ import torch
 import torchvision
 
 import lrpfunc
-from lrpfunc import composites, operations
+from lrpfunc import composites, operators
+from lrpfunc import kinds as what
 from tests.helpers import randomize, relative_error
 
 TORCHVISION = torchvision.models.list_models(module=torchvision.models)
@@ -34,7 +35,7 @@ FAST = (
 )  # fmt: skip
 
 SIZES = {"inception_v3": 96, "maxvit_t": 224}  # of the images, else 64; these models take no smaller ones
-NEW_RULES = {"attention", "softmax", "normalization", "bilinear"}  # kinds whose rules come with the transformers
+NEW_RULES: set[str] = set()
 
 
 class Row(NamedTuple):
@@ -100,8 +101,8 @@ def check(name: str) -> Row:
         faults.append("relevance")
     if canonical.report.left:
         faults.append("batch norms left")
-    kinds = {operations.kind(canonical.fmodel, e) for e in operations.active_equations(canonical.fmodel)}
-    if operations.OTHER in kinds:
+    kinds = {what.kind(canonical.fmodel, e) for e in what.active_equations(canonical.fmodel)}
+    if operators.OTHER in kinds:
         faults.append("other: " + ", ".join(sorted(unknown_operators(canonical.fmodel))))
     explanation = composites.explain(canonical.fmodel, rules)
     fallbacks = sorted({row[2] for row in explanation.rows if row[0]})
@@ -119,8 +120,8 @@ def check(name: str) -> Row:
 def unknown_operators(program) -> set[str]:
     return {
         equation.operator
-        for equation in operations.active_equations(program)
-        if operations.kind(program, equation) == operations.OTHER
+        for equation in what.active_equations(program)
+        if what.kind(program, equation) == operators.OTHER
     }
 
 

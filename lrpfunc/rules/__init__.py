@@ -1,7 +1,10 @@
 """The rules, one constructor each. A rule is a custom vector-Jacobian product of one equation."""
 
-from lrpfunc.rules.elementwise import affine, gate, halve, relu_beta_smooth, relu_deconvnet, relu_guided_backprop
+from lrpfunc.rules.attention import attention, embedding, softmax
+from lrpfunc.rules.elementwise import affine, relu_beta_smooth, relu_deconvnet, relu_guided_backprop
 from lrpfunc.rules.linear import alpha_beta, epsilon, flat, gamma, norm, wsquare, zbox, zplus
+from lrpfunc.rules.normalization import normalization
+from lrpfunc.rules.products import gate, halve
 from lrpfunc.rules.rule import Rule, gradient, input_times_gradient, pass_through
 from lrpfunc.stabilizers import Stabilizer, stabilizer
 
@@ -10,6 +13,8 @@ __all__ = [
     "Stabilizer",
     "affine",
     "alpha_beta",
+    "attention",
+    "embedding",
     "epsilon",
     "flat",
     "gamma",
@@ -18,10 +23,12 @@ __all__ = [
     "halve",
     "input_times_gradient",
     "norm",
+    "normalization",
     "pass_through",
     "relu_beta_smooth",
     "relu_deconvnet",
     "relu_guided_backprop",
+    "softmax",
     "stabilizer",
     "wsquare",
     "zbox",

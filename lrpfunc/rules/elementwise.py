@@ -1,4 +1,4 @@
-"""The rules of equations that work element by element: activations and products."""
+"""The rules of equations with one input that work element by element: activations, scales and shifts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import torch
 
 from lrpfunc.errors import RuleError
 from lrpfunc.flows import Flow
-from lrpfunc.operations import PRODUCT
 from lrpfunc.rules.rule import SAME, Rule
 from lrpfunc.stabilizers import number
 
@@ -66,51 +65,12 @@ def affine() -> Rule:
     def forward(operation, *inputs):
         if len(inputs) != 1:
             raise RuleError(f"{operation.description} must have one input that is scaled or shifted by constants.")
-        return operation(*inputs), inputs
+        return operation(*inputs), None if operation.is_linear else inputs
 
     def backward(operation, inputs, flow):
         if flow.is_relevance:
-            return Flow(relevance=flow.tensor.sum_to_size(inputs[0].shape))
+            return Flow(relevance=flow.tensor.sum_to_size(operation.shapes[0]))
         moved = operation.adjoint(flow.tensor) if operation.is_linear else operation.vjp(inputs, flow.tensor)
         return Flow(coefficient=moved)
 
     return Rule("affine", forward, backward, gives=SAME)
-
-
-def gate(signal: int = 0) -> Rule:
-    """In a product of two values the signal takes all, the other factor counts as a constant. `signal`: 0 or 1.
-
-    Source: Arras et al. 2019, doi:10.1007/978-3-030-28954-6_11.
-    """
-    if signal not in (0, 1):
-        raise RuleError(f"the signal of a gate must be factor 0 or 1, but is {signal!r}.")
-
-    def backward(operation, inputs, flow):
-        flows = [None, None]
-        if flow.is_relevance:
-            flows[signal] = Flow(relevance=flow.tensor.sum_to_size(inputs[signal].shape))
-        else:
-            flows[signal] = Flow(coefficient=operation.vjp(inputs, flow.tensor)[signal])
-        return flows
-
-    return Rule(f"gate(signal={signal})", _product, backward)
-
-
-def halve() -> Rule:
-    """In a product of two values each takes half: R_a = R_b = R / 2.
-
-    Source: Achtibat et al. 2024, arXiv:2402.05602 (AttnLRP), proposition 3.3.
-    """
-
-    def backward(operation, inputs, flow):
-        if flow.is_relevance:
-            return [Flow(relevance=(flow.tensor / 2).sum_to_size(x.shape)) for x in inputs]
-        return [Flow(coefficient=moved / 2) for moved in operation.vjp(inputs, flow.tensor)]
-
-    return Rule("halve", _product, backward)
-
-
-def _product(operation, *inputs):
-    if len(inputs) != 2 or operation.operator.joint != PRODUCT:
-        raise RuleError(f"{operation.description} is not a product of two values that depend on the input.")
-    return operation(*inputs), inputs

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from lrpfunc.errors import RuleError
 from lrpfunc.flows import Flow, given
-from lrpfunc.operations import CONVOLUTION, DENSE, GROUPS, Operation
+from lrpfunc.operations import Operation
+from lrpfunc.operators import CONVOLUTION, DENSE, GROUPS
 from lrpfunc.rules.rule import COEFFICIENTS, Rule, as_coefficients
 from lrpfunc.stabilizers import Stabilizer, StabilizerLike, add, divide, multiply, number, stabilizer
 

@@ -10,9 +10,13 @@ import torch
 from lrpfunc.errors import RuleError
 from lrpfunc.flows import Flow
 from lrpfunc.operations import Operation
-from lrpfunc.stabilizers import StabilizerLike, stabilizer
+from lrpfunc.stabilizers import StabilizerLike, multiply, stabilizer
 
 COEFFICIENTS, SAME, RECTIFIED = "coefficients", "same", "rectified"
+
+
+def _nothing(operation: Operation) -> Sequence[int]:
+    return ()
 
 
 class Rule(NamedTuple):
@@ -24,7 +28,8 @@ class Rule(NamedTuple):
     Each of `hoists` makes something of an operation's parameters only; the other two get it by `operation.hoisted`.
     `gives` declares the form of the flows that backward returns: `COEFFICIENTS`, whatever arrives; `SAME`, the form
     that arrives; `RECTIFIED`, the same, but a rectified flow for a coefficient at a ReLU; "", unknown. Layers below
-    keep less in memory where they know.
+    keep less in memory where they know. `stops` names the inputs, by their place among the active ones, that get no
+    flow whatever happens, so that nothing is kept for what they were made of.
     """
 
     label: str
@@ -32,6 +37,7 @@ class Rule(NamedTuple):
     backward: Callable[[Operation, Any, Flow], Flow | Sequence[Flow | None] | None]
     hoists: tuple[Callable[[Operation], Any], ...] = ()
     gives: str = ""
+    stops: Callable[[Operation], Sequence[int]] = _nothing
 
 
 def as_coefficients(moved) -> Flow | tuple[Flow, ...]:
@@ -107,7 +113,8 @@ def pass_through() -> Rule:
         if operation.operator.rectifies:
             return Flow(coefficient=flow.tensor, rectified=residual)
         if operation.operator.ratio is not None:
-            return Flow(coefficient=flow.tensor * operation.operator.ratio(residual, *operation.arguments[1:]))
+            ratio = operation.operator.ratio(residual, *operation.arguments[1:], **operation.keywords)
+            return Flow(coefficient=multiply(ratio, flow.tensor))
         return Flow(relevance=flow.relevance(residual).sum_to_size(operation.shapes[0]))
 
     return Rule("pass_through", forward, backward, gives=RECTIFIED)

@@ -1,0 +1,94 @@
+"""The rules of products of two values that depend on the input, element by element or of matrices."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lrpfunc.errors import RuleError
+from lrpfunc.flows import Flow
+from lrpfunc.operations import Operation
+from lrpfunc.operators import BILINEAR, PRODUCT
+from lrpfunc.rules.rule import Rule
+from lrpfunc.stabilizers import Stabilizer, StabilizerLike, stabilizer
+
+
+def gate(to: str | int = "signal") -> Rule:
+    """In a product the signal takes all, the gate counts as a constant: of y = g x, c_x = g c.
+
+    `to`: "signal", where the gate is found by data flow (a denominator, what comes from a sigmoid, tanh, erf or
+    softmax, else what comes from any other activation), or the signal's place, 0 or 1.
+    Errors: `RuleError` for an equation that is no product of two values, or in which no factor is a gate.
+    Source: Arras et al. 2019, doi:10.1007/978-3-030-28954-6_11.
+    """
+    if to not in ("signal", 0, 1) or isinstance(to, bool):
+        raise RuleError(f'a gate passes relevance to="signal", or to factor 0 or 1, but not to {to!r}.')
+
+    def constant(operation: Operation) -> int:
+        if isinstance(to, int):
+            return 1 - to
+        if operation.constant is None:
+            raise RuleError(f"of the factors of {operation.description} none is a gate: give to=0 or to=1, or halve.")
+        return operation.constant
+
+    def forward(operation, *inputs):
+        output = _product(operation, inputs)
+        place = constant(operation)
+        needs_output = operation.operator.joint == BILINEAR and not operation.gets_coefficients
+        needs_signal = not operation.fixed(place, inputs[place]).is_linear
+        return output, (
+            inputs[place],
+            inputs[1 - place] if needs_signal else None,
+            output if needs_output else None,
+        )
+
+    def backward(operation, residuals, flow):
+        factor, signal, output = residuals
+        place = constant(operation)
+        flows: list[Flow | None] = [None, None]
+        fixed = operation.fixed(place, factor)
+        if flow.is_relevance and operation.operator.joint == PRODUCT:
+            flows[1 - place] = Flow(relevance=flow.tensor.sum_to_size(fixed.shapes[0]))
+        else:
+            c = _coefficient(flow, output, _STABILIZER)
+            flows[1 - place] = Flow(coefficient=fixed.adjoint(c) if signal is None else fixed.vjp([signal], c))
+        return flows
+
+    return Rule(f"gate(to={to})", forward, backward, stops=lambda operation: [constant(operation)])
+
+
+def halve(stabilizer: StabilizerLike = 1e-6) -> Rule:
+    """In a product of two values each takes half: of y = a b, c_a = b c / 2 and c_b = a c / 2.
+
+    A relevance that arrives at a matrix product is divided by its stabilized output first.
+    Errors: `RuleError` for an equation that is no product of two values.
+    Source: Achtibat et al. 2024, arXiv:2402.05602 (AttnLRP), proposition 3.3.
+    """
+    stabilize = _stabilizer(stabilizer)
+
+    def forward(operation, *inputs):
+        output = _product(operation, inputs)
+        needs_output = operation.operator.joint == BILINEAR and not operation.gets_coefficients
+        return output, (inputs, output if needs_output else None)
+
+    def backward(operation, residuals, flow):
+        inputs, output = residuals
+        if flow.is_relevance and operation.operator.joint == PRODUCT:
+            return [Flow(relevance=(flow.tensor / 2).sum_to_size(x.shape)) for x in inputs]
+        moved = operation.vjp(inputs, _coefficient(flow, output, stabilize) / 2)
+        return [Flow(coefficient=c) for c in moved]
+
+    return Rule("halve", forward, backward)
+
+
+def _coefficient(flow: Flow, output: Tensor | None, stabilize: Stabilizer) -> Tensor:
+    return flow.coefficient(output, stabilize) if flow.is_relevance else flow.tensor
+
+
+def _product(operation: Operation, inputs: tuple[Tensor, ...]) -> Tensor:
+    if len(inputs) != 2 or operation.operator.joint not in (PRODUCT, BILINEAR):
+        raise RuleError(f"{operation.description} is not a product of two values that depend on the input.")
+    return operation(*inputs)
+
+
+_STABILIZER = stabilizer(1e-6)
+_stabilizer = stabilizer  # the rule's own argument has the same name
