@@ -125,9 +125,11 @@ class Builder:
         self.values[node] = self._emit(node, aten._to_copy.default, (tensor.detach(),), keywords)
 
     def input(self, node, name: str) -> Variable:
-        for n in node.meta["val"].shape:
+        for axis, n in enumerate(node.meta["val"].shape):
             if is_symbolic(n):
-                self.symbols.setdefault(str(n.node.expr), f"batch{len(self.symbols) + 1}" if self.symbols else "batch")
+                word = "batch" if axis == 0 else "length"
+                count = sum(given.startswith(word) for given in self.symbols.values())
+                self.symbols.setdefault(str(n.node.expr), f"{word}{count + 1}" if count else word)
         self.values[node] = self._variable(name, node.meta["val"])
         return self.values[node]
 

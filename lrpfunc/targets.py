@@ -60,23 +60,23 @@ def _one_hot(logits: Tensor, target: Target) -> Tensor:
     if not classes:
         if target is not None:
             raise TargetError(f"the output has one number per sample, so target must be None, but is {target!r}.")
-        return torch.ones_like(logits)
+        return torch.ones_like(logits, dtype=torch.bool)
     if target is None:
         if len(classes) != 1:
             raise TargetError(
                 f"the output has shape {tuple(logits.shape)}, of which the arg-max of a sample is no class: "
                 "give a tuple of indices, one per dimension after the batch, or a function as target."
             )
-        return _mark(logits, [logits.argmax(dim=1)])
+        return mark(logits, [logits.argmax(dim=1)])
     if isinstance(target, list):
-        return _mark(logits, _per_sample(logits, target))
+        return mark(logits, _per_sample(logits, target))
     indices = list(target) if isinstance(target, tuple) else [target]
     if len(indices) != len(classes):
         raise TargetError(
             f"target must have {len(classes)} indices for an output of shape {tuple(logits.shape)}, "
             f"but has {len(indices)}."
         )
-    return _mark(logits, [_index(logits, index, size) for index, size in zip(indices, classes, strict=True)])
+    return mark(logits, [_index(logits, index, size) for index, size in zip(indices, classes, strict=True)])
 
 
 def _per_sample(logits: Tensor, target: list) -> list[Tensor]:
@@ -85,7 +85,7 @@ def _per_sample(logits: Tensor, target: list) -> list[Tensor]:
         raise TargetError(f"a list of targets must have one per sample, {batch}, but has {len(target)}.")
     rows = [item if isinstance(item, tuple) else (item,) for item in target]
     for row in rows:
-        if len(row) != len(classes) or not all(_is_int(i) for i in row):
+        if len(row) != len(classes) or not all(is_int(i) for i in row):
             raise TargetError(f"each target in a list must be {len(classes)} int(s), but one is {row!r}.")
     columns = [list(column) for column in zip(*rows, strict=True)]
     for column, size in zip(columns, classes, strict=True):
@@ -96,21 +96,24 @@ def _per_sample(logits: Tensor, target: list) -> list[Tensor]:
 
 def _index(logits: Tensor, index: Any, size: int) -> Tensor:
     if isinstance(index, Tensor):
-        return _index_tensor(logits, index, size)
-    if not _is_int(index):
+        return index_tensor(logits, index, lambda extreme: _check_range(extreme, size))
+    if not is_int(index):
         raise TargetError(f"a target must be an int, an index tensor, a tuple, a list or a function, but is {index!r}.")
     _check_range(index, size)
     return torch.full((logits.shape[0],), int(index), device=logits.device)
 
 
-def _index_tensor(logits: Tensor, index: Tensor, size: int) -> Tensor:
+def index_tensor(logits: Tensor, index: Tensor, check: Callable, name: str = "an index tensor") -> Tensor:
+    """An index tensor, 0-d or (batch,), as (batch,) where the logits are; `check` gets its extremes and may raise.
+
+    Errors: `TargetError`, which calls the tensor by its `name`, for another shape or dtype.
+    """
     if index.is_floating_point() or index.dtype == torch.bool:
-        raise TargetError(f"an index tensor must hold integers, but is {index.dtype}.")
+        raise TargetError(f"{name} must hold integers, but is {index.dtype}.")
     if index.dim() and tuple(index.shape) != (logits.shape[0],):
-        raise TargetError(f"an index tensor must have shape ({logits.shape[0]},), but has {tuple(index.shape)}.")
-    lowest, highest = _known_range(index)
-    for extreme in (lowest, highest):
-        _check_range(extreme, size)
+        raise TargetError(f"{name} must have shape ({logits.shape[0]},), but has {tuple(index.shape)}.")
+    for extreme in _known_range(index):
+        check(extreme)
     return index.to(logits.device, torch.long).expand(logits.shape[0])
 
 
@@ -129,19 +132,20 @@ def _check_range(index: int, size: int) -> None:
         raise TargetError(f"target {index} is out of range: the output has {size} classes, 0 to {size - 1}.")
 
 
-def _is_int(value: Any) -> bool:
+def is_int(value: Any) -> bool:
+    """Whether it is an int of Python or numpy, and no bool."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def _mark(logits: Tensor, indices: list[Tensor]) -> Tensor:
-    """One where all indices of a sample agree, zero elsewhere: comparisons only, so that it maps over any transform."""
+def mark(logits: Tensor, indices: list[Tensor]) -> Tensor:
+    """True where all indices of a sample agree, else False: comparisons only, so that it maps over any transform."""
     mask = torch.ones_like(logits, dtype=torch.bool)
     for axis, index in enumerate(indices, start=1):
         size = logits.shape[axis]
         places = torch.arange(size, device=logits.device).reshape([-1 if a == axis else 1 for a in range(logits.dim())])
         wanted = torch.where(index < 0, index + size, index).reshape([-1] + [1] * (logits.dim() - 1))
         mask = mask & (places == wanted)
-    return mask.to(logits.dtype)
+    return mask
 
 
 def check_relevance(relevance: Any, output: Any) -> Any:

@@ -319,43 +319,136 @@ class _Lines(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def _export(front: _Front, params: list[Tensor], inputs: list[Tensor], axes) -> tuple[Any, Ranges]:
-    """Export with sizes left open along an axis of each input where the model allows it, else with those given.
+Axes = tuple[int, ...]  # of one input, along which it may have any size
 
-    Without `axes` that is the first axis of all inputs that have the first one's batch size.
+
+def _export(front: _Front, params: list[Tensor], inputs: list[Tensor], axes: Sequence[int | None] | None):
+    """Export with sizes left open along axes of each input where the model allows it, else with those given.
+
+    Without `axes` these are the batch of all inputs that have the first one's batch size, and their sequence length.
     """
-    batch = next((tensor.shape[0] for tensor in inputs if tensor.dim()), None)
-    if axes is None:
-        axes = [0 if tensor.dim() > 0 and tensor.shape[0] == batch else None for tensor in inputs]
-    while any(axis is not None for axis in axes):
-        # A size of one would be taken for a constant, so an example of one sample is traced as two.
-        examples = [_two(x) if axis == 0 and batch == 1 else x for x, axis in zip(inputs, axes, strict=True)]
-        try:
-            exported = _export_once(front, params, examples, axes)
-        except Exception:  # whatever is wrong shows again, in plainer words, without dynamic sizes
-            break
-        ranges = _ranges(exported, len(inputs))
-        is_open = [any(map(is_symbolic, shape)) for shape in _shapes(exported, len(inputs))]
-        stayed = [axis if still else None for axis, still in zip(axes, is_open, strict=True)]
-        if ranges is not None and (stayed == axes or batch != 1):
-            return exported, ranges
-        axes = [] if ranges is None else stayed
+    for opened in _attempts(inputs, axes):
+        exported = _export_open(front, params, inputs, opened)
+        if exported is not None:
+            return exported
     try:
-        return _export_once(front, params, inputs, [None] * len(inputs)), {}
+        return _export_once(front, params, inputs, [()] * len(inputs)), {}
     except LrpError:
         raise
     except Exception as error:
         raise TraceError(_explain_failure(error)) from error
 
 
+def _attempts(inputs: list[Tensor], axes: Sequence[int | None] | None) -> Iterator[list[Axes]]:
+    """What to leave open, the most first."""
+    if axes is not None:
+        yield [() if axis is None else (axis,) for axis in axes]
+        return
+    batch = next((tensor.shape[0] for tensor in inputs if tensor.dim()), None)
+    has_batch = [tensor.dim() > 0 and tensor.shape[0] == batch for tensor in inputs]
+    is_sequence = [has and _is_sequence(tensor) for has, tensor in zip(has_batch, inputs, strict=True)]
+    if any(is_sequence):
+        yield [(0, 1) if long else (0,) * has for has, long in zip(has_batch, is_sequence, strict=True)]
+    yield [(0,) * has for has in has_batch]
+
+
+def _is_sequence(tensor: Tensor) -> bool:
+    """Token ids and masks, (batch, length), or embeddings, (batch, length, width)."""
+    return tensor.dim() == (3 if tensor.is_floating_point() else 2) and tensor.shape[1] > 1
+
+
+def _export_open(front: _Front, params: list[Tensor], inputs: list[Tensor], axes: list[Axes]):
+    """The export with open sizes and the ranges of these; None if it fails or no range can say for which it holds."""
+    batch = next((tensor.shape[0] for tensor in inputs if tensor.dim()), None)
+    while any(axes):
+        # A size of one would be taken for a constant, so an example of one sample is traced as two.
+        examples = [_two(x) if 0 in opened and batch == 1 else x for x, opened in zip(inputs, axes, strict=True)]
+        try:
+            exported = _export_once(front, params, examples, axes)
+        except Exception:  # whatever is wrong shows again, in plainer words, without dynamic sizes
+            return None
+        ranges = _ranges(exported, len(inputs))
+        if ranges is None:
+            return None
+        shapes = _shapes(exported, len(inputs))
+        stayed = [tuple(a for a in opened if is_symbolic(n[a])) for opened, n in zip(axes, shapes, strict=True)]
+        has_batch = [0 in before and 0 not in after for before, after in zip(axes, stayed, strict=True)]
+        if batch == 1 and any(has_batch):
+            axes = stayed
+            continue
+        ranges = {size: _with_one(front, exported, params, examples, size, range_) for size, range_ in ranges.items()}
+        excludes_example = [s for s, (low, _) in ranges.items() if batch == 1 and low > 1 and _is_batch(shapes, s)]
+        if not excludes_example:
+            return exported, ranges
+        axes = [tuple(axis for axis in opened if axis != 0) for opened in axes]
+    return None
+
+
+def _is_batch(shapes: Sequence[torch.Size], size: str) -> bool:
+    return any(len(shape) > 0 and str(shape[0]) == size for shape in shapes)
+
+
+def _with_one(front: _Front, exported, params, examples, size: str, range_: tuple[int, int | None]):
+    """The range of a size, down to one if that is excluded without need.
+
+    Models ask whether a size is one to save work (a mask for one token, a repeat for one sample), and what they do for
+    more is right for one as well. Whether it is, is seen by doing both with the first of the example's.
+    """
+    low, high = range_
+    if low != 2 or any(tensor.is_meta for tensor in (*params, *examples)):
+        return range_
+    shapes = _shapes(exported, len(examples))
+    ones = [
+        _first(x, [a for a, n in enumerate(shape) if str(n) == size]) for x, shape in zip(examples, shapes, strict=True)
+    ]
+    try:
+        with torch.no_grad(), _quiet():
+            expected = [leaf for leaf in front(*params, *ones) if isinstance(leaf, Tensor)]
+            found = [leaf for leaf in _run(exported, params, ones) if isinstance(leaf, Tensor)]
+        agree = all(map(_agrees, found, expected)) and len(found) == len(expected)
+    except Exception:  # the traced code is not for one
+        agree = False
+    return (1, high) if agree else range_
+
+
+def _first(x: Tensor, axes: Sequence[int]) -> Tensor:
+    for axis in axes:
+        x = x.narrow(axis, 0, 1)
+    return x.clone()
+
+
+def _run(exported, params: Sequence[Tensor], inputs: Sequence[Tensor]) -> list:
+    """The outputs of an exported graph, whose own checks of sizes it does without."""
+    user = iter((*params, *inputs))
+    arguments = []
+    for spec in exported.graph_signature.input_specs:
+        if spec.kind is InputKind.USER_INPUT:
+            arguments.append(next(user))
+        else:
+            own = exported.state_dict.get(spec.target, exported.constants.get(spec.target))
+            arguments.append(own.detach().clone() if spec.kind is InputKind.BUFFER else own)
+    return list(torch.fx.Interpreter(exported.graph_module).run(*arguments))
+
+
+def _agrees(found: Tensor, expected: Tensor) -> bool:
+    """Equal but for rounding, in units of the largest value."""
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        return False
+    if not found.is_floating_point():
+        return torch.equal(found, expected)
+    limit = expected.abs().max() * torch.finfo(found.dtype).eps * 64 if expected.numel() else 0
+    return bool(((found - expected).abs() <= limit).all())
+
+
 def _two(x: Tensor) -> Tensor:
     return x.repeat(2, *[1] * (x.dim() - 1))
 
 
-def _export_once(front: _Front, params: list[Tensor], inputs: list[Tensor], axes: list[int | None]):
+def _export_once(front: _Front, params: list[Tensor], inputs: list[Tensor], axes: list[Axes]):
     import torch.fx.experimental._config as config
 
-    sizes = (*[None] * len(params), *(None if axis is None else {axis: torch.export.Dim.AUTO} for axis in axes))
+    auto = torch.export.Dim.AUTO
+    sizes = (*[None] * len(params), *(dict.fromkeys(opened, auto) if opened else None for opened in axes))
     # backed_size_oblivious: the sizes 0 and 1 are nothing special, so that what a model asks about them is on record.
     with _quiet(), torch.no_grad(), config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         return torch.export.export(front, (*params, *inputs), dynamic_shapes={"tensors": sizes}, strict=False)

@@ -1,0 +1,59 @@
+"""Relevance of tokens in a file: a page, an image or a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lrpfunc import heatmaps
+from lrpfunc.errors import InputError
+from lrpfunc.text.images import image
+from lrpfunc.text.pages import html
+from lrpfunc.text.rows import Mask, Relevance, Scale, Tokens, rows
+from lrpfunc.text.terminal import table
+from lrpfunc.text.tokens import visible
+
+if TYPE_CHECKING:
+    from matplotlib.colors import Colormap
+
+ENDINGS = (".html", ".txt", ".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".pdf")
+
+
+def save(
+    path: str | Path,
+    tokens: Tokens,
+    relevance: Relevance,
+    mask: Mask = None,
+    titles: Sequence[str] = (),
+    title: str = "",
+    colors: str | Colormap = heatmaps.COLORS,
+    limit: float | None = None,
+    scale: Scale = "all",
+) -> Path:
+    """Write what the path's ending names, and return the path: .html, .txt (a table), or an image (.png, .pdf, ...).
+
+    The other arguments: those of `text.html`. Errors: those too; `InputError` for another ending, `FileNotFoundError`
+    for a folder that does not exist, `IsADirectoryError` if the path itself is a folder.
+    """
+    path = check_path(path)
+    ending = path.suffix.lower()
+    if ending == ".html":
+        page = html(tokens, relevance, mask, titles, title, colors, limit, scale)
+        path.write_text(page, encoding="utf-8")
+    elif ending == ".txt":
+        lines = table(rows(tokens, relevance, mask, titles, limit, scale))
+        path.write_text(f"{visible(title)}\n\n{lines}\n" if title else f"{lines}\n", encoding="utf-8")
+    else:
+        image(tokens, relevance, mask, titles, title, colors, limit, scale).save(path)
+    return path
+
+
+def check_path(path: str | Path) -> Path:
+    """A path that `save` can write to. Errors: as there."""
+    path = Path(path)
+    if path.is_dir() or not path.parent.is_dir():
+        heatmaps.check_path(path)
+    if path.suffix.lower() not in ENDINGS:
+        raise InputError(f"cannot write {path}: its ending must be one of {', '.join(ENDINGS)}.")
+    return path

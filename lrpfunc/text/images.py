@@ -1,0 +1,188 @@
+"""Relevance of tokens as an image: words on their colours, in lines, with a legend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from lrpfunc.errors import InputError
+from lrpfunc.heatmaps import COLORS
+from lrpfunc.text.rows import Mask, Relevance, Row, Scale, Tokens, ends, headings, paints, rows
+from lrpfunc.text.tokens import BREAK, visible
+
+if TYPE_CHECKING:
+    from matplotlib.colors import Colormap
+    from PIL.Image import Image
+    from PIL.ImageDraw import ImageDraw
+    from PIL.ImageFont import FreeTypeFont
+
+FONT = "DejaVu Sans"  # it comes with matplotlib
+INK, FAINT, EDGE = "#1b1f24", "#5b6470", "#d5d9df"
+
+
+def image(
+    tokens: Tokens,
+    relevance: Relevance,
+    mask: Mask = None,
+    titles: Sequence[str] = (),
+    title: str = "",
+    colors: str | Colormap = COLORS,
+    limit: float | None = None,
+    scale: Scale = "all",
+    width: int = 800,
+    size: int = 18,
+    font: str | Path = FONT,
+) -> Image:
+    """An RGB image of tokens on the colours of their relevance, in lines that fit into `width` pixels, with a legend.
+
+    `size`: the height of the font in pixels. `font`: a family that matplotlib finds, or a file; letters that it lacks
+    are boxes. The other arguments and errors: those of `text.render`; `InputError` for a font that cannot be found, and
+    for a width or size too small.
+    """
+    from PIL import Image, ImageDraw
+
+    shown = rows(tokens, relevance, mask, titles, limit, scale)
+    layout = _Layout(width, size, _font(font, size))
+    boxes = list(_boxes(shown, visible(title) if title else "", colors, layout))
+    bottom = boxes[-1].y + layout.step
+    picture = Image.new("RGB", (width, bottom + 7 * size // 2 + layout.margin), "white")
+    draw = ImageDraw.Draw(picture)
+    for box in boxes:
+        _draw_box(draw, box, layout)
+    _draw_legend(draw, bottom + size // 2, ends(shown), colors, layout)
+    return picture
+
+
+# -- layout -----------------------------------------------------------------------------------------------------------
+
+
+class _Layout(NamedTuple):
+    """The measures of an image in pixels; the margin is the font's height."""
+
+    width: int
+    size: int
+    font: FreeTypeFont
+
+    @property
+    def margin(self) -> int:
+        return self.size
+
+    @property
+    def step(self) -> int:
+        """From line to line."""
+        return round(1.75 * self.size)
+
+    @property
+    def inner(self) -> int:
+        """What a line holds."""
+        return self.width - 2 * self.margin
+
+    @property
+    def padding(self) -> int:
+        """Between a word and the edge of its box."""
+        return self.size // 6
+
+    def length(self, word: str) -> int:
+        """Of a word's box."""
+        return int(np.ceil(self.font.getlength(word))) + 2 * self.padding
+
+
+class _Box(NamedTuple):
+    """A piece of text, by the upper left corner of its box, on a background or on none."""
+
+    x: int
+    y: int
+    text: str
+    ink: str
+    background: str | None = None
+
+
+def _font(font: str | Path, size: int) -> FreeTypeFont:
+    from matplotlib import font_manager
+    from PIL import ImageFont
+
+    if size < 1:
+        raise InputError(f"a font needs a size of one pixel at least, but got {size!r}.")
+    try:
+        path = font if Path(font).is_file() else font_manager.findfont(str(font), fallback_to_default=False)
+        return ImageFont.truetype(str(path), size)
+    except (ValueError, OSError) as error:
+        raise InputError(f"there is no font {str(font)!r}: name a family that matplotlib finds, or a file.") from error
+
+
+def _boxes(shown: Sequence[Row], title: str, colors: str | Colormap, layout: _Layout) -> Iterator[_Box]:
+    """Every word at its place, line by line."""
+    y = layout.margin
+    for part in _parts(title, layout):
+        yield _Box(layout.margin, y, part, INK)
+        y += layout.step
+    for row, heading in zip(shown, headings(shown), strict=True):
+        for part in _parts(heading, layout):
+            yield _Box(layout.margin, y, part, FAINT)
+            y += layout.step
+        for box in _lines(row, colors, y, layout):
+            yield box
+            y = box.y
+        y += layout.step + layout.size // 2
+
+
+def _lines(row: Row, colors: str | Colormap, y: int, layout: _Layout) -> Iterator[_Box]:
+    x = layout.margin
+    for word, paint in zip(row.words, paints(row.values / row.limit, colors), strict=True):
+        for part in _parts(word, layout):
+            length = layout.length(part)
+            if x > layout.margin and x + length > layout.width - layout.margin:
+                x, y = layout.margin, y + layout.step
+            yield _Box(x, y, part, paint.ink, paint.background)
+            x += length + 1
+        if word.endswith(BREAK):
+            x, y = layout.margin, y + layout.step
+
+
+def _parts(word: str, layout: _Layout) -> Iterator[str]:
+    """A word or title cut where it would be longer than a line, behind a space if it has one."""
+    while layout.length(word) > layout.inner:
+        fitting = _fitting(word, layout)
+        cut = word.rfind(" ", 1, fitting) + 1 or fitting
+        yield word[:cut]
+        word = word[cut:]
+    if word:
+        yield word
+
+
+def _fitting(word: str, layout: _Layout) -> int:
+    """How many letters of a word fit into a line, by halving."""
+    low, high = 0, len(word)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if layout.length(word[:middle]) <= layout.inner else (low, middle)
+    if low == 0:
+        raise InputError(f"a width of {layout.width} pixels does not hold one letter of {layout.size}: make it wider.")
+    return low
+
+
+# -- drawing ----------------------------------------------------------------------------------------------------------
+
+
+def _draw_box(draw: ImageDraw, box: _Box, layout: _Layout) -> None:
+    if box.background is not None:
+        corners = (box.x, box.y + 1, box.x + layout.length(box.text) - 1, box.y + layout.step - 3)
+        draw.rounded_rectangle(corners, layout.size // 6, box.background, EDGE)
+    start = box.x + (layout.padding if box.background is not None else 0)
+    draw.text((start, box.y + layout.step // 2), box.text, box.ink, layout.font, anchor="lm")
+
+
+def _draw_legend(draw: ImageDraw, y: int, words: tuple[str, str], colors: str | Colormap, layout: _Layout) -> None:
+    left, length = layout.margin, min(layout.inner, 16 * layout.size)
+    height = layout.size * 2 // 3
+    for i, paint in enumerate(paints(np.linspace(-1, 1, length), colors)):
+        draw.line((left + i, y, left + i, y + height), paint.background)
+    draw.rectangle((left, y, left + length - 1, y + height), outline=EDGE)
+    font = layout.font.font_variant(size=max(1, round(0.8 * layout.size)))
+    below = y + height + layout.size // 4
+    for x, word, anchor in ((0, words[0], "la"), (length // 2, "0", "ma"), (length - 1, words[1], "ra")):
+        draw.text((left + x, below), word, FAINT, font, anchor=anchor)
+    draw.text((left, below + layout.size), "relevance", FAINT, font, anchor="la")

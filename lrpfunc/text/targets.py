@@ -1,0 +1,143 @@
+"""What to explain of a language model: the logit of a token at a position, or what speaks for it and not another.
+
+Each gives a function `output -> R_out`, the form of `target` that `lrpfunc.attribute` takes for any output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import optree
+import torch
+from torch import Tensor
+
+from lrpfunc.errors import TargetError
+from lrpfunc.program import NAMESPACE
+from lrpfunc.targets import index_tensor, is_int, mark
+
+Indices = int | Sequence[int] | Tensor
+
+
+def token(token: Indices | None, position: Indices = -1) -> Callable[[Any], Any]:
+    """The logit of a token at a position: R_out = logit there, and zero everywhere else.
+
+    The output: logits (batch, length, vocabulary), or a dataclass, dict or named tuple with these in the field
+    `logits`; its other tensors get zeros. `token`: an id, a list or tensor with one per sample, or None, the arg-max
+    at the position. `position`: negative ones count from the end; a list or tensor has one per sample, as padded
+    batches need: `attention_mask.sum(1) - 1` if padding is on the right.
+    Errors: `TargetError` for what lies outside of the sequence or the vocabulary, is not one per sample, or for an
+    output without such logits. A tensor whose values are not known (under vmap or torch.compile) gives zeros instead.
+    """
+
+    def target(output: Any) -> Any:
+        logits = _logits(output)
+        places = _positions(logits, position)
+        tokens = _best(logits, places) if token is None else _tokens(logits, token)
+        return _filled(output, logits, _at(logits, places, tokens))
+
+    return target
+
+
+def contrast(token: Indices | None, other: Indices, position: Indices = -1) -> Callable[[Any], Any]:
+    """Why this token and not the other: R_out = logit of `token` at a position, and minus the logit of `other`.
+
+    Arguments and errors: those of `text.token`.
+    """
+
+    def target(output: Any) -> Any:
+        logits = _logits(output)
+        places = _positions(logits, position)
+        tokens = _best(logits, places) if token is None else _tokens(logits, token)
+        others = _tokens(logits, other)
+        return _filled(output, logits, _at(logits, places, tokens) - _at(logits, places, others))
+
+    return target
+
+
+# -- the output -------------------------------------------------------------------------------------------------------
+
+
+def _logits(output: Any) -> Tensor:
+    logits = output
+    if not isinstance(output, Tensor):
+        logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if not isinstance(logits, Tensor):
+        raise TargetError(
+            f"the output, a {type(output).__name__}, has no tensor in a field `logits`: "
+            "give a function as target, output -> relevance of the same structure."
+        )
+    if logits.dim() != 3 or not logits.is_floating_point():
+        hint = " The class of a classifier is given as it is: target=1." if logits.dim() == 2 else ""
+        raise TargetError(
+            "a token is explained at logits of shape (batch, length, vocabulary), "
+            f"but they are {tuple(logits.shape)} in {logits.dtype}.{hint}"
+        )
+    return logits
+
+
+def _filled(output: Any, logits: Tensor, relevance: Tensor) -> Any:
+    """The structure of the output with relevance at its logits and zeros elsewhere."""
+    leaves, structure = optree.tree_flatten(output, namespace=NAMESPACE)
+    found = [i for i, leaf in enumerate(leaves) if leaf is logits]
+    if not found:
+        raise TargetError(
+            f"{type(output).__name__} is a structure that no program has returned yet: "
+            "give the target to `attribute`, or flatten the output yourself."
+        )
+    seeds = [torch.zeros_like(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    seeds[found[0]] = relevance
+    return optree.tree_unflatten(structure, seeds)
+
+
+# -- indices ----------------------------------------------------------------------------------------------------------
+
+
+def _positions(logits: Tensor, position: Indices) -> Tensor:
+    length = logits.shape[1]
+
+    def check(index: int) -> None:
+        if not -length <= index < length:
+            raise TargetError(f"position {index} is outside the sequence of {length} tokens, 0 to {length - 1}.")
+
+    return _per_sample("position", position, logits, check)
+
+
+def _tokens(logits: Tensor, token: Indices) -> Tensor:
+    vocabulary = logits.shape[2]
+
+    def check(index: int) -> None:
+        if not 0 <= index < vocabulary:
+            raise TargetError(f"token {index} is outside the vocabulary of {vocabulary} tokens, 0 to {vocabulary - 1}.")
+
+    tokens = _per_sample("token", token, logits, check)
+    # No token counts from the end: -100, which marks what to ignore, must not become one where it cannot be checked.
+    return torch.where(tokens < 0, vocabulary, tokens)
+
+
+def _per_sample(name: str, index: Indices, logits: Tensor, check: Callable[[int], None]) -> Tensor:
+    """An int, a list or a tensor as one index per sample (batch,), checked where the values are known."""
+    batch = logits.shape[0]
+    if isinstance(index, Tensor):
+        return index_tensor(logits, index, check, f"a tensor as {name}")
+    listed: Any = [index] * batch if is_int(index) else index
+    if not isinstance(listed, (list, tuple)) or not all(is_int(each) for each in listed):
+        raise TargetError(f"{name} must be an int, or a list or tensor with one per sample, but is {index!r}.")
+    if len(listed) != batch:
+        raise TargetError(f"a list as {name} must have one per sample, {batch}, but has {len(listed)}.")
+    for each in listed:
+        check(each)
+    return torch.tensor(listed, dtype=torch.long, device=logits.device)
+
+
+def _best(logits: Tensor, places: Tensor) -> Tensor:
+    """The arg-max token at one place per sample (batch,)."""
+    length = logits.shape[1]
+    counted = torch.where(places < 0, places + length, places)
+    is_place = torch.arange(length, device=logits.device) == counted[:, None]
+    return (logits.argmax(dim=2) * is_place).sum(1)
+
+
+def _at(logits: Tensor, places: Tensor, tokens: Tensor) -> Tensor:
+    # Not a product: the logits of tokens that a model forbids are -inf, which zero would turn into nan.
+    return torch.where(mark(logits, [places, tokens]), logits, 0.0)

@@ -1,0 +1,100 @@
+"""Tokens as people read them, and as any terminal may print them."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+from lrpfunc.errors import InputError
+
+BREAK = "⏎"  # the sign for a line break
+EMPTY = "∅"  # and for a token of no letters
+SPECIAL = re.compile(r"<[^<>\s]+>|\[\w+\]")  # <s>, <|endoftext|>, [CLS]
+CONTINUED = re.compile(r"##[^#]")  # of a WordPiece; others have "##" for headings
+JOINERS = "\u200c\u200d"  # parts of words in Persian, Hindi and others, and harmless
+
+
+def words(tokens: Sequence[str]) -> list[str]:
+    """The pieces of a tokenizer as people read them: joined, they are the text.
+
+    A leading space starts a word: it stands for byte-level BPE's "Ġ" and SentencePiece's "▁"; WordPiece's "##" marks
+    the others instead. A line break becomes "⏎". Pieces of byte-level BPE are decoded from their bytes where these are
+    whole letters, else kept, as special tokens are ("<s>", "[CLS]"). Which tokenizer it was is told by the markers of
+    the whole sequence, so give all of it.
+    Errors: `InputError` for what is no sequence of strings, such as token ids.
+    """
+    pieces = check_tokens(tokens)
+    plain = [piece for piece in pieces if not SPECIAL.fullmatch(piece)]
+    if any("▁" in piece for piece in plain):
+        return [_sentence_piece(piece) for piece in pieces]
+    # "Ġ" is also a letter, but no continued word begins with it.
+    has_bytes = any(piece.startswith(("Ġ", "Ċ")) for piece in plain)
+    if not has_bytes and (any(map(CONTINUED.match, plain)) or "[CLS]" in pieces):
+        return [_word_piece(piece, first=i == 0) for i, piece in enumerate(pieces)]
+    return [_byte_piece(piece) for piece in pieces]
+
+
+def check_tokens(tokens: Sequence[str]) -> list[str]:
+    """The tokens as a list. Errors: `InputError` if they are no strings."""
+    if isinstance(tokens, str):
+        raise InputError(f"tokens must be a sequence of strings, but are one: {tokens!r}.")
+    listed = list(tokens)
+    for i, token in enumerate(listed):
+        if not isinstance(token, str):
+            raise InputError(
+                f"tokens must be strings, as `tokenizer.convert_ids_to_tokens` gives them, but token {i} is {token!r}."
+            )
+    return listed
+
+
+def _sentence_piece(piece: str) -> str:
+    if piece == "<0x0A>":  # SentencePiece's name of a byte that is no piece
+        return BREAK
+    return piece if SPECIAL.fullmatch(piece) else piece.replace("▁", " ")
+
+
+def _word_piece(piece: str, first: bool) -> str:
+    if SPECIAL.fullmatch(piece):
+        return piece
+    if CONTINUED.match(piece) or piece == "###":  # a continuing "#"
+        return piece[2:]
+    return piece if first else f" {piece}"
+
+
+def _byte_piece(piece: str) -> str:
+    if any(letter not in BYTES for letter in piece):
+        return piece
+    try:
+        return bytes(BYTES[letter] for letter in piece).decode().replace("\n", BREAK)
+    except UnicodeDecodeError:
+        return piece
+
+
+def _bytes_of_letters() -> dict[str, int]:
+    """GPT-2's letters for bytes: itself where one can be seen, else the next of those from 256 on.
+
+    Source: Radford et al. 2019, bytes_to_unicode in https://github.com/openai/gpt-2/blob/master/src/encoder.py
+    """
+    seen = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    unseen = [byte for byte in range(256) if byte not in seen]
+    return {chr(byte): byte for byte in seen} | {chr(256 + i): byte for i, byte in enumerate(unseen)}
+
+
+BYTES = _bytes_of_letters()
+
+
+def visible(token: str) -> str:
+    """A token on one line that can do nothing to a terminal: control characters and the like as escapes.
+
+    A line break becomes "⏎", a token of no letters "∅".
+    """
+    return "".join(map(_visible, token.replace("\r\n", "\n"))) or EMPTY
+
+
+def _visible(letter: str) -> str:
+    if letter == "\n":
+        return BREAK
+    if letter.isprintable() or letter in JOINERS or unicodedata.category(letter) == "Zs":
+        return letter
+    return letter.encode("unicode_escape").decode()
