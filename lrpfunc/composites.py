@@ -355,7 +355,8 @@ def attn_lrp(
     """AttnLRP for transformers: products and matrix products halve, the softmax has its Jacobian, normalizations have
     constant denominators, activations pass relevance through.
 
-    Layers, the attention's projections included, get the gamma rule, for gamma = 0 the epsilon rule.
+    Layers, the attention's projections included, get the gamma rule, for gamma = 0 the epsilon rule. The sum of all
+    relevance is not the logit, as the softmax does not conserve; `cp_lrp` does.
     Source: Achtibat et al. 2024, arXiv:2402.05602.
     """
     layers = _projections(gamma, epsilon, stabilizer, zero_bias)
@@ -380,7 +381,7 @@ def cp_lrp(
 
 def _projections(gamma: float, epsilon, stabilizer, zero_bias: bool) -> dict[str, Rule]:
     layer = rules.gamma(gamma, stabilizer, zero_bias) if gamma else rules.epsilon(epsilon, zero_bias)
-    return {LINEAR: layer, **_without_parameters(epsilon)}
+    return {LINEAR: layer, BATCH_NORM: rules.normalization(), **_without_parameters(epsilon)}
 
 
 def _gated(roles: Collection[str] | None) -> Composite:

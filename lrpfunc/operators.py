@@ -377,6 +377,7 @@ OPERATORS: dict[str, Operator] = {
     "rsub": Operator(AFFINE, SUM, is_linear=True),
     "mul": Operator(AFFINE, PRODUCT, is_multilinear=True, adjoint=_mul_adjoint, pullback=_mul_pullback),
     "div": Operator(AFFINE, PRODUCT, is_multilinear=True, adjoint=_div_adjoint),
+    **_rows("addcmul addcdiv", Operator(AFFINE, OTHER)),
     "neg": Operator(AFFINE, is_linear=True, adjoint=_neg_adjoint),
     "sum": Operator(SUM, is_linear=True, adjoint=_mean_adjoint),
     "mean": Operator(SUM, is_linear=True, adjoint=_mean_adjoint, divides=True),

@@ -21,10 +21,10 @@ aten = torch.ops.aten
 
 
 def normalization(stabilizer: StabilizerLike = 1e-6) -> Rule:
-    """Layer, group, instance and RMS norms with the denominator as a constant: y = w (x - mean x) / d + b.
+    """Layer, group, instance, RMS and batch norms with the denominator as a constant: y = w (x - mean x) / d + b.
 
-    c_x = u - mean u with u = w c / d, and c_x = w c / d where no mean is taken off. Biases keep their share, so totals
-    match only without them. Written out, as a product with what comes from a reciprocal, root or norm, or as a division
+    c_x = u - mean u with u = w c / d, and c_x = w c / d where no mean of x's own is taken off. Biases and a batch norm's
+    mean keep their share, so totals match only without them. Written out, as a product with what comes from a reciprocal, root or norm, or as a division
     of two values, the denominator is a gate.
     Errors: `RuleError` for an equation that is no normalization.
     Source: Ali et al. 2022, arXiv:2202.07304; Achtibat et al. 2024, arXiv:2402.05602, proposition 3.4.
@@ -139,11 +139,26 @@ def _per_channel(c: Tensor, weight: Tensor | None) -> Tensor:
     return c if weight is None else c * weight.reshape(-1, *[1] * (c.dim() - 2))
 
 
+# -- over the batch that a model was trained with ---------------------------------------------------------------------
+
+
+def _batch_statistics(operation: Operation, x: Tensor) -> tuple[Tensor, Tensor]:
+    variance, eps = operation.arguments[4:6]
+    return operation(x), (variance + eps).rsqrt().to(x.dtype)
+
+
+def _batch_adjoint(operation: Operation, c: Tensor, scale: Tensor) -> Tensor:
+    weight = operation.arguments[1]
+    return _per_channel(c, scale if weight is None else weight * scale)
+
+
 FORMS = {
     "layer_norm": _Form(_layer_statistics, _layer_adjoint),
     "rms_norm": _Form(_rms_statistics, _rms_adjoint),
     "group_norm": _Form(_group_statistics, _group_adjoint),
     "instance_norm": _Form(_instance_statistics, _instance_adjoint),
+    "batch_norm": _Form(_batch_statistics, _batch_adjoint),
+    "frozen_batch_norm": _Form(_batch_statistics, _batch_adjoint),
 }
 
 _stabilizer = stabilizer  # the rule's own argument has the same name
