@@ -121,6 +121,8 @@ def smooth_attention(
 ) -> Tensor:
     """softmax(scale Q K^T + mask) V in operations that have derivatives of any order, as its kernels have not."""
     math = torch.ops.aten._scaled_dot_product_attention_math
+    if mask is not None and mask.dtype == torch.bool:  # which it would add as zeros and ones
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(mask.logical_not(), -float("inf"))
     return math(query, key, value, mask, dropout, is_causal, scale=scale, enable_gqa=enable_gqa)[0]
 
 

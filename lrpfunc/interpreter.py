@@ -262,6 +262,17 @@ def _size(variable: Variable) -> int:
     return size if variable.is_tensor else 0
 
 
+def _checked_range(relevance: Tensor) -> Tensor:
+    """A relevance in half precision, if it did not overflow, where that can be seen. Errors: `InputError`."""
+    can_be_seen = relevance.dtype == torch.float16 and is_plain(relevance) and not relevance.is_meta
+    if can_be_seen and not relevance.isfinite().all():
+        raise InputError(
+            "relevance overflowed in float16, which ends at 65504. Cast inputs and params to bfloat16, with a wider range, "
+            "or to float32: optree.tree_map(lambda p: p.bfloat16() if p.is_floating_point() else p, params)."
+        )
+    return relevance
+
+
 def _contiguous(tree):
     """Results as tensors that may be viewed and written to, whatever layout they had in here."""
 
@@ -366,6 +377,9 @@ def _retreat(run: _Run, segment: _Segment, flows: dict[str, Flow], inner: dict[s
     """Move what has arrived at a segment's end to its beginning."""
     assert segment.records is not None
     values, remaining = segment.values, segment.records if uses_up else list(segment.records)
+    for name, asked in run.at.items():
+        if asked in values:  # zero if no relevance comes there
+            inner.setdefault(name, torch.zeros_like(values[asked]))
     while remaining:
         step, operation, residuals = remaining.pop()
         assert step.rule is not None
@@ -446,7 +460,7 @@ def _input_relevance(run: _Run, flows: Mapping[str, Flow]):
     for leaf, value in zip(run.plan.program.input_leaves, leaves, strict=True):
         flow = flows.get(leaf.value.name) if isinstance(leaf.value, Variable) else None
         if flow is not None:
-            relevance.append(flow.relevance(value))
+            relevance.append(_checked_range(flow.relevance(value)))
         else:
             relevance.append(torch.zeros_like(value) if isinstance(value, Tensor) else value)
     return run.pack(_contiguous(optree.tree_unflatten(structure, relevance)))

@@ -170,7 +170,7 @@ class Operation:
             return remembered
         if self.operator.smooth is None:
             return self(*inputs), None
-        if not is_plain(*inputs) or any(tensor.is_inference() for tensor in inputs):
+        if not _may_record(inputs):
             return self.smooth(*inputs), None
         with torch.enable_grad():
             leaves = tuple(tensor.detach().requires_grad_() for tensor in inputs)
@@ -203,6 +203,12 @@ class Operation:
                 return self._typed(moved)
         moved = _pull_back(lambda *inputs: _floating(self.smooth(*inputs)), tuple(inputs), s)
         return moved[0] if len(moved) == 1 else moved
+
+
+def _may_record(inputs: Sequence[Tensor]) -> bool:
+    """Whether autograd may record an operation here, of which nobody else would notice."""
+    is_transformed = torch._C._functorch.peek_interpreter_stack() is not None
+    return not is_transformed and is_plain(*inputs) and not any(tensor.is_inference() for tensor in inputs)
 
 
 class _Recorded(NamedTuple):

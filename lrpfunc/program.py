@@ -258,9 +258,13 @@ class Program:
                 low, high = self.size_ranges.get(needed, (0, None))
                 if size < low or (high is not None and size > high):
                     bounds = f"at least {low}" if high is None else f"between {low} and {high}"
-                    raise InputError(
-                        f"'{needed}' of input '{path}' must be {bounds}, but is {size}: the model decides on it."
+                    is_long = needed.startswith("length") and size > low
+                    why = (
+                        "the model has no more positions. Shorten the sequence"
+                        if is_long
+                        else "the model decides on it"
                     )
+                    raise InputError(f"'{needed}' of input '{path}' must be {bounds}, but is {size}: {why}.")
             elif size != needed:
                 remedy = (
                     f"The model fixes its batch size at {needed}: trace it with the batch size you need."

@@ -30,7 +30,7 @@ from torch.overrides import TorchFunctionMode
 
 from lrpfunc.channels import Immovable, Structure, batch_norms, leftwards, places
 from lrpfunc.errors import InputError, LrpError, TraceError
-from lrpfunc.functions import batch_norm, frozen_batch_norm
+from lrpfunc.functions import batch_norm, frozen_batch_norm, size
 from lrpfunc.graphs import (
     INTERNAL,
     RANDOM_IN_TRAINING,
@@ -70,6 +70,9 @@ def functionalize(model: nn.Module, /, *example_inputs, **example_keywords) -> t
     the first tensor's batch size may differ from call to call, unless the model itself fixes it. `params` is a flat
     dict {name: tensor} of what forward reads, detached, sharing the module's storage: parameters, buffers, constants,
     batch norms' eps (`"bn1.eps"`), and a zero bias for each layer without one that a batch norm could be folded into.
+
+    Where token ids (batch, length), masks like them or embeddings (batch, length, width) come in, the length may differ
+    as well. Objects in the output that are no pytrees of tensors (caches) come back as None.
 
     Dropout is the identity. A value that the model detaches counts as a constant.
     Errors: `TraceError` for a model that cannot be exported, a batch norm in training mode, random numbers, or an
@@ -176,7 +179,8 @@ class _Boundary:
         own = optree.tree_unflatten(self.own_structure, [next(filled) for _ in self.own_leaves])
         values = [next(filled) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
         result = self.function(own, *optree.tree_unflatten(self.structure, values))
-        self.results, self.result_structure = _flatten(result)
+        leaves, self.result_structure = _flatten(result)
+        self.results = [leaf if _varies(leaf) or isinstance(leaf, PLAIN) else None for leaf in leaves]
         return [leaf for leaf in self.results if _varies(leaf)]
 
     def input_leaves(self, variables: Sequence[Variable]) -> tuple[Leaf, ...]:
@@ -189,6 +193,10 @@ class _Boundary:
         filled = iter(values)
         leaves = [next(filled) if _varies(leaf) else leaf for leaf in self.results]
         return optree.tree_unflatten(self.result_structure, leaves)
+
+
+# What an output may hold besides tensors. Caches and other objects hold tensors of the trace and come back as None.
+PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 
 
 def _varies(leaf) -> bool:
@@ -263,6 +271,7 @@ def _capture(boundary: _Boundary, model: nn.Module | None) -> tuple[Program, Par
     )
     program = program.replace(equations=_fuse_frozen_batch_norms(program.replace()))
     program = program.replace(equations=_name(program, builder.origins))
+    program = replace(program, size_ranges=_within_tables(program))
     _refuse_random(program)
     return program.replace(equations=_follow_call(program)), builder.params
 
@@ -495,6 +504,11 @@ def _explain_failure(error: Exception) -> str:
     hint = ""
     if "data-dependent" in str(error):
         hint = " The model decides by a value that is only known when it runs: write it with torch.where."
+        if "expert" in (frames[-1].line or "" if frames else ""):
+            hint = (
+                " The experts are called one by one, as tokens choose them: make the model with "
+                'experts_implementation="batched_mm", which transformers\' configurations and from_pretrained take.'
+            )
     return f"the model cannot be exported{where}: {type(error).__name__}: {first}{hint}"
 
 
@@ -519,6 +533,50 @@ def _ranges(exported, inputs: int) -> Ranges | None:
             return None
         ranges[str(symbol)] = found
     return ranges
+
+
+def _within_tables(program: Program) -> Ranges:
+    """The ranges of sizes, with no more positions than a model has rows for: of a table of them, or of their ids."""
+    ranges = dict(program.size_ranges)
+    for equation in program.equations:
+        table = equation.arguments[0] if equation.arguments else None
+        if not isinstance(table, Variable) or not table.name.startswith(PARAMETER):
+            continue
+        if equation.operator == "slice" and len(equation.arguments) > 3:
+            _, axis, start, end = equation.arguments[:4]
+            name, rows = _size_named(program, end) if start in (None, 0) else None, table.shape[axis]
+        elif equation.operator == "embedding":
+            name, first = _counted(program, equation.arguments[1])
+            rows = int(table.shape[0]) - first
+        else:
+            continue
+        if name is not None:
+            low, high = ranges.get(name, (0, None))
+            ranges[name] = (low, min(int(rows), high or int(rows)))
+    return ranges
+
+
+def _counted(program: Program, ids: Variable) -> tuple[str | None, int]:
+    """The size that ids count to, and from where: 0, 1, 2, ...; None if they are something else."""
+    first, maker = 0, program.producers.get(ids.name)
+    while maker is not None and maker.operator in ("add", "unsqueeze", "expand", "reshape", "to", "_to_copy"):
+        if maker.operator == "add":
+            if not isinstance(maker.arguments[1], int):
+                return None, 0
+            first += maker.arguments[1]
+        maker = program.producers.get(maker.arguments[0].name)
+    if maker is None or maker.operator != "arange" or len(maker.arguments) != 1:
+        return None, 0
+    return _size_named(program, maker.arguments[0]), first
+
+
+def _size_named(program: Program, value) -> str | None:
+    """The name of an open size, if that is what a value is."""
+    maker = program.producers.get(value.name) if isinstance(value, Variable) else None
+    if maker is None or maker.function is not size:
+        return None
+    name = maker.arguments[0].shape[maker.arguments[1]]
+    return name if isinstance(name, str) and name.isidentifier() else None
 
 
 def _is_asked_by_model(guard) -> bool:
@@ -684,11 +742,11 @@ def _lift(program: Program, params: Parameters) -> tuple[Program, Parameters]:
         device = params[owner].device if owner is not None else None
         name = (owner or "").rpartition(".")[0] or equation.name
         change(equation, 5, leaf(f"{name}.eps", torch.tensor(eps, dtype=torch.float64, device=device), eps))
-    for layer, position, size in _missing_biases(program):
+    for layer, position, channels in _missing_biases(program):
         weight = layer.arguments[places(layer).weight]
         name = (_leaf_name(weight) or layer.name).removesuffix(".weight")
-        zeros = torch.zeros(size, dtype=weight.dtype, device=next(iter(params.values())).device)
-        change(layer, position, leaf(f"{name}.bias", zeros, size))
+        zeros = torch.zeros(channels, dtype=weight.dtype, device=next(iter(params.values())).device)
+        change(layer, position, leaf(f"{name}.bias", zeros, channels))
     return program.replace(equations=tuple(equations.values())).with_parameters(variables, params), params
 
 

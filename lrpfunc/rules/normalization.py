@@ -15,7 +15,7 @@ from lrpfunc.operators import PRODUCT
 from lrpfunc.program import operator_name
 from lrpfunc.rules.products import gate
 from lrpfunc.rules.rule import Rule
-from lrpfunc.stabilizers import StabilizerLike, multiply, stabilizer
+from lrpfunc.stabilizers import StabilizerLike, is_plain, multiply, stabilizer
 
 aten = torch.ops.aten
 
@@ -23,9 +23,9 @@ aten = torch.ops.aten
 def normalization(stabilizer: StabilizerLike = 1e-6) -> Rule:
     """Layer, group, instance, RMS and batch norms with the denominator as a constant: y = w (x - mean x) / d + b.
 
-    c_x = u - mean u with u = w c / d, and c_x = w c / d where no mean of x's own is taken off. Biases and a batch norm's
-    mean keep their share, so totals match only without them. Written out, as a product with what comes from a reciprocal, root or norm, or as a division
-    of two values, the denominator is a gate.
+    c_x = u - mean u with u = w c / d, and c_x = w c / d where no mean of x's own is taken off. Biases and a batch
+    norm's mean keep their share, so totals match only without them. Written out, as a product with what comes from a
+    reciprocal, root or norm, or as a division of two values, the denominator is a gate.
     Errors: `RuleError` for an equation that is no normalization.
     Source: Ali et al. 2022, arXiv:2202.07304; Achtibat et al. 2024, arXiv:2402.05602, proposition 3.4.
     """
@@ -71,8 +71,11 @@ def _form(operation: Operation, inputs: tuple[Tensor, ...]) -> _Form:
 
 def _layer_statistics(operation: Operation, x: Tensor) -> tuple[Tensor, Tensor]:
     _, shape, weight, bias, eps = operation.arguments[:5]
-    output, _, scale = aten.native_layer_norm(x, shape, weight, bias, eps)
-    return output, scale
+    if is_plain(x):
+        output, _, scale = aten.native_layer_norm(x, shape, weight, bias, eps)
+        return output, scale
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))  # the kernel's own scale has no derivative
+    return operation(x), wide.var(_last(operation), correction=0, keepdim=True).add(eps).rsqrt()
 
 
 def _layer_adjoint(operation: Operation, c: Tensor, scale: Tensor) -> Tensor:

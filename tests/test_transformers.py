@@ -1,0 +1,485 @@
+"""AttnLRP and CP-LRP on small transformers of every family: covered, conserving, lawful, on tokens of any number."""
+
+import functools
+
+import optree
+import pytest
+import torch
+from torch.func import grad, jvp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import lrpfunc
+from lrpfunc import composites, rules, text
+from lrpfunc.errors import InputError, RuleError, TraceError
+from tests import transformer_zoo
+from tests.helpers import relative_error
+
+transformers = pytest.importorskip("transformers")
+
+COMPOSITES = {
+    "attn_lrp": composites.attn_lrp(),
+    "cp_lrp": composites.cp_lrp(),
+    "gamma": composites.attn_lrp(gamma=0.25),
+}
+every_composite = pytest.mark.parametrize("name", COMPOSITES)
+every_model = pytest.mark.parametrize("model", transformer_zoo.NAMES)
+close = functools.partial(torch.testing.assert_close, rtol=1e-8, atol=1e-11)
+
+
+@functools.cache
+def traced(model: str, bias: bool = True):
+    module, x = transformer_zoo.build(model, bias=bias), transformer_zoo.inputs(model)
+    return *lrpfunc.functionalize(module, **x), x
+
+
+def in_float64(tree):
+    return optree.tree_map(lambda p: p.double() if p.is_floating_point() else p, tree)
+
+
+def explained(output):
+    """The third logit, of the last token if there are several."""
+    logits = output if isinstance(output, torch.Tensor) else output.get("logits", output.get("pooler_output"))
+    leaves, structure = optree.tree_flatten(output, namespace="lrpfunc")
+    place = next(i for i, leaf in enumerate(leaves) if leaf is logits)
+    seeds = [torch.zeros_like(leaf) for leaf in leaves]
+    mask = torch.zeros(logits.shape[-1], dtype=torch.bool)
+    mask[2] = True
+    last = torch.zeros(logits.shape[1] if logits.dim() == 3 else 1, dtype=torch.bool)
+    last[-1] = True
+    seeds[place] = logits * (mask & last[:, None] if logits.dim() == 3 else mask)
+    return optree.tree_unflatten(structure, seeds)
+
+
+# -- coverage ---------------------------------------------------------------------------------------------------------
+
+
+@every_model
+@every_composite
+def test_every_equation_has_a_rule_and_relevance_is_finite(model, name):
+    fmodel, params, x = traced(model)
+    assert lrpfunc.explain(fmodel, COMPOSITES[name], strict=True).fallbacks == ()
+    relevance = lrpfunc.attribute(fmodel, params, x, COMPOSITES[name], explained, strict=True)
+    for key, value in relevance.items():
+        assert value.shape == x[key].shape
+        assert value.isfinite().all()
+        assert value.flatten(1).any(1).all(), key
+
+
+def test_an_operation_without_a_rule_is_named():
+    fmodel, _ = lrpfunc.trace(lambda w, x: torch.special.i0(x @ w), torch.randn(3, 3), torch.randn(2, 3))
+    with pytest.raises(RuleError, match=r"no rule for 'special_i0' \(special_i0\): strict=True allows no fallback"):
+        lrpfunc.explain(fmodel, composites.attn_lrp(), strict=True)
+
+
+def test_what_counts_as_a_constant_is_listed_as_such_and_costs_no_rule():
+    fmodel, _, _ = traced("llama")
+    listing = {row[1]: row[-1] for row in lrpfunc.explain(fmodel, composites.cp_lrp()).rows}
+    layer = "model.layers.0"
+    assert listing[f"{layer}.self_attn.q_proj"] == listing[f"{layer}.mlp.gate_proj"] == "constant"
+    assert listing[f"{layer}.input_layernorm.rsqrt"] == "constant"
+    assert listing[f"{layer}.self_attn.v_proj"] == "epsilon(0)"
+    assert listing[f"{layer}.mlp.mul"] == "gate(to=signal)"
+    listing = {row[1]: row[-1] for row in lrpfunc.explain(fmodel, composites.attn_lrp(gamma=0.25)).rows}
+    assert listing[f"{layer}.self_attn.q_proj"] == "gamma(0.25)"
+    assert listing[f"{layer}.mlp.mul"] == "halve"
+    assert listing[f"{layer}.input_layernorm.mul"] == "normalization"
+
+
+def test_layers_that_no_relevance_comes_to_have_zeros():
+    fmodel, params, x = traced("llama")
+    names = ["model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj"]
+    _, inner = lrpfunc.attribute(fmodel, params, x, composites.cp_lrp(), explained, at=names)
+    assert not inner[names[0]].any()
+    assert inner[names[1]].any()
+
+
+def test_gelu_written_out_is_an_activation_and_never_halved():
+    fmodel, _, _ = traced("gpt2")
+    listing = {row[1]: row[-1] for row in lrpfunc.explain(fmodel, composites.attn_lrp()).rows}
+    products = {name: rule for name, rule in listing.items() if name.startswith("transformer.h.0.mlp.act.mul")}
+    assert "gate(to=signal)" in products.values()
+    assert "halve" not in products.values()
+    assert listing["transformer.h.0.mlp.act.tanh"] == "constant"
+
+
+# -- conservation -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["llama", "qwen3", "gemma3"])
+def test_cp_lrp_conserves_at_every_equation_without_biases(model):
+    fmodel, params, x = traced(model, bias=False)
+    params, x = in_float64((params, x))
+    seen = []
+
+    def watched(program):
+        return {name: watch(name, rule) for name, rule in composites.assign(program, composites.cp_lrp()).items()}
+
+    def watch(name, rule):
+        def forward(operation, *inputs):
+            output, residuals = rule.forward(operation, *inputs)
+            return output, (residuals, inputs, output)
+
+        def backward(operation, residuals, flow):
+            residuals, inputs, output = residuals
+            moved = rule.backward(operation, residuals, flow)
+            flows = [moved] if isinstance(moved, lrpfunc.Flow) else moved
+            pairs = [(f, v) for f, v in zip(flows, inputs, strict=True) if f is not None]
+            sent = sum(f.relevance(v).flatten(1).sum(1) for f, v in pairs)
+            outputs = output if isinstance(output, (tuple, list)) else [output]
+            parts = flow.tensor if len(outputs) > 1 else [flow.tensor]
+            arrived = sum(
+                flow.moved(part).relevance(v).flatten(1).sum(1) for part, v in zip(parts, outputs, strict=True)
+            )
+            torch.testing.assert_close(sent, arrived, rtol=1e-5, atol=1e-8, msg=lambda message: f"{name}: {message}")
+            seen.append(name)
+            return moved
+
+        return rule._replace(forward=forward, backward=backward)
+
+    relevance = lrpfunc.attribute(fmodel, params, x, watched, explained)
+    assert len(seen) == len(composites.assign(fmodel, composites.cp_lrp()))
+    logit = fmodel(params, **x).logits[:, -1, 2]
+    torch.testing.assert_close(relevance["inputs_embeds"].sum((1, 2)), logit, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("model", ["llama", "qwen3", "gemma3"])
+def test_cp_lrp_conserves_between_layers(model):
+    fmodel, params, x = traced(model, bias=False)
+    layers = ["model.layers.0", "model.layers.1", "model.norm"]
+    _, inner = lrpfunc.attribute(fmodel, params, x, composites.cp_lrp(), explained, at=layers)
+    logit = fmodel(params, **x).logits[:, -1, 2]
+    for name in layers:
+        torch.testing.assert_close(inner[name].sum((1, 2)), logit, rtol=1e-5, atol=1e-6)
+
+
+# -- tokens -----------------------------------------------------------------------------------------------------------
+
+
+def tokens(model: str, batch: int = 2, length: int = 7) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(batch + length)
+    ids = torch.randint(3, transformer_zoo.VOCABULARY, (batch, length), generator=generator)
+    x = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if model == "t5":
+        x["decoder_input_ids"] = torch.randint(3, transformer_zoo.VOCABULARY, (batch, 5), generator=generator)
+    return x
+
+
+@functools.cache
+def traced_tokens(model: str):
+    module = transformer_zoo.build(model)
+    return *lrpfunc.functionalize(module, **tokens(model)), module
+
+
+@pytest.mark.parametrize("model", ["llama", "gemma3", "gpt2", "bert", "t5", "mixtral"])
+def test_a_token_has_the_relevance_of_its_embedding(model):
+    fmodel, params, module = traced_tokens(model)
+    x = tokens(model)
+    found = lrpfunc.attribute(fmodel, params, x, composites.attn_lrp(), explained)
+    table = module.get_input_embeddings()
+    embedded = {"inputs_embeds": table(x["input_ids"]).detach(), "attention_mask": x["attention_mask"]}
+    if model == "t5":
+        embedded["decoder_inputs_embeds"] = table(x["decoder_input_ids"]).detach()
+    expected = lrpfunc.attribute(*lrpfunc.functionalize(module, **embedded), embedded, composites.attn_lrp(), explained)
+    assert relative_error(found["input_ids"], text.per_token(expected["inputs_embeds"])) < 1e-6
+    assert not found["attention_mask"].any()
+    if model == "t5":
+        assert relative_error(found["decoder_input_ids"], text.per_token(expected["decoder_inputs_embeds"])) < 1e-6
+
+
+@pytest.mark.parametrize("model", ["llama", "gemma3", "gpt2", "bert", "t5", "mixtral"])
+@pytest.mark.parametrize(("batch", "length"), [(1, 7), (3, 4), (1, 12)])
+def test_one_trace_serves_every_batch_and_length(model, batch, length):
+    fmodel, params, module = traced_tokens(model)
+    x = tokens(model, batch, length)
+    expected = module(**x).logits
+    assert relative_error(fmodel(params, **x).logits, expected) < 1e-5
+    found = lrpfunc.attribute(fmodel, params, x, composites.attn_lrp(), explained)
+    afresh = lrpfunc.attribute(*lrpfunc.functionalize(module, **x), x, composites.attn_lrp(), explained)
+    assert relative_error(found["input_ids"], afresh["input_ids"]) < 1e-5
+
+
+@pytest.mark.parametrize("model", ["llama", "gemma3", "mixtral"])
+def test_padding_has_no_relevance_and_changes_none(model):
+    fmodel, params, _ = traced_tokens(model)
+    x = tokens(model, 2, 6)
+    padded = {key: torch.nn.functional.pad(value, (3, 0)) for key, value in x.items()}
+    found = lrpfunc.attribute(fmodel, params, padded, composites.attn_lrp(), explained)["input_ids"]
+    expected = lrpfunc.attribute(fmodel, params, x, composites.attn_lrp(), explained)["input_ids"]
+    assert not found[:, :3].any()
+    assert relative_error(found[:, 3:], expected) < 1e-5
+
+
+def test_each_table_that_tokens_are_looked_up_in_gives_its_own_relevance():
+    ids = tokens("bert")["input_ids"]
+    x = {"input_ids": ids, "token_type_ids": (ids > 20).long()}
+    module = transformer_zoo.build("bert")
+    fmodel, params = lrpfunc.functionalize(module, **x)
+    assert fmodel.active >= {leaf.value.name for leaf in fmodel.input_leaves}
+    relevance = lrpfunc.attribute(fmodel, params, x, composites.attn_lrp(), explained)
+    assert relevance["token_type_ids"].any()
+    assert not torch.equal(relevance["token_type_ids"], relevance["input_ids"])
+
+
+def test_a_prefix_of_ones_own_and_tokens_share_the_relevance():
+    """Token ids that are only compared elsewhere keep their relevance; a table made of an input is moved as rows."""
+    torch.manual_seed(0)
+    table, head = torch.randn(9, 4, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+
+    def model(params, ids, prompt):
+        rows = torch.nn.functional.embedding(ids, params["table"])
+        own = torch.nn.functional.embedding(ids[:, :1] * 0, prompt)  # of a table that is an input
+        mask = (ids != 0)[..., None].to(rows.dtype)
+        return ((rows * mask).sum(1) + own.sum(1)) @ params["head"]
+
+    ids, prompt = torch.tensor([[0, 3, 5]]), torch.randn(2, 4, dtype=torch.float64)
+    fmodel, params = lrpfunc.trace(model, {"table": table, "head": head}, ids, prompt)
+    token, own = lrpfunc.attribute(fmodel, params, (ids, prompt), composites.attn_lrp(), target=1, strict=True)
+    close(
+        token, torch.stack([torch.zeros((), dtype=torch.float64), table[3] @ head[:, 1], table[5] @ head[:, 1]])[None]
+    )
+    close(own, torch.stack([prompt[0] * head[:, 1], torch.zeros(4, dtype=torch.float64)]))
+
+
+# -- laws -------------------------------------------------------------------------------------------------------------
+
+LAWFUL = ["llama", "torchvision_vit"]
+every_lawful = pytest.mark.parametrize("model", LAWFUL)
+
+
+def attribution(model: str, name: str, target=explained):
+    """`f(params, x)` of one tensor in float64, its parameters and samples; the program was traced in float32."""
+    fmodel, params, x = traced(model)
+    params, x = in_float64((params, x))
+    (key,) = x
+    return (
+        lambda params, v: lrpfunc.attribute(fmodel, params, {key: v}, COMPOSITES[name], target)[key],
+        params,
+        x[key],
+    )
+
+
+@every_lawful
+@every_composite
+def test_a_batch_equals_its_samples_one_by_one_and_vmap(model, name):
+    f, params, x = attribution(model, name)
+    batch = f(params, x)
+    close(torch.cat([f(params, sample[None]) for sample in x]), batch)
+    close(vmap(lambda sample: f(params, sample[None])[0])(x), batch)
+
+
+@every_lawful
+@every_composite
+def test_vmap_over_targets_equals_the_loop(model, name):
+    fmodel, params, x = traced(model)
+    params, x = in_float64((params, x))
+
+    def at(target):
+        return text.token(target) if model == "llama" else target
+
+    mapped = vmap(lambda t: lrpfunc.attribute(fmodel, params, x, COMPOSITES[name], at(t)))(torch.arange(4))
+    each = lrpfunc.attribute_each(fmodel, params, x, COMPOSITES[name], [at(t) for t in range(4)])
+    (key,) = x
+    for target in range(4):
+        alone = lrpfunc.attribute(fmodel, params, x, COMPOSITES[name], at(target))[key]
+        close(mapped[key][target], alone)
+        close(each[key][target], alone)
+
+
+@every_lawful
+@every_composite
+def test_vmap_over_stacked_parameters_equals_the_loop(model, name):
+    f, params, x = attribution(model, name)
+    stacked = {
+        k: torch.stack([p, 1.1 * p]) if p.is_floating_point() else torch.stack([p, p]) for k, p in params.items()
+    }
+    mapped = vmap(lambda p: f(p, x))(stacked)
+    for i in range(2):
+        close(mapped[i], f({k: p[i] for k, p in stacked.items()}, x))
+
+
+@every_lawful
+@every_composite
+def test_jvp_and_grad_in_inputs_and_parameters_agree_with_finite_differences(model, name):
+    f, params, x = attribution(model, name)
+    generator = torch.Generator().manual_seed(1)
+
+    def random_like(p):
+        return torch.randn(p.shape, generator=generator, dtype=torch.float64)
+
+    floating = {k: p for k, p in params.items() if p.is_floating_point()}
+    weights, both = random_like(x), (floating, x)
+    direction = optree.tree_map(random_like, both)
+
+    def loss(both):
+        return (f({**params, **both[0]}, both[1]) * weights).sum()
+
+    def moved(step):
+        return loss(optree.tree_map(lambda p, d: p + step * d, both, direction))
+
+    expected = (moved(1e-6) - moved(-1e-6)) / 2e-6
+    gradient = grad(loss)(both)
+    inner = sum((g * d).sum() for g, d in zip(*map(optree.tree_leaves, (gradient, direction)), strict=True))
+    torch.testing.assert_close(inner, expected, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(jvp(loss, (both,), (direction,))[1], expected, rtol=1e-5, atol=1e-7)
+
+
+@every_lawful
+@pytest.mark.parametrize("name", ["attn_lrp", "cp_lrp"])
+def test_second_order_agrees_with_finite_differences(model, name):
+    f, params, x = attribution(model, name)
+    x = x[:1]
+    generator = torch.Generator().manual_seed(2)
+    direction, other = torch.randn(2, *x.shape, generator=generator, dtype=torch.float64)
+
+    def slope(x):
+        return (grad(lambda x: f(params, x).square().sum())(x) * direction).sum()
+
+    expected = (slope(x + 1e-6 * other) - slope(x - 1e-6 * other)) / 2e-6
+    torch.testing.assert_close((grad(slope)(x) * other).sum(), expected, rtol=1e-4, atol=1e-6)
+
+
+@every_lawful
+@every_composite
+def test_torch_compile_without_graph_breaks_gives_the_eager_result(model, name):
+    f, params, x = attribution(model, name, target=compilable(model))
+    torch._dynamo.reset()
+    close(torch.compile(f, fullgraph=True, backend="aot_eager")(params, x), f(params, x))
+
+
+def compilable(model):
+    return text.token(3) if model == "llama" else 2
+
+
+@every_lawful
+@every_composite
+def test_make_fx_and_export_give_the_eager_result(model, name):
+    f, params, x = attribution(model, name, target=compilable(model))
+    close(make_fx(f)(params, x)(params, 2 * x), f(params, 2 * x))
+
+    class Attribution(torch.nn.Module):
+        def forward(self, params, x):
+            return f(params, x)
+
+    exported = torch.export.export(Attribution(), (params, x), strict=False)
+    close(exported.module()(params, 2 * x), f(params, 2 * x))
+
+
+@every_lawful
+@every_composite
+def test_the_vjp_of_with_rules_and_a_prepared_explanation_are_the_attribution(model, name):
+    fmodel, params, x = traced(model)
+    params, x = in_float64((params, x))
+    (key,) = x
+    expected = lrpfunc.attribute(fmodel, params, x, COMPOSITES[name], explained)[key]
+    g = lrpfunc.with_rules(fmodel, COMPOSITES[name])
+    output, pullback = torch.func.vjp(lambda v: optree.tree_leaves(g(params, **{key: v}))[0], x[key])
+    seed = optree.tree_leaves(explained(fmodel(params, **x)))[0]
+    close(pullback(seed)[0], expected)
+    close(output, optree.tree_leaves(fmodel(params, **x))[0])
+    prepared = lrpfunc.prepare(fmodel, params, COMPOSITES[name])
+    close(prepared(x, explained)[key], expected)
+    for segments in (1, 3):
+        close(prepared(x, explained, checkpoint=segments)[key], expected)
+
+
+def test_with_rules_gives_token_ids_no_derivative():
+    fmodel, params, _ = traced_tokens("llama")
+    x = tokens("llama")
+    leaf = torch.ones((), requires_grad=True)
+    g = lrpfunc.with_rules(fmodel, composites.attn_lrp())
+    logits = g({k: p * leaf if p.is_floating_point() else p for k, p in params.items()}, **x).logits
+    logits.sum().backward()
+    assert leaf.grad is None or not leaf.grad.any()  # parameters get no relevance
+
+
+@every_lawful
+def test_where_autograd_watches_the_result_is_the_same(model):
+    f, params, x = attribution(model, "attn_lrp")
+    expected = f(params, x)
+    watched = x.clone().requires_grad_()
+    close(f(params, watched), expected)
+    with torch.inference_mode():
+        close(f(params, x.clone()), expected)
+    with torch.no_grad():
+        close(f(params, x), expected)
+
+
+# -- precision --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["llama", "qwen3", "gemma3", "gpt2", "bert"])
+@every_composite
+def test_bfloat16_stays_finite_and_near_float32(model, name):
+    fmodel, params, x = traced(model)
+    half = optree.tree_map(lambda p: p.bfloat16() if p.is_floating_point() else p, (params, x))
+    full = in_float64(half)  # the same numbers, so that rounding parameters counts for nothing
+    expected = text.per_token(lrpfunc.attribute(fmodel, *full, COMPOSITES[name], explained)["inputs_embeds"])
+    found = text.per_token(lrpfunc.attribute(fmodel, *half, COMPOSITES[name], explained)["inputs_embeds"])
+    assert found.dtype == torch.bfloat16
+    assert relative_error(found, expected) < 0.02
+
+
+# -- bad input --------------------------------------------------------------------------------------------------------
+
+
+def test_a_sequence_longer_than_the_models_positions_is_an_error():
+    message = (
+        r"'length' of input 'input_ids' must be between \d and 16, but is 17: the model has no more positions\. Shorten"
+    )
+    for model in ("gpt2", "bert"):
+        fmodel, params, _ = traced_tokens(model)
+        with pytest.raises(InputError, match=message):
+            lrpfunc.attribute(fmodel, params, tokens(model, 2, 17), composites.attn_lrp(), explained)
+
+
+def test_a_token_outside_the_vocabulary_is_an_error():
+    fmodel, params, _ = traced_tokens("llama")
+    for wrong in (transformer_zoo.VOCABULARY, -1):
+        x = tokens("llama")
+        x["input_ids"][1, 2] = wrong
+        with pytest.raises(InputError, match=rf"embedding of 50 rows was asked for row {wrong}: either a token id is"):
+            lrpfunc.attribute(fmodel, params, x, composites.attn_lrp(), explained)
+        with pytest.raises(InputError, match=r"outside the vocabulary, or the sequence is longer than the model's 50"):
+            fmodel(params, **x)
+
+
+def test_experts_that_are_called_one_by_one_cannot_be_exported():
+    config = transformers.MixtralConfig(**transformer_zoo.CAUSAL, num_local_experts=4, experts_implementation="eager")
+    with pytest.raises(
+        TraceError, match=r'tokens choose them: make the model with experts_implementation="batched_mm"'
+    ):
+        lrpfunc.functionalize(transformers.MixtralForCausalLM(config).eval(), inputs_embeds=torch.randn(2, 5, 32))
+
+
+def test_relevance_that_overflows_half_precision_is_an_error():
+    fmodel, _ = lrpfunc.trace(lambda w, x: (x @ w) @ w, torch.eye(2), torch.ones(1, 2))
+    half, x = torch.eye(2, dtype=torch.float16) * 200, torch.full((1, 2), 2.0, dtype=torch.float16)
+    with pytest.raises(
+        InputError, match=r"overflowed in float16, which ends at 65504\. Cast inputs and params to bfloat16"
+    ):
+        lrpfunc.attribute(fmodel, half, x, composites.attn_lrp(), target=0)
+    relevance = lrpfunc.attribute(fmodel, half.bfloat16(), x.bfloat16(), composites.attn_lrp(), target=0)
+    assert relevance.isfinite().all()
+
+
+def test_a_cache_in_the_output_comes_back_as_none():
+    config = transformers.LlamaConfig(**transformer_zoo.BLOCKS, vocab_size=50)
+    module = transformers.LlamaForCausalLM(config).eval()
+    ids = torch.tensor([[1, 2, 3]])
+    fmodel, params = lrpfunc.functionalize(module, input_ids=ids)
+    output = fmodel(params, input_ids=ids)
+    assert output.past_key_values is None
+    torch.testing.assert_close(output.logits, module(input_ids=ids).logits)
+    relevance = lrpfunc.attribute(fmodel, params, {"input_ids": ids}, composites.attn_lrp(), text.token(4))
+    assert relevance["input_ids"].shape == (1, 3)
+
+
+def test_rules_of_a_pattern_come_first():
+    fmodel, params, x = traced("llama")
+    entries = {"model.layers.*.mlp.*": rules.gamma(0.1)}
+    listing = {row[1]: row[-1] for row in lrpfunc.explain(fmodel, composites.attn_lrp(entries=entries)).rows}
+    assert listing["model.layers.1.mlp.down_proj"] == "gamma(0.1)"
+    assert listing["model.layers.1.self_attn.o_proj"] == "epsilon(0)"
+    plain = lrpfunc.attribute(fmodel, params, x, composites.attn_lrp(), explained)["inputs_embeds"]
+    other = lrpfunc.attribute(fmodel, params, x, composites.attn_lrp(entries=entries), explained)["inputs_embeds"]
+    assert not torch.allclose(plain, other)
