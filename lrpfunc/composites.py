@@ -212,7 +212,7 @@ def _default(program: Program, equation: Equation) -> Rule:
     return DEFAULTS.get(kind, FALLBACK)
 
 
-def _has_role(program: Program, equation: Equation, roles: Collection[str] | None = None) -> bool:
+def _has_role(program: Program, equation: Equation, roles: Collection[str] | None) -> bool:
     """Whether a factor of a product counts as a constant for one of these reasons (None: for any)."""
     constant = constant_factor(program, equation)
     return constant is not None and (roles is None or constant.role in roles)
@@ -359,8 +359,8 @@ def attn_lrp(
     relevance is not the logit, as the softmax does not conserve; `cp_lrp` does.
     Source: Achtibat et al. 2024, arXiv:2402.05602.
     """
-    layers = _projections(gamma, epsilon, stabilizer, zero_bias)
-    return first_match(entries, _gated((SLOPE,)), by_kind({**layers, PRODUCT: rules.halve()}))
+    kinds = _transformer_parts(gamma, epsilon, stabilizer, zero_bias)
+    return first_match(entries, _gated((SLOPE,), epsilon), by_kind(kinds))
 
 
 def cp_lrp(
@@ -375,21 +375,32 @@ def cp_lrp(
     In a product without a gate both factors take half.
     Source: Ali et al. 2022, arXiv:2202.07304.
     """
-    kinds = {**_projections(gamma, epsilon, stabilizer, zero_bias), ATTENTION: rules.attention(to="value")}
-    return first_match(entries, _gated(None), by_kind({**kinds, PRODUCT: rules.halve()}))
+    kinds = _transformer_parts(gamma, epsilon, stabilizer, zero_bias)
+    kinds[ATTENTION] = rules.attention("value", epsilon)
+    return first_match(entries, _gated(None, epsilon), by_kind(kinds))
 
 
-def _projections(gamma: float, epsilon, stabilizer, zero_bias: bool) -> dict[str, Rule]:
-    layer = rules.gamma(gamma, stabilizer, zero_bias) if gamma else rules.epsilon(epsilon, zero_bias)
-    return {LINEAR: layer, BATCH_NORM: rules.normalization(), **_without_parameters(epsilon)}
+def _transformer_parts(gamma: float, epsilon, stabilizer, zero_bias: bool) -> dict[str, Rule]:
+    normalization = rules.normalization(epsilon)
+    return {
+        LINEAR: rules.gamma(gamma, stabilizer, zero_bias) if gamma else rules.epsilon(epsilon, zero_bias),
+        ATTENTION: rules.attention("all", epsilon),
+        SOFTMAX: rules.softmax(epsilon),
+        BILINEAR: rules.halve(epsilon),
+        PRODUCT: rules.halve(epsilon),
+        NORMALIZATION: normalization,
+        BATCH_NORM: normalization,
+        **_without_parameters(epsilon),
+    }
 
 
-def _gated(roles: Collection[str] | None) -> Composite:
+def _gated(roles: Collection[str] | None, epsilon: StabilizerLike) -> Composite:
     """In products, of matrices too, with a factor that has such a role (None: any) the other one takes all."""
+    gate = rules.gate("signal", epsilon)
 
     def composite(program):
         products = (e for e in active_equations(program) if kind_of(program, e) in (PRODUCT, BILINEAR))
-        return {equation.name: GATED for equation in products if _has_role(program, equation, roles)}
+        return {equation.name: gate for equation in products if _has_role(program, equation, roles)}
 
     return composite
 

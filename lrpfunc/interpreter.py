@@ -267,8 +267,8 @@ def _checked_range(relevance: Tensor) -> Tensor:
     can_be_seen = relevance.dtype == torch.float16 and is_plain(relevance) and not relevance.is_meta
     if can_be_seen and not relevance.isfinite().all():
         raise InputError(
-            "relevance overflowed in float16, which ends at 65504. Cast inputs and params to bfloat16, with a wider range, "
-            "or to float32: optree.tree_map(lambda p: p.bfloat16() if p.is_floating_point() else p, params)."
+            "relevance overflowed in float16, which ends at 65504. Cast inputs and params to bfloat16 or float32: "
+            "optree.tree_map(lambda p: p.bfloat16() if p.is_floating_point() else p, params)."
         )
     return relevance
 

@@ -2,6 +2,8 @@
 
 import io
 import json
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from typer.testing import CliRunner
 
 from tests.benchmarks import report
 from tests.benchmarks.__main__ import app
+from tests.benchmarks.attention import elsewhere
 from tests.benchmarks.measure import measure
 
 TINY = ("--model", "tiny_mlp", "--batch", "2", "--rounds", "1")
@@ -41,6 +44,53 @@ def test_ratios_are_printed_and_saved_and_compared(tmp_path):
 @pytest.mark.parametrize("table", ["overhead", "targets", "batches", "checkpoint", "hoisting"])
 def test_tables_of_explanations(table):
     assert "tiny_mlp" in run(table, *TINY[:2], "--batch", "1", "--rounds", "0", "--composite", "epsilon")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("model", ["tiny_vit", "tiny_llama"])
+def test_transformers(model, tmp_path):
+    if model == "tiny_llama":
+        pytest.importorskip("transformers")
+    path = tmp_path / "times.json"
+    output = run("transformers", "--model", model, "--rounds", "0", "--json", path)
+    table = json.loads(path.read_text())["tables"]["transformers"]
+    assert [row["labels"][3] for row in table["rows"]] == ["attn_lrp", "cp_lrp", "attn_lrp_gamma"]
+    for row in table["rows"]:
+        assert [name for name, cell in row["measured"].items() if not cell["error"]] == [
+            "gradient",
+            "lrpfunc",
+            "prepared",
+        ]
+    assert f"LXT's gradient, LXT ({model}): NotEntered: LXT has an environment of its own" in output
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_measures_itself_elsewhere(tmp_path):
+    """Here an environment without LXT, where the gradient can be measured nevertheless."""
+    call = elsewhere(Path(sys.executable), "gradient", "tiny_vit", "16", "1", "cpu", "1")
+    measured = measure({"gradient": lambda: call}, 2, torch.device("cpu"), memory=True)["gradient"]
+    assert measured["error"] == ""
+    assert min(measured["seconds"]) > 0
+    assert len(measured["peak"]) == sys.platform.startswith("linux")
+    with pytest.raises(ChildProcessError, match=r"ModuleNotFoundError: .*lxt"):
+        elsewhere(Path(sys.executable), "attn_lrp", "tiny_vit", "16", "1", "cpu", "1")()
+
+
+def test_ratios_to_a_baseline_of_ones_own():
+    cells = {"gradient": 2.0, "lrpfunc": 3.0, "their gradient": 4.0, "theirs": 7.0}
+    measured = {name: {"seconds": [value], "peak": [], "error": ""} for name, value in cells.items()}
+    result = {"title": "title", "header": ["model"], "baseline": "gradient", "unit": ""}
+    result |= {"baselines": {"their gradient": "", "theirs": "their gradient"}}
+    result |= {"rows": [{"labels": ["net"], "measured": measured}]}
+    out = Console(file=io.StringIO(), width=120)
+    report.show(result, "here", out)
+    lines = out.file.getvalue().splitlines()
+    assert lines[1] == (
+        "title: time, ratio to 'gradient' (of 'theirs' to 'their gradient') of the same round: median (min-max)"
+    )
+    assert [cell.strip() for cell in lines[-2].split("│")[1:-1]] == ["net", "2 s", "1.50", "4 s", "1.75"]
+    out.print(report.changes({"t": result}, {"t": result}))
+    assert "│ theirs         │ seconds  │ 1.75   │ 1.75  │" in out.file.getvalue()
 
 
 def test_who_fails_gets_a_dash_and_a_reason():

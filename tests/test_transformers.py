@@ -27,8 +27,8 @@ close = functools.partial(torch.testing.assert_close, rtol=1e-8, atol=1e-11)
 
 
 @functools.cache
-def traced(model: str, bias: bool = True):
-    module, x = transformer_zoo.build(model, bias=bias), transformer_zoo.inputs(model)
+def traced(model: str, bias: bool = True, layers: int = 2):
+    module, x = transformer_zoo.build(model, bias=bias, layers=layers), transformer_zoo.inputs(model)
     return *lrpfunc.functionalize(module, **x), x
 
 
@@ -170,7 +170,11 @@ def traced_tokens(model: str):
     return *lrpfunc.functionalize(module, **tokens(model)), module
 
 
-@pytest.mark.parametrize("model", ["llama", "gemma3", "gpt2", "bert", "t5", "mixtral"])
+# Each of these is traced afresh; the others of the table by `pytest -m slow`.
+FEW = ["llama", "bert", "t5", *(pytest.param(m, marks=pytest.mark.slow) for m in ("gemma3", "gpt2", "mixtral"))]
+
+
+@pytest.mark.parametrize("model", FEW)
 def test_a_token_has_the_relevance_of_its_embedding(model):
     fmodel, params, module = traced_tokens(model)
     x = tokens(model)
@@ -186,13 +190,12 @@ def test_a_token_has_the_relevance_of_its_embedding(model):
         assert relative_error(found["decoder_input_ids"], text.per_token(expected["decoder_inputs_embeds"])) < 1e-6
 
 
-@pytest.mark.parametrize("model", ["llama", "gemma3", "gpt2", "bert", "t5", "mixtral"])
-@pytest.mark.parametrize(("batch", "length"), [(1, 7), (3, 4), (1, 12)])
-def test_one_trace_serves_every_batch_and_length(model, batch, length):
+@pytest.mark.parametrize("model", FEW)
+def test_one_trace_serves_every_batch_and_length(model):
     fmodel, params, module = traced_tokens(model)
-    x = tokens(model, batch, length)
-    expected = module(**x).logits
-    assert relative_error(fmodel(params, **x).logits, expected) < 1e-5
+    for batch, length in ((1, 7), (3, 4), (1, 12)):
+        x = tokens(model, batch, length)
+        assert relative_error(fmodel(params, **x).logits, module(**x).logits) < 1e-5
     found = lrpfunc.attribute(fmodel, params, x, composites.attn_lrp(), explained)
     afresh = lrpfunc.attribute(*lrpfunc.functionalize(module, **x), x, composites.attn_lrp(), explained)
     assert relative_error(found["input_ids"], afresh["input_ids"]) < 1e-5
@@ -242,13 +245,13 @@ def test_a_prefix_of_ones_own_and_tokens_share_the_relevance():
 
 # -- laws -------------------------------------------------------------------------------------------------------------
 
-LAWFUL = ["llama", "torchvision_vit"]
+LAWFUL = ["llama", "torchvision_vit"]  # of one layer, for time's sake
 every_lawful = pytest.mark.parametrize("model", LAWFUL)
 
 
 def attribution(model: str, name: str, target=explained):
     """`f(params, x)` of one tensor in float64, its parameters and samples; the program was traced in float32."""
-    fmodel, params, x = traced(model)
+    fmodel, params, x = traced(model, layers=1)
     params, x = in_float64((params, x))
     (key,) = x
     return (
@@ -270,7 +273,7 @@ def test_a_batch_equals_its_samples_one_by_one_and_vmap(model, name):
 @every_lawful
 @every_composite
 def test_vmap_over_targets_equals_the_loop(model, name):
-    fmodel, params, x = traced(model)
+    fmodel, params, x = traced(model, layers=1)
     params, x = in_float64((params, x))
 
     def at(target):
@@ -338,8 +341,12 @@ def test_second_order_agrees_with_finite_differences(model, name):
     torch.testing.assert_close((grad(slope)(x) * other).sum(), expected, rtol=1e-4, atol=1e-6)
 
 
+SLOW = pytest.mark.slow
+COMPILED = ["attn_lrp", pytest.param("cp_lrp", marks=SLOW), pytest.param("gamma", marks=SLOW)]
+
+
 @every_lawful
-@every_composite
+@pytest.mark.parametrize("name", COMPILED)
 def test_torch_compile_without_graph_breaks_gives_the_eager_result(model, name):
     f, params, x = attribution(model, name, target=compilable(model))
     torch._dynamo.reset()
@@ -351,7 +358,7 @@ def compilable(model):
 
 
 @every_lawful
-@every_composite
+@pytest.mark.parametrize("name", COMPILED)
 def test_make_fx_and_export_give_the_eager_result(model, name):
     f, params, x = attribution(model, name, target=compilable(model))
     close(make_fx(f)(params, x)(params, 2 * x), f(params, 2 * x))

@@ -74,18 +74,20 @@ FAMILIES = {
 NAMES = (*FAMILIES, "torchvision_vit")
 
 
-def build(name: str, dtype: torch.dtype = torch.float32, bias: bool = True) -> nn.Module:
+def build(name: str, dtype: torch.dtype = torch.float32, bias: bool = True, layers: int = 2) -> nn.Module:
     """The model in evaluation mode. Without `bias`, all its biases are zero."""
     if name == "torchvision_vit":
         from torchvision.models import VisionTransformer
 
         model = VisionTransformer(
-            image_size=IMAGE, patch_size=8, num_layers=2, num_heads=4, hidden_dim=WIDTH, mlp_dim=64, num_classes=5
+            image_size=IMAGE, patch_size=8, num_layers=layers, num_heads=4, hidden_dim=WIDTH, mlp_dim=64, num_classes=5
         )
     else:
         import transformers
 
         config_class, model_class, keywords = FAMILIES[name]
+        key = next(key for key in keywords if key in ("num_hidden_layers", "n_layer", "num_layers"))
+        keywords = {**keywords, key: layers}
         model = getattr(transformers, model_class)(getattr(transformers, config_class)(**keywords))
     fill(model, bias)
     return model.to(dtype).eval()

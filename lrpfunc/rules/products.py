@@ -12,14 +12,17 @@ from lrpfunc.rules.rule import Rule
 from lrpfunc.stabilizers import Stabilizer, StabilizerLike, stabilizer
 
 
-def gate(to: str | int = "signal") -> Rule:
+def gate(to: str | int = "signal", stabilizer: StabilizerLike = 1e-6) -> Rule:
     """In a product the signal takes all, the gate counts as a constant: of y = g x, c_x = g c.
+
+    A relevance that arrives at a matrix product is divided by its stabilized output first.
 
     `to`: "signal", where the gate is found by data flow (a denominator, what comes from a sigmoid, tanh, erf or
     softmax, else what comes from any other activation), or the signal's place, 0 or 1.
     Errors: `RuleError` for an equation that is no product of two values, or in which no factor is a gate.
     Source: Arras et al. 2019, doi:10.1007/978-3-030-28954-6_11.
     """
+    stabilize = _stabilizer(stabilizer)
     if to not in ("signal", 0, 1) or isinstance(to, bool):
         raise RuleError(f'a gate passes relevance to="signal", or to factor 0 or 1, but not to {to!r}.')
 
@@ -49,7 +52,7 @@ def gate(to: str | int = "signal") -> Rule:
         if flow.is_relevance and operation.operator.joint == PRODUCT:
             flows[1 - place] = Flow(relevance=flow.tensor.sum_to_size(fixed.shapes[0]))
         else:
-            c = _coefficient(flow, output, _STABILIZER)
+            c = _coefficient(flow, output, stabilize)
             flows[1 - place] = Flow(coefficient=fixed.adjoint(c) if signal is None else fixed.vjp([signal], c))
         return flows
 
@@ -90,5 +93,4 @@ def _product(operation: Operation, inputs: tuple[Tensor, ...]) -> Tensor:
     return operation(*inputs)
 
 
-_STABILIZER = stabilizer(1e-6)
-_stabilizer = stabilizer  # the rule's own argument has the same name
+_stabilizer = stabilizer  # the rules' own argument has the same name

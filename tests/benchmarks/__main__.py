@@ -14,6 +14,7 @@ from rich.progress import Progress
 from tests.benchmarks import report
 from tests.benchmarks.contenders import COMPOSITES, MLPS
 from tests.benchmarks.measure import measure
+from tests.benchmarks.networks import LLAMAS
 from tests.benchmarks.tables import TABLES, Options, Table
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -34,20 +35,22 @@ def run(table: Table, options: Options, progress: Progress) -> dict[str, Any]:
         progress.advance(task)
     if table.slowest_first:
         rows.sort(key=lambda row: -sum(sum(cell["seconds"]) for cell in row["measured"].values()))
-    return {name: getattr(table, name) for name in ("title", "header", "baseline", "unit")} | {"rows": rows}
+    kept = ("title", "header", "baseline", "baselines", "unit")
+    return {name: getattr(table, name) for name in kept} | {"rows": rows}
 
 
 @app.command()
 def main(
     table: Annotated[list[TableName] | None, typer.Argument(help="By default main.")] = None,
-    model: Annotated[list[str] | None, typer.Option(help=f"Of torchvision, or {', '.join(MLPS)}.")] = None,
-    size: Annotated[list[int] | None, typer.Option(help="Of images.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help=f"Of torchvision, or {', '.join((*MLPS, *LLAMAS))}.")] = None,
+    size: Annotated[list[int] | None, typer.Option(help="Of images, or how many tokens.")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Samples per call.")] = None,
     composite: Annotated[list[CompositeName] | None, typer.Option()] = None,
     rounds: Annotated[int | None, typer.Option(min=0, help="Times that each contender is called and counted.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Torch's own default if not given.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     compile: Annotated[bool, typer.Option("--compile", help="lrpfunc under torch.compile too: takes minutes.")] = False,
+    lxt: Annotated[Path | None, typer.Option(help="The Python of LXT's environment: tests/lxt_reference.py.")] = None,
     json: Annotated[Path | None, typer.Option(help="Where to write all times.")] = None,
     compare: Annotated[Path | None, typer.Option(help="An earlier JSON, to print how ratios changed.")] = None,
 ) -> None:
@@ -55,7 +58,7 @@ def main(
 
     Give --model, --size, --batch and --composite as often as you like; without them each table has its own.
     """
-    options = Options(model or (), size or (), batch or (), composite or (), rounds, torch.device(device), compile)
+    options = Options(model or (), size or (), batch or (), composite or (), rounds, torch.device(device), compile, lxt)
     earlier = json_format.loads(compare.read_text())["tables"] if compare else {}
     if threads:
         torch.set_num_threads(threads)

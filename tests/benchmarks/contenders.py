@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +37,7 @@ def zennit_epsilon(canonizers):
     return zennit.composites.LayerMapComposite([*zennit.composites.layer_map_base(), *layers], canonizers)
 
 
-COMPOSITES = {  # lrpfunc's and zennit's
+COMPOSITES = {  # lrpfunc's and, where it has one, zennit's
     "epsilon": (composites.epsilon, zennit_epsilon),
     "epsilon_plus": (composites.epsilon_plus, zennit.composites.EpsilonPlus),
     "epsilon_plus_flat": (composites.epsilon_plus_flat, zennit.composites.EpsilonPlusFlat),
@@ -47,18 +47,25 @@ COMPOSITES = {  # lrpfunc's and zennit's
         partial(zennit.composites.EpsilonGammaBox, *PIXELS),
     ),
     "excitation_backprop": (composites.excitation_backprop, zennit.composites.ExcitationBackprop),
+    "attn_lrp": (composites.attn_lrp, None),
+    "cp_lrp": (composites.cp_lrp, None),
+    "attn_lrp_gamma": (partial(composites.attn_lrp, gamma=0.25), None),
 }
 
 
 class Question(NamedTuple):
-    """What is to be explained, and how. The network is in evaluation mode, its parameters need no gradients."""
+    """What is to be explained, and how. The network is in evaluation mode, its parameters need no gradients.
+
+    `canonical`: the program and its parameters; what may follow does not matter. `x` and `classes`: what `attribute`
+    takes, which for transformers is a dict and any target.
+    """
 
     name: str
     model: nn.Module
-    canonical: lrpfunc.Canonical
+    canonical: tuple
     composite: str
-    x: Tensor
-    classes: Tensor
+    x: Any
+    classes: Any
 
     @property
     def arguments(self) -> tuple:
@@ -71,7 +78,7 @@ class NotEntered(Exception):
     """A contender that has no answer to a question; its cell stays empty, with this as the reason."""
 
 
-Contender = Callable[[Question], Callable[[Tensor], Tensor]]
+Contender = Callable[[Question], Callable[[Any], Any]]
 
 
 def ask(name: str, size: int, batch: int, composite: str, device: torch.device, classes: int | None = None) -> Question:
@@ -145,8 +152,11 @@ def all_at_once(question: Question, chunk_size: int | None = None):
 
 def by_zennit(question: Question):
     """zennit with the canonizers that it has for a network, its hooks registered once."""
+    composite = COMPOSITES[question.composite][1]
+    if composite is None:
+        raise NotEntered(f"zennit has no {question.composite}")
     model = copy.deepcopy(question.model)
-    COMPOSITES[question.composite][1](canonizers=zennit_canonizers(question.name)).register(model)
+    composite(canonizers=zennit_canonizers(question.name)).register(model)
     attributor = Gradient(model)
     return lambda classes: attributor(question.x, lambda y: y * F.one_hot(classes, y.shape[-1]))[1]
 

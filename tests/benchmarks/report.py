@@ -33,7 +33,8 @@ def _processor() -> str:
 def show(result: Mapping, where: str, out: Console) -> None:
     """Times, peak memory if it was measured, and why cells are empty."""
     time = f"time per {result['unit']}" if result["unit"] else "time"
-    against = f", ratio to '{result['baseline']}'" if result["baseline"] else ""
+    others = "".join(f" (of '{name}' to '{own}')" for name, own in result.get("baselines", {}).items() if own)
+    against = f", ratio to '{result['baseline']}'{others}" if result["baseline"] else ""
     spread = " of the same round: median (min-max)" if against and not result["unit"] else "; medians"
     titles = {"seconds": f"{time}{against}{spread}", "peak": f"peak memory above what was in use before{against}"}
     memory = any(cell["peak"] for row in result["rows"] for cell in row["measured"].values())
@@ -58,7 +59,8 @@ def _cell(result: Mapping, measured: Mapping, name: str, key: str) -> str:
     values = measured[name][key]
     if not values:
         return "-"
-    against = [] if name == result["baseline"] else ratios(measured, name, result["baseline"], key)
+    baseline = _baseline(result, name)
+    against = [] if name == baseline else ratios(measured, name, baseline, key)
     value = _duration(median(values)) if key == "seconds" else f"{median(values) / 2**20:.0f} MiB"
     if not against:
         return value
@@ -66,6 +68,10 @@ def _cell(result: Mapping, measured: Mapping, name: str, key: str) -> str:
         return f"{value}  {median(against):.2f}"
     spread = f" ({min(against):.2f}-{max(against):.2f})" if len(against) > 1 else ""
     return f"{median(against):.2f}{spread}"
+
+
+def _baseline(result: Mapping, name: str) -> str:
+    return result.get("baselines", {}).get(name, result["baseline"])  # older results have no others
 
 
 def ratios(measured: Mapping, name: str, baseline: str, key: str) -> list[float]:
@@ -105,7 +111,7 @@ def _medians(results: Mapping[str, Mapping]) -> Iterator[tuple[tuple[str, str, s
         for row in result["rows"]:
             for name, cell in row["measured"].items():
                 for key in ("seconds", "peak"):
-                    baseline = result["baseline"]
+                    baseline = _baseline(result, name)
                     values = ratios(row["measured"], name, baseline, key) if baseline else cell[key]
                     if values and name != baseline:
                         yield (" ".join((table, *row["labels"])), name, key), median(values)

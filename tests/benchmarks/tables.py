@@ -4,12 +4,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 import lrpfunc
-from tests.benchmarks import contenders, datasets
+from tests.benchmarks import attention, contenders, datasets, networks
 from tests.benchmarks.contenders import CONTENDERS, Contender, ask
 from tests.benchmarks.measure import Call, SetUp
 from tests.test_models import SIZES, TORCHVISION, build
@@ -28,6 +29,7 @@ class Options(NamedTuple):
     rounds: int | None = None
     device: torch.device = torch.device("cpu")
     compile: bool = False
+    lxt: Path | None = None
 
 
 class Case(NamedTuple):
@@ -39,7 +41,8 @@ class Case(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Cases that are measured alike. `baseline`: what ratios are to. `unit`: to show times too, and per what."""
+    """Cases that are measured alike. `baseline`: what ratios are to, but for the contenders that `baselines` names
+    another for, or "" for none. `unit`: to show times too, and per what."""
 
     title: str
     cases: Sequence[Case]
@@ -49,6 +52,7 @@ class Table(NamedTuple):
     rounds: int = 5
     memory: bool = False
     slowest_first: bool = False
+    baselines: Mapping[str, str] = {}
 
 
 def explanations(
@@ -142,6 +146,24 @@ def hoisting(options: Options) -> Table:
     return Table("hoisting", cases, "lrpfunc", unit="call")
 
 
+def transformers(options: Options) -> Table:
+    """Attention, explained. LXT's gradient is that of its environment, and what LXT is measured by."""
+    limits = {"attn_lrp": ("1.25", "1.05"), "attn_lrp_gamma": ("3", "")}
+    cases = [
+        Case(
+            (m, str(s), str(b), c, *limits.get(c, ("", ""))),
+            partial(attention.line_up, m, s, b, c, options.device, options.compile, options.lxt),
+        )
+        for m in options.model or ("vit_b_16", "llama")
+        for s in options.size or networks.USUAL.get(m, networks.USUAL["vit_b_16"])[:1]
+        for b in options.batch or networks.USUAL.get(m, networks.USUAL["vit_b_16"])[1:]
+        for c in options.composite or attention.COMPOSITES
+    ]
+    header = ("model", "size", "batch", "composite", "must", "aim")
+    baselines = {attention.LXT_GRADIENT: "", attention.LXT: attention.LXT_GRADIENT}
+    return Table("transformers", cases, header=header, memory=True, baselines=baselines)
+
+
 def trace(options: Options) -> Table:
     """The first trace of a model counts, in a process that has traced before: torch's imports are no model's cost."""
 
@@ -191,6 +213,7 @@ TABLES: dict[str, Callable[[Options], Table]] = {
     "sizes": sizes,
     "checkpoint": checkpoint,
     "hoisting": hoisting,
+    "transformers": transformers,
     "trace": trace,
     "dataset": dataset,
     "import": imports,
