@@ -79,7 +79,8 @@ def make_plan(
         if rule is not None and all(v.name in values or v in inputs for v in equation.reads):
             step = step._replace(operation=bound_operation(fmodel, step, values, hoists))
         steps.append(step)
-    return Plan(fmodel, values, tuple(steps), ranges, _meeting_points(fmodel), _lays_out(fmodel, assigned))
+    kept = _meeting_points(fmodel, coefficients)
+    return Plan(fmodel, values, tuple(steps), ranges, kept, _lays_out(fmodel, assigned))
 
 
 def bound_operation(program: Program, step: Step, values: Mapping[str, Any], hoists: bool) -> Operation:
@@ -136,14 +137,15 @@ def _gives(equation: Equation, rule: Rule, arriving: set[str]) -> bool:
     return keeps and all(variable.name in arriving for variable in equation.outputs if variable.is_floating)
 
 
-def _meeting_points(program: Program) -> frozenset[str]:
+def _meeting_points(program: Program, coefficients: set[str]) -> frozenset[str]:
     """Variables at which flows of both forms can meet, so that their values are needed on the way back."""
     reads: dict[str, int] = {}
     for equation in program.equations:
         for variable in equation.reads:
             reads[variable.name] = reads.get(variable.name, 0) + 1
     several = {v.name for equation in program.equations if len(equation.outputs) > 1 for v in equation.outputs}
-    return frozenset({name for name, count in reads.items() if count > 1} | _outputs(program) | several)
+    meeting = {name for name, count in reads.items() if count > 1 and name not in coefficients}
+    return frozenset(meeting | _outputs(program) | several)
 
 
 # Operations whose result, or whether they have one, depends on how their input lies in memory.

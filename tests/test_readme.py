@@ -15,15 +15,32 @@ README = Path(__file__).parents[1].joinpath("README.md").read_text()
 
 def test_the_code_of_the_readme_runs():
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     # Pretrained weights and eight large images are the reader's; here a small stand-in does.
-    code = "\n".join(blocks).replace('weights="DEFAULT"', "weights=None").replace("8, 3, 224, 224", "2, 3, 64, 64")
+    of_text = [block for block in blocks if "transformers" in block]
+    code = (
+        "\n".join(block for block in blocks if block not in of_text)
+        .replace('weights="DEFAULT"', "weights=None")
+        .replace("8, 3, 224, 224", "2, 3, 64, 64")
+    )
     weight, bias = torch.randn(2, 64), torch.randn(2)
     code = code.replace("x, weight, bias)  #", "x.flatten(1)[:, :64], weight, bias)  #")
     namespace = {"weight": weight, "bias": bias}
     exec(code, namespace)
     assert namespace["relevance"].shape == (2, 3, 64, 64)
     assert namespace["relevance"].any()
+
+
+def test_the_code_about_text_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (code,) = [
+        block for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL) if "transformers" in block
+    ]
+    namespace: dict = {}
+    exec(code, namespace)
+    assert namespace["relevance"].shape == (1, 4)
+    assert "red" in capsys.readouterr().out
+    assert "red" in Path("next.html").read_text()
 
 
 def test_the_commands_of_the_readme_run_one_after_another(tmp_path, monkeypatch):
