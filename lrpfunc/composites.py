@@ -74,7 +74,8 @@ DEFAULTS = {
 def by_kind(kinds: Mapping[str, Rule]) -> Composite:
     """A rule for every equation of a kind: `by_kind({"convolution": zplus(), "dense": epsilon()})`.
 
-    "linear" covers convolutions and dense layers, "*" whatever is not named. Errors: `RuleError` for an unknown kind.
+    "linear" covers convolutions and dense layers, "*" whatever is not named but embeddings of tokens, which no other
+    rule fits. Errors: `RuleError` for an unknown kind.
     """
     for name in kinds:
         if name not in (*KINDS, LINEAR, "*"):
@@ -88,7 +89,7 @@ def by_kind(kinds: Mapping[str, Rule]) -> Composite:
         for equation in active_equations(program):
             kind = kind_of(program, equation)
             group = LINEAR if kind in (CONVOLUTION, DENSE) else kind
-            rule = kinds.get(kind, kinds.get(group, kinds.get("*")))
+            rule = kinds.get(kind, kinds.get(group, None if kind == EMBEDDING else kinds.get("*")))
             if rule is not None:
                 assigned[equation.name] = rule
         return assigned
@@ -356,7 +357,8 @@ def attn_lrp(
     constant denominators, activations pass relevance through.
 
     Layers, the attention's projections included, get the gamma rule, for gamma = 0 the epsilon rule. The sum of all
-    relevance is not the logit, as the softmax does not conserve; `cp_lrp` does.
+    relevance is not the logit, as the softmax does not conserve; `cp_lrp` does. `zero_bias` needs a larger epsilon
+    (1e-2, say), as it divides by outputs without their biases.
     Source: Achtibat et al. 2024, arXiv:2402.05602.
     """
     kinds = _transformer_parts(gamma, epsilon, stabilizer, zero_bias)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -329,7 +329,7 @@ def figure(
     Errors: `InputError` for no images, for rows of unequal length, and for labels that are not one per column or row.
     """
     across = _columns(images, columns, rows)
-    figure = _new_figure(1.25 * across + 0.9, 1.25 * len(images) + 1.5)
+    figure = new_figure(1.25 * across + 0.9, 1.25 * len(images) + 1.5)
     axes = figure.subplots(len(images), across, squeeze=False)
     for i, row in enumerate(images):
         for j, image in enumerate(row):
@@ -384,7 +384,7 @@ def _color_bar(figure: Figure, axes: np.ndarray, words: tuple[str, str, str], co
     bar.outline.set(color="0.75", linewidth=0.8)
 
 
-def _new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """A figure that pyplot does not know of, and that a notebook shows all the same.
 
     IPython asks an object for `_repr_png_` only if no printer of PNGs is registered for its type; pyplot's inline
@@ -424,7 +424,7 @@ def show(
     low, high = _scale(maps, limits, joint, quantile)
     images = [None] * len(maps) if image is None else _one_per_map(image, maps)
     across = 1 if image is None else 2
-    figure = _new_figure(2.6 * across + 0.9, 2.5 * len(maps) + 0.4 * bool(title)) if figure is None else figure
+    figure = new_figure(2.6 * across + 0.9, 2.5 * len(maps) + 0.4 * bool(title)) if figure is None else figure
     axes = figure.subplots(len(maps), across, squeeze=False)
     for i, (one, under) in enumerate(zip(maps, images, strict=True)):
         if under is not None:
@@ -466,12 +466,12 @@ def flow(
 
 def _draw_ledger(account: Ledger, title: str, figure: Figure | SubFigure | None) -> Any:
     shown = _noticeable(account)
-    figure = _new_figure(9.5, 0.2 * len(shown) + 1.9) if figure is None else figure
+    figure = new_figure(9.5, 0.2 * len(shown) + 1.9) if figure is None else figure
     total, parts = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     _draw_total(total, account, shown)
     _draw_parts(parts, shown)
     positions = range(len(shown) + 2)
-    total.set_yticks(positions, ["output", *(_tail(entry.name) for entry, _ in shown), "inputs"], fontsize=8)
+    total.set_yticks(positions, ["output", *(tail(entry.name) for entry, _ in shown), "inputs"], fontsize=8)
     total.set_ylim(len(shown) + 1.6, -0.6)
     rules = parts.secondary_yaxis("right")
     rules.set_yticks(positions, ["", *(_head(entry.rule) for entry, _ in shown), ""], fontsize=7.5, color="0.35")
@@ -542,7 +542,7 @@ def _short(value: float, sign: str = "") -> str:
     return format(value, f"{sign},.0f" if 1000 <= abs(value) < 1e6 else f"{sign}.3g")
 
 
-def _tail(name: str, length: int = 44) -> str:
+def tail(name: str, length: int = 44) -> str:
     """The end of a long name: that is where layers differ."""
     return name if len(name) <= length else f"…{name[-length:]}"
 
@@ -570,8 +570,8 @@ def _write(figure: Figure, file: Any, **options: Any) -> None:
         figure.savefig(file, **options)
 
 
-def check_path(path: str | Path) -> Path:
-    """A path that a figure can be written to. Ask before long work, not after it.
+def check_path(path: str | Path, formats: Collection[str] = ()) -> Path:
+    """A path that a figure, or what has one of these `formats`, can be written to. Ask before long work, not after it.
 
     Errors: `InputError` for an ending that names no image format; `FileNotFoundError` for a folder that does not exist;
     `IsADirectoryError` if the path itself is a folder.
@@ -583,7 +583,7 @@ def check_path(path: str | Path) -> Path:
         raise IsADirectoryError(f"{path} is a folder: name a file in it, such as {path / 'heatmaps.png'}.")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}.")
-    formats = FigureCanvasBase.get_supported_filetypes()
+    formats = formats or FigureCanvasBase.get_supported_filetypes()
     if path.suffix.lower().removeprefix(".") not in formats:
-        raise InputError(f"cannot write {path}: its ending must name an image format, one of {', '.join(formats)}.")
+        raise InputError(f"cannot write {path}: its ending must name a format, one of {', '.join(formats)}.")
     return path

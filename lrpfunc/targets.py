@@ -65,7 +65,8 @@ def _one_hot(logits: Tensor, target: Target) -> Tensor:
         if len(classes) != 1:
             raise TargetError(
                 f"the output has shape {tuple(logits.shape)}, of which the arg-max of a sample is no class: "
-                "give a tuple of indices, one per dimension after the batch, or a function as target."
+                "give a tuple of indices, one per dimension after the batch, or a function as target, such as "
+                "text.token(None) for the last token of a language model."
             )
         return mark(logits, [logits.argmax(dim=1)])
     if isinstance(target, list):

@@ -2,7 +2,9 @@
 
 import importlib.util
 import math
+import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -203,3 +205,188 @@ def test_quantus_evaluates_explanations():
         gini = ((2 * ranks - 65) * sizes).sum(1) / (64 * sizes.sum(1))
         np.testing.assert_allclose(simple, gini, rtol=1e-4)
         assert faithful.mean() > 0.3
+
+
+# -- the next token of a language model -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def next_token():
+    pytest.importorskip("transformers")
+    return load("next_token")
+
+
+@pytest.fixture(scope="module")
+def small(next_token, tmp_path_factory):
+    """The small Llama and its tokenizer, what `main` found, and the folders of the model and of the pictures."""
+    kept, out = tmp_path_factory.mktemp("small"), tmp_path_factory.mktemp("new") / "folder"
+    found = next_token.main(["--steps", "250", "--save", str(kept), "--out", str(out)])
+    return SimpleNamespace(model=next_token.load(str(kept)), found=found, folder=str(kept), out=out)
+
+
+def test_the_next_word_is_explained_by_the_word_that_decides_it(small):
+    assert small.found.words == [("red", "blue"), ("blue", "red")]
+    assert (small.found.margin > 2).all()
+    for pieces, relevance, (word, other) in zip(
+        small.found.pieces, small.found.relevance, small.found.words, strict=True
+    ):
+        before = relevance[: pieces.index("Ġis")]
+        assert pieces[before.argmax()] == f"Ġ{word}"
+        assert before[pieces.index(f"Ġ{other}")] < 0
+
+
+def test_most_sentences_of_the_small_language_model_are_explained_by_their_subject(next_token, small):
+    draw = random.Random(1)
+    split = [next_token.sentence(draw).removesuffix(".").rsplit(" ", 1) for _ in range(50)]
+    found = next_token.explain(*small.model, [prompt for prompt, _ in split], None)
+    assert sum(word == answer for (word, _), (_, answer) in zip(found.words, split, strict=True)) >= 48
+    before = [relevance[: pieces.index("Ġis")] for pieces, relevance in zip(found.pieces, found.relevance, strict=True)]
+    first = [pieces[each.argmax()] for pieces, each in zip(found.pieces, before, strict=True)]
+    assert (
+        sum(piece == f"Ġ{answer}" for piece, (_, answer) in zip(first, split, strict=True)) >= 30
+    )  # of 50; by chance 5
+
+
+def test_a_language_model_from_a_folder_is_the_one_that_was_saved(next_token, small, tmp_path):
+    prompt, (word, other) = next_token.PROMPTS[0], next_token.WORDS[0]
+    words = ["--word", word, "--other", other]
+    found = next_token.main(["--model", small.folder, "--prompt", prompt, *words, "--out", str(tmp_path)])
+    length = len(found.pieces[0])  # without the padding that it has beside a longer prompt
+    assert found.pieces[0] == small.found.pieces[0][:length]
+    torch.testing.assert_close(found.relevance[0], small.found.relevance[0, :length], rtol=1e-3, atol=1e-4)
+    assert not small.found.relevance[0, length:].any()
+
+
+def test_another_family_of_language_models_is_explained_by_its_own_names(next_token, small, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    tokenizer = small.model[1]
+    torch.manual_seed(0)
+    gpt2 = transformers.GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=2, n_head=2, n_positions=32)
+    transformers.GPT2LMHeadModel(gpt2).save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    out = tmp_path / "out"
+    found = next_token.main(["--model", str(tmp_path / "gpt2"), "--prompt", "The red key", "--out", str(out)])
+    assert list(found.layers) == ["transformer.h.0", "transformer.h.1"]
+    assert [tuple(values.shape) for values in found.values.values()] == [(1, 2, 3, 8)] * 2
+    assert found.margin.item() > 0  # the best two of its own
+    assert (out / "heads1.png").exists()
+
+
+def test_the_pictures_of_the_next_token_are_written(small):
+    assert {path.name for path in small.out.iterdir()} == {
+        "next_token.html",
+        "next_token.png",
+        *(f"{kind}{number}.png" for kind in ("layers", "heads") for number in (1, 2)),
+    }
+    page = (small.out / "next_token.html").read_text()
+    assert "red, not blue" in page
+    assert "window" in page
+    for path in small.out.glob("*.png"):
+        with Image.open(path) as picture:
+            picture.load()
+
+
+def test_relevance_in_the_layers_ends_at_the_last_token(small):
+    *_, last = small.found.layers.values()
+    for relevance, mask, margin in zip(last.sum(-1), small.found.mask, small.found.margin, strict=True):
+        place = mask.sum() - 1
+        assert relevance[place].item() == pytest.approx(margin.item(), rel=1e-3)
+        assert relevance.abs().sum() == relevance[place].abs()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "{folder}/nothing"], "no such folder"),
+        (["--model", "{empty}"], "no config.json"),
+        (["--model", "{small}", "--prompt", ""], "one token at least"),
+        (["--model", "{small}", "--word", "", "--other", "red"], "no word that could come after"),
+    ],
+)
+def test_the_next_token_says_what_it_cannot_explain(next_token, small, tmp_path, arguments, message):
+    places = {"folder": tmp_path, "empty": tmp_path, "small": small.folder}
+    with pytest.raises(SystemExit, match=message) as stopped:
+        next_token.main([argument.format(**places) for argument in arguments])
+    assert isinstance(stopped.value.code, str)  # which Python prints, and exits with 1
+
+
+def test_the_next_token_wants_both_words_or_neither(next_token, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        next_token.main(["--word", "red"])
+    assert stopped.value.code == 2
+    assert "both or neither" in capsys.readouterr().err
+
+
+# -- the faithfulness of relevance per token --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def faithfulness():
+    return load("token_faithfulness")
+
+
+def test_tokens_that_count_are_found_by_lrp(faithfulness, tmp_path):
+    rows = {row.method: row for row in faithfulness.main(["--quick", "--out", str(tmp_path / "curves.png")])}
+    assert abs(rows["random"].area) < 5 * rows["random"].error
+    for method in ("attn_lrp", "cp_lrp"):
+        assert rows[method].area > rows["random"].area + 2
+        assert rows[method].area > rows["gradient norm"].area + 1
+        assert rows[method].precision > rows["random"].precision + 0.25
+    with Image.open(tmp_path / "curves.png") as picture:
+        picture.load()
+
+
+def test_nothing_but_the_truth_decides_the_labels_of_the_sequences(faithfulness):
+    ids, labels, truth = faithfulness.make_data(200, torch.Generator().manual_seed(0))
+    assert len(ids) > 100
+    assert 0.3 < labels.mean() < 0.7
+    for sequence, label, true in zip(ids.tolist(), labels, truth, strict=True):
+        start, end = sequence.index(faithfulness.OPEN), sequence.index(faithfulness.CLOSE)
+        worth = {faithfulness.FIRST_EVIDENCE + i: weight for i, weight in enumerate([-3, -2, -1, 1, 2, 3] * 2)}
+        counted = {place for place in range(start + 1, end) if sequence[place] in worth}
+        assert set(true.nonzero().flatten().tolist()) == {start, end} | counted
+        assert (sum(worth[sequence[place]] for place in counted) > 0) == bool(label)
+
+
+def test_tokens_are_removed_in_the_order_that_is_given(faithfulness):
+    ids = torch.tensor([[5, 6, 7], [7, 5, 6]])
+    order = torch.tensor([[2, 0, 1], [0, 1, 2]])
+    curve = faithfulness.removal_curve(lambda ids: ids.sum(1, keepdim=True).double(), ids, order)
+    assert curve.tolist() == [[18, 11, 6, 0], [18, 11, 6, 0]]
+
+
+def test_the_areas_and_shares_of_an_order_by_hand(faithfulness):
+    length = faithfulness.LENGTH
+    ids = torch.full((1, length), faithfulness.FIRST_FILLER)
+    ids[0, 3], ids[0, 5], ids[0, 7] = faithfulness.OPEN, faithfulness.FIRST_EVIDENCE, faithfulness.CLOSE
+    truth = ids != faithfulness.FIRST_FILLER
+    data = faithfulness.Data(ids, torch.ones(1), truth)
+
+    def predict(ids):  # minus one as long as the evidence is there
+        return -(ids == faithfulness.FIRST_EVIDENCE).sum(1, keepdim=True).float()
+
+    relevance = torch.zeros(1, length)
+    relevance[0, 5], relevance[0, 3], relevance[0, 0] = 3.0, -2.0, 1.0
+    found = faithfulness.measure(predict, data, relevance)
+    # Gone at the first step, or at the last: the curves are (1, 0, ..., 0) and (1, ..., 1, 0).
+    assert found.area.item() == pytest.approx((length - 1) / length)
+    assert found.precision.item() == pytest.approx(2 / 3)
+    assert found.evidence.item() == 1
+    assert found.brackets.item() == 0.5
+
+
+def test_gradients_in_the_faithfulness_experiment_are_gradients(faithfulness):
+    model = faithfulness.train(5, seed=0)
+    ids = faithfulness.make_data(10, torch.Generator().manual_seed(0)).ids
+
+    def log_odds_of_the_predicted(embedded):
+        x = embedded + model.positions
+        for block in model.blocks:
+            x = block(x)
+        return model.head(model.norm(x).mean(1)).abs().sum()
+
+    embedded = model.tokens(ids).detach()
+    gradient = torch.func.grad(log_odds_of_the_predicted)(embedded).detach()
+    found = faithfulness.explanations(model, ids, torch.Generator())
+    torch.testing.assert_close(found["gradient norm"], gradient.norm(dim=-1))
+    torch.testing.assert_close(found["input*gradient"], (embedded * gradient).sum(-1))

@@ -555,7 +555,7 @@ def test_flow_of_a_residual_network_with_every_entry_in_the_total():
 
 
 def test_an_ending_that_names_no_format_is_an_error(tmp_path):
-    with pytest.raises(InputError, match=r"must name an image format, one of .*png"):
+    with pytest.raises(InputError, match=r"must name a format, one of .*png"):
         save(figure([[image()]]), tmp_path / "grid.xyz")
 
 

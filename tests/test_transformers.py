@@ -223,6 +223,20 @@ def test_each_table_that_tokens_are_looked_up_in_gives_its_own_relevance():
     assert not torch.equal(relevance["token_type_ids"], relevance["input_ids"])
 
 
+@pytest.mark.parametrize("name", ["deconvnet", "guided_backprop", "beta_smooth"])
+def test_gradients_of_tokens_are_summed_over_the_width(name):
+    fmodel, params, module = traced_tokens("bert")
+    x = tokens("bert")
+    everywhere = composites.by_kind({"*": rules.gradient()})
+    found = lrpfunc.attribute(fmodel, params, x, everywhere, explained)["input_ids"]
+    embedded = module.get_input_embeddings()(x["input_ids"]).detach().requires_grad_()
+    logit = module(inputs_embeds=embedded, attention_mask=x["attention_mask"]).logits[:, 2]
+    gradient = torch.autograd.grad(logit.square().sum() / 2, embedded)[0]  # that of the logit, times the logit
+    assert relative_error(found, gradient.sum(-1)) < 1e-5
+    made = getattr(composites, name)()
+    assert lrpfunc.attribute(fmodel, params, x, made, explained)["input_ids"].isfinite().all()
+
+
 def test_a_prefix_of_ones_own_and_tokens_share_the_relevance():
     """Token ids that are only compared elsewhere keep their relevance; a table made of an input is moved as rows."""
     torch.manual_seed(0)

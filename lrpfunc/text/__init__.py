@@ -14,7 +14,7 @@ from lrpfunc.text.figures import layers
 from lrpfunc.text.files import save
 from lrpfunc.text.images import image
 from lrpfunc.text.pages import html
-from lrpfunc.text.rows import per_head, per_token
+from lrpfunc.text.rows import per_token
 from lrpfunc.text.targets import contrast, token
 from lrpfunc.text.terminal import render, show
 from lrpfunc.text.tokens import words
@@ -24,7 +24,6 @@ __all__ = [
     "html",
     "image",
     "layers",
-    "per_head",
     "per_token",
     "render",
     "save",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from lrpfunc.errors import InputError
-from lrpfunc.heatmaps import COLORS, PLAIN, _new_figure, _tail, colormap
+from lrpfunc.heatmaps import COLORS, PLAIN, colormap, new_figure, tail
 from lrpfunc.text.rows import Mask, Relevance, Scale, as_array, check_scale, end_of
 from lrpfunc.text.tokens import check_tokens, visible
 
@@ -50,7 +50,7 @@ def layers(
     names = [name for band in bands for name in band.names]
     across, up = min(CELL * len(words), LARGEST[0]), min(CELL * len(names), LARGEST[1])
     if figure is None:
-        figure = _new_figure(max(3.0, across) + 0.08 * _widest(names) + 1.5, max(1.6, up) + 0.08 * _widest(words) + 0.6)
+        figure = new_figure(max(3.0, across) + 0.08 * _widest(names) + 1.5, max(1.6, up) + 0.08 * _widest(words) + 0.6)
     axis = figure.subplots()
     values = np.concatenate([band.values for band in bands])
     end = end_of(values) if limit is None else limit
@@ -119,7 +119,7 @@ def _name(axis: Any, words: list[str], names: list[str], across: float, up: floa
     """Names of tokens and layers, as many as there is room for in inches."""
     for labels, room, set_ticks, keywords in (
         ([_head(word) for word in words], across, axis.set_xticks, {"rotation": 90}),
-        ([_tail(name) for name in names], up, axis.set_yticks, {}),
+        ([tail(name) for name in names], up, axis.set_yticks, {}),
     ):
         every = math.ceil(len(labels) * LABEL / room)
         set_ticks(range(0, len(labels), every), labels[::every], fontsize=8, **keywords, **PLAIN)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lrpfunc import heatmaps
-from lrpfunc.errors import InputError
 from lrpfunc.text.images import image
 from lrpfunc.text.pages import html
 from lrpfunc.text.rows import Mask, Relevance, Scale, Tokens, rows
@@ -17,7 +16,7 @@ from lrpfunc.text.tokens import visible
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap
 
-ENDINGS = (".html", ".txt", ".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".pdf")
+FORMATS = ("html", "txt", "png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "pdf")
 
 
 def save(
@@ -36,7 +35,7 @@ def save(
     The other arguments: those of `text.html`. Errors: those too; `InputError` for another ending, `FileNotFoundError`
     for a folder that does not exist, `IsADirectoryError` if the path itself is a folder.
     """
-    path = check_path(path)
+    path = heatmaps.check_path(path, FORMATS)
     ending = path.suffix.lower()
     if ending == ".html":
         page = html(tokens, relevance, mask, titles, title, colors, limit, scale)
@@ -46,14 +45,4 @@ def save(
         path.write_text(f"{visible(title)}\n\n{lines}\n" if title else f"{lines}\n", encoding="utf-8")
     else:
         image(tokens, relevance, mask, titles, title, colors, limit, scale).save(path)
-    return path
-
-
-def check_path(path: str | Path) -> Path:
-    """A path that `save` can write to. Errors: as there."""
-    path = Path(path)
-    if path.is_dir() or not path.parent.is_dir():
-        heatmaps.check_path(path)
-    if path.suffix.lower() not in ENDINGS:
-        raise InputError(f"cannot write {path}: its ending must be one of {', '.join(ENDINGS)}.")
     return path

@@ -39,19 +39,6 @@ def per_token(relevance: Tensor) -> Tensor:
     return relevance if relevance.dim() == 2 else relevance.sum(-1)
 
 
-def per_head(relevance: Tensor) -> Tensor:
-    """The relevance of each token in each head: (batch, heads, length, width) summed over the width.
-
-    Errors: `InputError` for another rank.
-    """
-    if relevance.dim() != 4:
-        raise InputError(
-            "relevance per head is summed from (batch, heads, length, width), "
-            f"but has shape {tuple(relevance.shape)}. `transpose(1, 2)` moves heads before the tokens."
-        )
-    return relevance.sum(-1)
-
-
 # -- rows -------------------------------------------------------------------------------------------------------------
 
 

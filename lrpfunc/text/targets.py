@@ -22,6 +22,7 @@ Indices = int | Sequence[int] | Tensor
 def token(token: Indices | None, position: Indices = -1) -> Callable[[Any], Any]:
     """The logit of a token at a position: R_out = logit there, and zero everywhere else.
 
+    Under rules that give a gradient, that is the gradient times the logit.
     The output: logits (batch, length, vocabulary), or a dataclass, dict or named tuple with these in the field
     `logits`; its other tensors get zeros. `token`: an id, a list or tensor with one per sample, or None, the arg-max
     at the position. `position`: negative ones count from the end; a list or tensor has one per sample, as padded
@@ -42,6 +43,7 @@ def token(token: Indices | None, position: Indices = -1) -> Callable[[Any], Any]
 def contrast(token: Indices | None, other: Indices, position: Indices = -1) -> Callable[[Any], Any]:
     """Why this token and not the other: R_out = logit of `token` at a position, and minus the logit of `other`.
 
+    LRP is linear in R_out, so that is the relevance of the one minus that of the other.
     Arguments and errors: those of `text.token`.
     """
 
