@@ -55,7 +55,7 @@ def _traced(program: Program, params: Parameters, inputs: Sequence[Variable], na
     with torch._C._DisableFuncTorch():  # what is traced here are stand-ins, whatever transform we are in
         leaves = {key: torch.zeros_like(values[v.name], device=device) for key, v in program.parameters.items()}
         examples = [torch.zeros_like(values[variable.name], device=device) for variable in inputs]
-        axes = [next((i for i, n in enumerate(v.shape) if isinstance(n, str)), None) for v in inputs]
+        axes = [tuple(i for i, n in enumerate(v.shape) if isinstance(n, str)) for v in inputs]
         try:
             inner, captured = trace_along(function, leaves, examples, axes)
         except (TraceError, InputError) as error:
@@ -127,7 +127,7 @@ def _on_meta(program: Program) -> dict:
         for n in leaf.value.shape if isinstance(leaf.value, Variable) else ():
             if isinstance(n, str):
                 low, high = program.size_ranges.get(n, (0, None))
-                sizes[n] = min(max(low, 2), high or 2)
+                sizes[n] = min(max(low, 2 + len(sizes)), high or 2 + len(sizes))  # no two alike
 
     def empty(variable: Variable) -> Tensor:
         shape = [n if isinstance(n, int) else sizes[n] for n in variable.shape]

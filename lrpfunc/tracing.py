@@ -61,6 +61,7 @@ from lrpfunc.program import (
 aten = torch.ops.aten
 
 Parameters = dict[str, Tensor]
+Axes = tuple[int, ...]  # of one input, along which it may have any size
 
 
 def functionalize(model: nn.Module, /, *example_inputs, **example_keywords) -> tuple[Program, Parameters]:
@@ -103,14 +104,12 @@ def trace(function: Callable, params, /, *example_inputs, **example_keywords) ->
     return _trace(function, params, inputs, axes=None)
 
 
-def trace_along(
-    function: Callable, params, inputs: Sequence[Tensor], axes: Sequence[int | None]
-) -> tuple[Program, Any]:
-    """As `trace`, with the axis of each input that may have any size (None: none of them)."""
+def trace_along(function: Callable, params, inputs: Sequence[Tensor], axes: Sequence[Axes]) -> tuple[Program, Any]:
+    """As `trace` of examples without data, with the axes of each input that may have any size."""
     return _trace(function, params, _Inputs.of(function, (params, *inputs), {}).without_first(), axes)
 
 
-def _trace(function: Callable, params, inputs: _Inputs, axes: Sequence[int | None] | None) -> tuple[Program, Any]:
+def _trace(function: Callable, params, inputs: _Inputs, axes: Sequence[Axes] | None) -> tuple[Program, Any]:
     boundary = _Boundary(lambda own, *values: inputs.call(function, values, own), params, inputs, axes)
     program, captured = _capture(boundary, None)
     return _lift(program, captured) if boundary.is_flat else (program, params)
@@ -160,7 +159,7 @@ def _positional_names(function: Callable, positional: tuple, keywords: Mapping[s
 class _Boundary:
     """Between the pytrees that `function(own, *inputs)` takes and gives and the lists of tensors that export does."""
 
-    def __init__(self, function: Callable, own, inputs: _Inputs, axes: Sequence[int | None] | None = None):
+    def __init__(self, function: Callable, own, inputs: _Inputs, axes: Sequence[Axes] | None = None):
         self.function, self.own, self.inputs, self.axes = function, own, inputs, axes
         self.own_leaves, self.own_structure = _flatten(own)
         self.own_names = _checked_names(own, self.own_leaves)
@@ -328,16 +327,13 @@ class _Lines(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-Axes = tuple[int, ...]  # of one input, along which it may have any size
-
-
-def _export(front: _Front, params: list[Tensor], inputs: list[Tensor], axes: Sequence[int | None] | None):
+def _export(front: _Front, params: list[Tensor], inputs: list[Tensor], axes: Sequence[Axes] | None):
     """Export with sizes left open along axes of each input where the model allows it, else with those given.
 
     Without `axes` these are the batch of all inputs that have the first one's batch size, and their sequence length.
     """
     for opened in _attempts(inputs, axes):
-        exported = _export_open(front, params, inputs, opened)
+        exported = _export_open(front, params, inputs, opened, has_data=axes is None)
         if exported is not None:
             return exported
     try:
@@ -348,10 +344,10 @@ def _export(front: _Front, params: list[Tensor], inputs: list[Tensor], axes: Seq
         raise TraceError(_explain_failure(error)) from error
 
 
-def _attempts(inputs: list[Tensor], axes: Sequence[int | None] | None) -> Iterator[list[Axes]]:
+def _attempts(inputs: list[Tensor], axes: Sequence[Axes] | None) -> Iterator[list[Axes]]:
     """What to leave open, the most first."""
     if axes is not None:
-        yield [() if axis is None else (axis,) for axis in axes]
+        yield list(axes)
         return
     batch = next((tensor.shape[0] for tensor in inputs if tensor.dim()), None)
     has_batch = [tensor.dim() > 0 and tensor.shape[0] == batch for tensor in inputs]
@@ -366,7 +362,7 @@ def _is_sequence(tensor: Tensor) -> bool:
     return tensor.dim() == (3 if tensor.is_floating_point() else 2) and tensor.shape[1] > 1
 
 
-def _export_open(front: _Front, params: list[Tensor], inputs: list[Tensor], axes: list[Axes]):
+def _export_open(front: _Front, params: list[Tensor], inputs: list[Tensor], axes: list[Axes], has_data: bool):
     """The export with open sizes and the ranges of these; None if it fails or no range can say for which it holds."""
     batch = next((tensor.shape[0] for tensor in inputs if tensor.dim()), None)
     while any(axes):
@@ -385,7 +381,8 @@ def _export_open(front: _Front, params: list[Tensor], inputs: list[Tensor], axes
         if batch == 1 and any(has_batch):
             axes = stayed
             continue
-        ranges = {size: _with_one(front, exported, params, examples, size, range_) for size, range_ in ranges.items()}
+        if has_data:
+            ranges = {size: _with_one(front, exported, params, examples, size, known) for size, known in ranges.items()}
         excludes_example = [s for s, (low, _) in ranges.items() if batch == 1 and low > 1 and _is_batch(shapes, s)]
         if not excludes_example:
             return exported, ranges
@@ -401,23 +398,37 @@ def _with_one(front: _Front, exported, params, examples, size: str, range_: tupl
     """The range of a size, down to one if that is excluded without need.
 
     Models ask whether a size is one to save work (a mask for one token, a repeat for one sample), and what they do for
-    more is right for one as well. Whether it is, is seen by doing both with the first of the example's.
+    more is right for one as well. Whether it is, is seen by doing both, on two inputs that give different outputs.
     """
     low, high = range_
     if low != 2 or any(tensor.is_meta for tensor in (*params, *examples)):
         return range_
     shapes = _shapes(exported, len(examples))
-    ones = [
-        _first(x, [a for a, n in enumerate(shape) if str(n) == size]) for x, shape in zip(examples, shapes, strict=True)
-    ]
+    axes = [[axis for axis, n in enumerate(shape) if str(n) == size] for shape in shapes]
     try:
         with torch.no_grad(), _quiet():
-            expected = [leaf for leaf in front(*params, *ones) if isinstance(leaf, Tensor)]
-            found = [leaf for leaf in _run(exported, params, ones) if isinstance(leaf, Tensor)]
-        agree = all(map(_agrees, found, expected)) and len(found) == len(expected)
+            seen = []
+            for seed in (0, 1):
+                inputs = [_first(_other(x, seed), along) for x, along in zip(examples, axes, strict=True)]
+                expected = [leaf for leaf in front(*params, *inputs) if isinstance(leaf, Tensor)]
+                found = [leaf for leaf in _run(exported, params, inputs) if isinstance(leaf, Tensor)]
+                if not all(map(_agrees, found, expected)) or len(found) != len(expected):
+                    return range_
+                seen.append(expected)
     except Exception:  # the traced code is not for one
-        agree = False
-    return (1, high) if agree else range_
+        return range_
+    return range_ if all(map(torch.equal, *seen)) else (1, high)
+
+
+def _other(x: Tensor, seed: int) -> Tensor:
+    """A tensor like an example: random numbers, or integers and truth values in its range."""
+    if x.is_floating_point():
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(x.shape, generator=generator).to(x)
+    if seed == 0 or x.is_complex() or not x.numel():
+        return x
+    steps = torch.arange(x.numel(), device=x.device).reshape(x.shape)
+    return ((x + steps + seed) % (x.max() + 1).clamp(min=1)).to(x.dtype)
 
 
 def _first(x: Tensor, axes: Sequence[int]) -> Tensor:
@@ -445,8 +456,9 @@ def _agrees(found: Tensor, expected: Tensor) -> bool:
         return False
     if not found.is_floating_point():
         return torch.equal(found, expected)
-    limit = expected.abs().max() * torch.finfo(found.dtype).eps * 64 if expected.numel() else 0
-    return bool(((found - expected).abs() <= limit).all())
+    largest = expected.abs().nan_to_num().max().item() if expected.numel() else 0.0
+    limit = largest * torch.finfo(found.dtype).eps * 64
+    return torch.allclose(found, expected, rtol=0.0, atol=limit, equal_nan=True)
 
 
 def _two(x: Tensor) -> Tensor:

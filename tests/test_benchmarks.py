@@ -47,7 +47,7 @@ def test_tables_of_explanations(table):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("model", ["tiny_vit", "tiny_llama"])
+@pytest.mark.parametrize("model", ["tiny_vit", pytest.param("tiny_llama", marks=pytest.mark.slow)])
 def test_transformers(model, tmp_path):
     if model == "tiny_llama":
         pytest.importorskip("transformers")

@@ -649,7 +649,10 @@ def deep() -> tuple[nn.Module, torch.Tensor]:
     return signed(nn.Sequential(*model, *head), dead=0.5), x
 
 
-@pytest.mark.parametrize("name", ["epsilon", "epsilon_plus_flat", "epsilon_gamma_box", "epsilon_alpha2_beta1"])
+MORE = [pytest.param(n, marks=pytest.mark.slow) for n in ("epsilon", "epsilon_plus_flat", "epsilon_alpha2_beta1")]
+
+
+@pytest.mark.parametrize("name", ["epsilon_gamma_box", *MORE])
 def test_transforms_of_a_canonical_attribution(name):
     arguments = (-3.0, 3.0) if name == "epsilon_gamma_box" else ()
     composite = getattr(composites, name)(*arguments, epsilon=1e-2)

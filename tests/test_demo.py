@@ -84,7 +84,7 @@ def test_too_few_or_too_many_digits_are_one_line(tmp_path, count):
 def test_an_ending_that_is_no_image_is_one_line(tmp_path):
     answer = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "demo.xyz")])
     assert answer.exit_code == 1
-    assert "must name an image format" in answer.stderr
+    assert "must name a format" in answer.stderr
 
 
 def test_version_and_help():

@@ -388,13 +388,53 @@ def test_a_model_that_decides_on_the_batch_size_is_held_to_its_branch(condition,
         fmodel(params, x_of(next(n for n in range(1, 10) if condition(n) != condition(2))))
 
 
+def test_the_length_of_a_sequence_stays_open_where_the_model_allows_it():
+    model = Model(lambda self, x: self.fc(x).cumsum(1))
+    fmodel, params = traced(model, x_of(2, 4, 3), at=[(x_of(1, 9, 3),), (x_of(3, 1, 3),)])
+    assert str(fmodel.input_leaves[0].value) == "(batch, length, 3)"
+    fixed = nn.Conv1d(4, 2, 1)  # whose channels stand where a sequence has its length
+    fmodel, params = lrpfunc.functionalize(fixed, x_of(2, 4, 3))
+    assert str(fmodel.input_leaves[0].value) == "(batch, 4, 3)"
+    several = Model(lambda self, x, ids, mask: self.fc(x) * mask[..., None] + ids[..., None])
+    ids = torch.arange(8).reshape(2, 4)
+    fmodel, params = lrpfunc.functionalize(several, x_of(2, 4, 3), ids, ids > 2)
+    longer = x_of(3, 5, 3), torch.arange(15).reshape(3, 5), torch.ones(3, 5, dtype=torch.bool)
+    assert torch.equal(fmodel(params, *longer), several(*longer))
+
+
+@pytest.mark.parametrize("example", [1, 2])
+def test_one_is_allowed_where_asking_for_it_only_saves_work(example):
+    class Saving(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(3, 3)
+
+        def forward(self, x):
+            mean = x.mean(0, keepdim=True) if x.shape[0] != 1 else x
+            return self.fc(x) - mean
+
+    fmodel, params = lrpfunc.functionalize(Saving(), x_of(example))
+    assert torch.allclose(fmodel(params, x_of(1)), Saving.forward(saved(fmodel, params), x_of(1)))
+    fmodel, _ = lrpfunc.functionalize(Model(lambda self, x: self.fc(x) * 0 * (1 if len(x) != 1 else 2)), x_of(2))
+    assert fmodel.size_ranges == {"batch": (2, None)}  # a constant output is no evidence
+
+
+def saved(fmodel, params):
+    model = nn.Module()
+    model.fc = nn.Linear(3, 3)
+    model.fc.load_state_dict({key.removeprefix("fc."): value for key, value in params.items()})
+    return model
+
+
 def test_other_sizes_are_those_of_the_trace():
-    fmodel, params = lrpfunc.functionalize(Model(lambda self, x: self.fc(x)), x_of(2, 4, 3))
+    fmodel, params = lrpfunc.functionalize(Model(lambda self, x: self.fc(x)), x_of(2, 4, 1, 3))
     with pytest.raises(
-        InputError, match=r"input 'x' must have shape \(batch, 4, 3\), but has \(2, 5, 3\)\. Trace the model"
+        InputError, match=r"input 'x' must have shape \(batch, 4, 1, 3\), but has \(2, 5, 1, 3\)\. Trace the model"
     ):
-        fmodel(params, x_of(2, 5, 3))
-    with pytest.raises(InputError, match=r"input 'x' must have the 3 dimensions \(batch, 4, 3\), but has \(2, 3\)\."):
+        fmodel(params, x_of(2, 5, 1, 3))
+    with pytest.raises(
+        InputError, match=r"input 'x' must have the 4 dimensions \(batch, 4, 1, 3\), but has \(2, 3\)\."
+    ):
         fmodel(params, x_of(2, 3))
 
 
