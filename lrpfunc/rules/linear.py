@@ -89,8 +89,11 @@ def _proportional(stabilize: Stabilizer, zero_bias: bool):
 
 
 def _kept(operation: Operation, output: Tensor, stabilize: Stabilizer) -> Tensor | None:
-    """The output as a residual, None where the flow will bring relu(output), which is all that is needed of it."""
-    return None if operation.is_rectified and stabilize.epsilon is not None else output
+    """The output as a residual, None where the flow will bring relu(output), which is all that is needed of it, or a
+    coefficient that is not stabilized, which needs nothing."""
+    if operation.is_rectified and stabilize.epsilon is not None:
+        return None
+    return None if operation.gets_coefficients and stabilize.is_identity else output
 
 
 # -- sharing by sign --------------------------------------------------------------------------------------------------
