@@ -10,7 +10,7 @@ import linecache
 import operator
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import optree
@@ -99,7 +99,8 @@ class Builder:
     Leaves come first: `parameter`, `constant`, `input`. A model's tensor goes by the first of its names.
     """
 
-    def __init__(self, model: nn.Module | None):
+    def __init__(self, model: nn.Module | None, same: Mapping[str, str]):
+        self.same = same  # symbolic sizes that must agree with another one
         tensors = [] if model is None else [*model.named_parameters(), *model.named_buffers()]
         self.first_names = {id(tensor): name for name, tensor in reversed(tensors)}
         self.params: dict[str, Tensor] = {}
@@ -128,8 +129,11 @@ class Builder:
         for axis, n in enumerate(node.meta["val"].shape):
             if is_symbolic(n):
                 word = "batch" if axis == 0 else "length"
-                count = sum(given.startswith(word) for given in self.symbols.values())
-                self.symbols.setdefault(str(n.node.expr), f"{word}{count + 1}" if count else word)
+                count = len({given for given in self.symbols.values() if given.startswith(word)})
+                symbol = str(n.node.expr)
+                first = self.same.get(symbol, symbol)
+                name_of_first = self.symbols.setdefault(first, f"{word}{count + 1}" if count else word)
+                self.symbols[symbol] = name_of_first
         self.values[node] = self._variable(name, node.meta["val"])
         return self.values[node]
 

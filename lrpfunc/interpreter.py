@@ -36,7 +36,8 @@ def attribute(
     """The relevance of the inputs, in the structure of `x` and in units of the explained output.
 
     `x`: one tensor, a tuple of inputs (each a pytree), or a dict by input name for a program traced with keywords.
-    Leaves that relevance cannot reach (integers, masks) come back as zeros. `rules`: a composite, a mapping
+    Leaves that relevance cannot reach (integers, masks) come back as zeros; token ids that a table is looked up with
+    have relevance, that of their rows. `rules`: a composite, a mapping
     {name pattern: rule} or one rule for all weighted equations. `target`: None (arg-max), an int, an index tensor, a
     tuple, a list per sample, or a function output -> relevance. `at`: names of layers at whose outputs relevance is
     wanted too; the result is then `(relevance, {name: tensor})`. `strict`: no equation may fall back to the gradient.

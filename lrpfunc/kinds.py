@@ -9,6 +9,8 @@ from typing import NamedTuple
 from lrpfunc.operators import (
     ACTIVATION,
     AFFINE,
+    AVERAGE_POOL,
+    BATCH_NORM,
     BILINEAR,
     CONVOLUTION,
     DENSE,
@@ -20,6 +22,7 @@ from lrpfunc.operators import (
     OPERATORS,
     OTHER,
     PRODUCT,
+    SOFTMAX,
     SUM,
     UNKNOWN,
     Operator,
@@ -37,13 +40,22 @@ def kind(program: Program, equation: Equation) -> str:
 
 
 def _kind(program: Program, equation: Equation) -> str:
-    operator = _operator(equation)
+    operator, layout, arguments = _operator(equation), _operator(equation).layout, equation.arguments
     if operator.joint is not None and len(active_inputs(program, equation)) > 1:
-        return operator.joint
-    if operator.kind == EMBEDDING and _is_active(program, equation.arguments[0]):
+        bias = layout.bias if layout is not None else None
+        has_active_bias = bias is not None and any(_is_active(program, given) for given in arguments[bias : bias + 1])
+        return OTHER if operator.joint == BILINEAR and has_active_bias else operator.joint
+    if operator.kind == EMBEDDING and _is_active(program, arguments[0]):
         return MOVEMENT  # rows of a table that was made of the input
-    layout = operator.layout
-    if layout is not None and layout.input is not None and not _is_active(program, equation.arguments[layout.input]):
+    if operator.kind in (NORMALIZATION, BATCH_NORM, SOFTMAX) and not _is_active(program, arguments[0]):
+        return OTHER  # of a constant, with a weight that depends on the input
+    if equation.operator == "pow" and not (_is_active(program, arguments[0]) and isinstance(arguments[1], Real)):
+        return OTHER
+    if equation.operator == "div" and not _is_active(program, arguments[0]):
+        return ELEMENTWISE  # a constant divided by x is no multiple of x
+    if layout is not None and layout.weight >= len(arguments):
+        return OTHER  # a product of another number of operands
+    if layout is not None and layout.input is not None and not _is_active(program, arguments[layout.input]):
         return OTHER  # a layer whose weight depends on the input while its input does not is no layer to a rule
     return operator.kind
 
@@ -56,8 +68,11 @@ def active_inputs(program: Program, equation: Equation) -> list[Variable]:
 def is_active_input(equation: Equation, variable: Variable, active: Collection[str]) -> bool:
     """Whether relevance goes from an equation to a variable that it reads. Token ids take it on their way to an
     embedding only, as what they are; elsewhere they are just integers."""
-    takes_tokens = equation.operator == EMBEDDING or not equation.outputs[0].is_floating
-    return variable.name in active and (variable.is_floating or takes_tokens)
+    if variable.is_floating or variable.name not in active:
+        return variable.name in active
+    if equation.operator == EMBEDDING:  # of a table that is a constant
+        return equation.arguments[0].name not in active
+    return not equation.outputs[0].is_floating
 
 
 def is_active(program: Program, equation: Equation) -> bool:
@@ -100,11 +115,11 @@ def constant_factor(program: Program, equation: Equation) -> Constant | None:
     if len(factors) != 2:
         return None
     if _operator(equation).joint == BILINEAR:
-        return _one_of(GATE, [_comes_from(program, factor, _is_gate, THROUGH_LAYERS) for factor in factors])
+        return _one_of(GATE, [_comes_from(program, factor, _is_softmax, THROUGH_LAYERS) for factor in factors])
     if equation.operator == "div":
         return Constant(1, DENOMINATOR)
     return (
-        _one_of(DENOMINATOR, [_comes_from(program, factor, _is_normalizer, THROUGH) for factor in factors])
+        _one_of(DENOMINATOR, [_normalizes(program, *pair) for pair in (factors, factors[::-1])])
         or _slope(program, factors)
         or _gate(program, factors)
         or _one_of(ACTIVATED, [_comes_from(program, factor, _is_activation, THROUGH) for factor in factors])
@@ -127,22 +142,52 @@ def _gate(program: Program, factors: list[Variable]) -> Constant | None:
 # by their sum. Attention's probabilities may pass layers that mix its heads.
 THROUGH = (MOVEMENT, AFFINE, MAX_POOL)
 THROUGH_LAYERS = (*THROUGH, DENSE, CONVOLUTION)
-CLAMPS = ("clamp", "clamp_min", "clamp_max", "maximum")
+CLAMPS = ("clamp", "clamp_min", "clamp_max", "maximum", "nan_to_num")
+STATISTICS = ("var", "std", "var_mean", "std_mean", "linalg_vector_norm", "norm", *CLAMPS)
 
 Test = Callable[[Program, Equation], bool]
 
 
 def _comes_from(program: Program, variable: Variable, is_origin: Test, through: Collection[str]) -> bool:
-    """Whether a value was made by such an equation and then only moved, scaled, shifted or clamped."""
-    equation = program.producers.get(variable.name)
-    while equation is not None:
-        if is_origin(program, equation):
-            return True
+    """Whether a value, all of it, was made by such equations and then only moved, scaled, shifted or clamped."""
+    pending, seen = [variable], set()
+    while pending:
+        variable = pending.pop()
+        equation = program.producers.get(variable.name)
+        if equation is None:
+            return False
+        if variable.name in seen or is_origin(program, equation):
+            continue
+        seen.add(variable.name)
         if _kind(program, equation) not in through and equation.operator not in ("div", *CLAMPS):
             return False
         sources = active_inputs(program, equation)
-        equation = program.producers.get(sources[0].name) if sources else None
-    return False
+        pending += sources[:1] if equation.operator == "div" else sources  # the numerator
+    return True
+
+
+def _normalizes(program: Program, factor: Variable, other: Variable) -> bool:
+    """Whether a factor comes from the reciprocal, root or norm of something that the other factor was made of."""
+    if not _comes_from(program, factor, _is_normalizer, THROUGH):
+        return False
+    made_of = {v.name for v in _sources(program, other, (MOVEMENT, AFFINE, SUM))}
+    kinds = (MOVEMENT, AFFINE, SUM, ELEMENTWISE, AVERAGE_POOL, PRODUCT)
+    return any(v.name in made_of for v in _sources(program, factor, kinds))
+
+
+def _sources(program: Program, variable: Variable, through: Collection[str]) -> Iterator[Variable]:
+    """A value and what it was made of by equations of such kinds, by statistics and by clamps."""
+    pending, seen = [variable], set()
+    while pending:
+        variable = pending.pop()
+        if variable.name in seen:
+            continue
+        seen.add(variable.name)
+        yield variable
+        equation = program.producers.get(variable.name)
+        passes = equation is not None and (equation.operator in STATISTICS or _kind(program, equation) in through)
+        if equation is not None and passes:
+            pending += active_inputs(program, equation)
 
 
 def _is_normalizer(program: Program, equation: Equation) -> bool:
@@ -154,6 +199,10 @@ def _is_normalizer(program: Program, equation: Equation) -> bool:
 
 def _is_gate(program: Program, equation: Equation) -> bool:
     return _operator(equation).is_gate
+
+
+def _is_softmax(program: Program, equation: Equation) -> bool:
+    return equation.operator == "softmax"
 
 
 def _is_tanh(program: Program, equation: Equation) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -85,7 +85,9 @@ class Operation:
 
     @property
     def is_weighted(self) -> bool:
-        return self.operator.layout is not None and isinstance(self.weight, Tensor)
+        if self.operator.layout is None or _weight_position(self.layout, self.arguments) >= len(self.arguments):
+            return False
+        return isinstance(self.weight, Tensor)
 
     @property
     def layout(self) -> Layout:
@@ -170,7 +172,7 @@ class Operation:
             return remembered
         if self.operator.smooth is None:
             return self(*inputs), None
-        if not _may_record(inputs):
+        if not _may_record((*inputs, *_tensors_in([self.arguments, list(self.keywords.values())]))):
             return self.smooth(*inputs), None
         with torch.enable_grad():
             leaves = tuple(tensor.detach().requires_grad_() for tensor in inputs)
@@ -205,10 +207,18 @@ class Operation:
         return moved[0] if len(moved) == 1 else moved
 
 
-def _may_record(inputs: Sequence[Tensor]) -> bool:
-    """Whether autograd may record an operation here, of which nobody else would notice."""
-    is_transformed = torch._C._functorch.peek_interpreter_stack() is not None
-    return not is_transformed and is_plain(*inputs) and not any(tensor.is_inference() for tensor in inputs)
+def _may_record(tensors: Sequence[Tensor]) -> bool:
+    """Whether autograd may record an operation on these, and nobody else would notice."""
+    is_watched = torch._C._functorch.peek_interpreter_stack() is not None or torch.is_inference_mode_enabled()
+    return not is_watched and is_plain(*tensors) and not any(tensor.is_inference() for tensor in tensors)
+
+
+def _tensors_in(template) -> Iterator[Tensor]:
+    if isinstance(template, Tensor):
+        yield template
+    elif isinstance(template, (list, tuple)) and not isinstance(template, Slot):
+        for item in template:
+            yield from _tensors_in(item)
 
 
 class _Recorded(NamedTuple):
@@ -234,7 +244,8 @@ def _pull_back(function: Callable, inputs: tuple, s) -> tuple:
 
 
 def _weight_position(layout: Layout, arguments: Sequence) -> int:
-    return layout.weight - 1 if isinstance(arguments[layout.weight], Slot) else layout.weight
+    is_second = layout.input is None and layout.weight < len(arguments) and isinstance(arguments[layout.weight], Slot)
+    return layout.weight - 1 if is_second else layout.weight
 
 
 def bind(program: Program, equation: Equation, values: Mapping[str, Any]) -> Operation:

@@ -6,7 +6,7 @@ prints itself and can be rewritten; everything else in lrpfunc is a function of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -182,6 +182,12 @@ class Program:
             values[DEVICE], values[DTYPE] = values[self.reference.name].device, values[self.reference.name].dtype
 
     def store(self, equation: Equation, results: Sequence, values: dict[str, Any]) -> None:
+        if len(results) != len(equation.outputs):
+            traced = len(equation.outputs)
+            raise InputError(
+                f"'{equation.name}' makes {len(results)} values of inputs of this size, but made {traced} when it was "
+                "traced. Trace the model again for this size."
+            )
         for variable, result in zip(equation.outputs, results, strict=True):
             values[variable.name] = result
 
@@ -259,11 +265,7 @@ class Program:
                 if size < low or (high is not None and size > high):
                     bounds = f"at least {low}" if high is None else f"between {low} and {high}"
                     is_long = needed.startswith("length") and size > low
-                    why = (
-                        "the model has no more positions. Shorten the sequence"
-                        if is_long
-                        else "the model decides on it"
-                    )
+                    why = "the model takes no longer sequences. Shorten it" if is_long else "the model decides on it"
                     raise InputError(f"'{needed}' of input '{path}' must be {bounds}, but is {size}: {why}.")
             elif size != needed:
                 remedy = (
@@ -377,31 +379,36 @@ def _active(program: Program) -> frozenset[str]:
 
 # What token ids may go through on their way to an embedding and still be the input's own.
 MOVES_TOKENS = ("reshape", "flatten", "unflatten", "unsqueeze", "squeeze", "slice", "select", "expand", "contiguous",
-                "clone", "to", "_to_copy", "transpose", "permute", "cat", "split", "chunk")  # fmt: skip
+                "clone", "to", "_to_copy", "transpose", "permute", "cat", "split", "chunk", "unbind", "narrow", "flip",
+                "roll", "where", "masked_fill", "index_put", "overwrite", "clamp", "clamp_min", "clamp_max", "index",
+                "index_select", "gather")  # fmt: skip
 
 
 def _tokens(program: Program) -> set[str]:
     """Integer inputs whose rows an embedding looks up, and the variables on the way: each has its row's relevance."""
     leaves = {leaf.value.name for leaf in program.input_leaves if isinstance(leaf.value, Variable)}
     makers = {variable.name: equation for equation in program.equations for variable in equation.outputs}
-    pending = [e.arguments[1] for e in program.equations if e.operator == "embedding" and _is_table(e.arguments[0])]
+    given = set(leaves)  # what depends on an input
+    for equation in program.equations:
+        if any(variable.name in given for variable in equation.reads):
+            given.update(variable.name for variable in equation.outputs)
+    lookups = [equation.arguments[:2] for equation in program.equations if equation.operator == "embedding"]
+    pending = [ids for table, ids in lookups if table.name not in given]
     tokens: set[str] = set()
     for variable in pending:
-        path = list(_way_back(variable, makers))
+        path = list(_way_back(variable, makers, makers.keys() - given))
         if path[-1].name in leaves:
             tokens.update(step.name for step in path)
     return tokens
 
 
-def _is_table(weight: Any) -> bool:
-    return isinstance(weight, Variable) and weight.name.startswith(PARAMETER)
-
-
-def _way_back(variable: Variable, makers: Mapping[str, Equation]) -> Iterator[Variable]:
+def _way_back(variable: Variable, makers: Mapping[str, Equation], constant: Collection[str]) -> Iterator[Variable]:
     """A variable, what it was moved from, and so on."""
     yield variable
     while (maker := makers.get(variable.name)) is not None and maker.operator in MOVES_TOKENS:
-        sources = [read for read in maker.reads if read.is_tensor]
+        reads = maker.reads[:1] if maker.operator in ("index", "index_select", "gather") else maker.reads
+        sources = [read for read in reads if read.is_tensor and read.dtype != torch.bool]
+        sources = [read for read in sources if read.name not in constant]
         if len(sources) != 1 or sources[0].is_floating:
             return
         variable = sources[0]

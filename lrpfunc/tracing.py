@@ -252,8 +252,8 @@ def _register(kind: type) -> None:
 def _capture(boundary: _Boundary, model: nn.Module | None) -> tuple[Program, Parameters]:
     """The program of a function, and its parameters: the boundary's own leaves or a model's tensors, and constants."""
     front = _Front(boundary, model)
-    exported, ranges = _export(front, *boundary.examples(), boundary.axes)
-    builder = Builder(model)
+    exported, ranges, same = _export(front, *boundary.examples(), boundary.axes)
+    builder = Builder(model, same)
     inputs = _placeholders(builder, exported, front, boundary)
     kinds = [spec.kind for spec in exported.graph_signature.output_specs]
     results = zip(builder.inline(exported.graph, exported.graph_module), kinds, strict=True)
@@ -302,6 +302,14 @@ def _placeholders(builder: Builder, exported, front: _Front, boundary: _Boundary
 Ranges = dict[str, tuple[int, int | None]]  # by symbolic size
 
 
+class _Export(NamedTuple):
+    """An exported program, the ranges of its open sizes, and those that must agree, by the other's name."""
+
+    program: Any
+    ranges: Ranges
+    same: Mapping[str, str]
+
+
 class _Front(nn.Module):
     """What `torch.export` sees of a function: tensors in, a list of tensors and sizes out."""
 
@@ -327,7 +335,7 @@ class _Lines(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def _export(front: _Front, params: list[Tensor], inputs: list[Tensor], axes: Sequence[Axes] | None):
+def _export(front: _Front, params: list[Tensor], inputs: list[Tensor], axes: Sequence[Axes] | None) -> _Export:
     """Export with sizes left open along axes of each input where the model allows it, else with those given.
 
     Without `axes` these are the batch of all inputs that have the first one's batch size, and their sequence length.
@@ -337,7 +345,7 @@ def _export(front: _Front, params: list[Tensor], inputs: list[Tensor], axes: Seq
         if exported is not None:
             return exported
     try:
-        return _export_once(front, params, inputs, [()] * len(inputs)), {}
+        return _Export(_export_once(front, params, inputs, [()] * len(inputs)), {}, {})
     except LrpError:
         raise
     except Exception as error:
@@ -352,13 +360,16 @@ def _attempts(inputs: list[Tensor], axes: Sequence[Axes] | None) -> Iterator[lis
     batch = next((tensor.shape[0] for tensor in inputs if tensor.dim()), None)
     has_batch = [tensor.dim() > 0 and tensor.shape[0] == batch for tensor in inputs]
     is_sequence = [has and _is_sequence(tensor) for has, tensor in zip(has_batch, inputs, strict=True)]
+    lengths = {tensor.shape[1] for tensor, long in zip(inputs, is_sequence, strict=True) if long}
+    masks = [has and x.dim() == 2 and x.shape[1] in lengths for has, x in zip(has_batch, inputs, strict=True)]
+    is_sequence = [long or mask for long, mask in zip(is_sequence, masks, strict=True)]
     if any(is_sequence):
         yield [(0, 1) if long else (0,) * has for has, long in zip(has_batch, is_sequence, strict=True)]
     yield [(0,) * has for has in has_batch]
 
 
 def _is_sequence(tensor: Tensor) -> bool:
-    """Token ids and masks, (batch, length), or embeddings, (batch, length, width)."""
+    """Token ids and their masks, (batch, length), or embeddings, (batch, length, width)."""
     return tensor.dim() == (3 if tensor.is_floating_point() else 2) and tensor.shape[1] > 1
 
 
@@ -372,9 +383,10 @@ def _export_open(front: _Front, params: list[Tensor], inputs: list[Tensor], axes
             exported = _export_once(front, params, examples, axes)
         except Exception:  # whatever is wrong shows again, in plainer words, without dynamic sizes
             return None
-        ranges = _ranges(exported, len(inputs))
-        if ranges is None:
+        found = _ranges(exported, len(inputs))
+        if found is None:
             return None
+        ranges, same = found
         shapes = _shapes(exported, len(inputs))
         stayed = [tuple(a for a in opened if is_symbolic(n[a])) for opened, n in zip(axes, shapes, strict=True)]
         has_batch = [0 in before and 0 not in after for before, after in zip(axes, stayed, strict=True)]
@@ -382,10 +394,10 @@ def _export_open(front: _Front, params: list[Tensor], inputs: list[Tensor], axes
             axes = stayed
             continue
         if has_data:
-            ranges = {size: _with_one(front, exported, params, examples, size, known) for size, known in ranges.items()}
+            ranges = {s: _with_one(front, exported, params, examples, same, s, known) for s, known in ranges.items()}
         excludes_example = [s for s, (low, _) in ranges.items() if batch == 1 and low > 1 and _is_batch(shapes, s)]
         if not excludes_example:
-            return exported, ranges
+            return _Export(exported, ranges, same)
         axes = [tuple(axis for axis in opened if axis != 0) for opened in axes]
     return None
 
@@ -394,7 +406,7 @@ def _is_batch(shapes: Sequence[torch.Size], size: str) -> bool:
     return any(len(shape) > 0 and str(shape[0]) == size for shape in shapes)
 
 
-def _with_one(front: _Front, exported, params, examples, size: str, range_: tuple[int, int | None]):
+def _with_one(front: _Front, exported, params, examples, same: Mapping[str, str], size: str, range_):
     """The range of a size, down to one if that is excluded without need.
 
     Models ask whether a size is one to save work (a mask for one token, a repeat for one sample), and what they do for
@@ -404,14 +416,19 @@ def _with_one(front: _Front, exported, params, examples, size: str, range_: tupl
     if low != 2 or any(tensor.is_meta for tensor in (*params, *examples)):
         return range_
     shapes = _shapes(exported, len(examples))
-    axes = [[axis for axis, n in enumerate(shape) if str(n) == size] for shape in shapes]
+    sizes = {size, *(other for other, one in same.items() if one == size)}
+    axes = [[axis for axis, n in enumerate(shape) if str(n) in sizes] for shape in shapes]
+    # Zeros, as some models begin with, would hide what they are multiplied by.
+    own = {name: _other(p, 2) for name, p in front.named_parameters() if _is_zero(p)}
+    given = [_other(p, 3) if _is_zero(p) else p for p in params]
     try:
         with torch.no_grad(), _quiet():
             seen = []
             for seed in (0, 1):
                 inputs = [_first(_other(x, seed), along) for x, along in zip(examples, axes, strict=True)]
-                expected = [leaf for leaf in front(*params, *inputs) if isinstance(leaf, Tensor)]
-                found = [leaf for leaf in _run(exported, params, inputs) if isinstance(leaf, Tensor)]
+                made = torch.func.functional_call(front, own, (*given, *inputs))
+                expected = [leaf for leaf in made if isinstance(leaf, Tensor)]
+                found = [leaf for leaf in _run(exported, own, given, inputs) if isinstance(leaf, Tensor)]
                 if not all(map(_agrees, found, expected)) or len(found) != len(expected):
                     return range_
                 seen.append(expected)
@@ -437,16 +454,20 @@ def _first(x: Tensor, axes: Sequence[int]) -> Tensor:
     return x.clone()
 
 
-def _run(exported, params: Sequence[Tensor], inputs: Sequence[Tensor]) -> list:
-    """The outputs of an exported graph, whose own checks of sizes it does without."""
+def _is_zero(p: Tensor) -> bool:
+    return p.is_floating_point() and not p.any()
+
+
+def _run(exported, own: Mapping[str, Tensor], params: Sequence[Tensor], inputs: Sequence[Tensor]) -> list:
+    """The outputs of an exported graph, whose own checks of sizes it does without. `own`: other parameters of its."""
     user = iter((*params, *inputs))
     arguments = []
     for spec in exported.graph_signature.input_specs:
         if spec.kind is InputKind.USER_INPUT:
             arguments.append(next(user))
         else:
-            own = exported.state_dict.get(spec.target, exported.constants.get(spec.target))
-            arguments.append(own.detach().clone() if spec.kind is InputKind.BUFFER else own)
+            kept = exported.state_dict.get(spec.target, exported.constants.get(spec.target))
+            arguments.append(kept.detach().clone() if spec.kind is InputKind.BUFFER else own.get(spec.target, kept))
     return list(torch.fx.Interpreter(exported.graph_module).run(*arguments))
 
 
@@ -531,20 +552,50 @@ def _shapes(exported, inputs: int) -> list[torch.Size]:
     return [node.meta["val"].shape for node in exported.graph.find_nodes(op="placeholder")[-inputs:]]
 
 
-def _ranges(exported, inputs: int) -> Ranges | None:
-    """The sizes for which a trace holds, by symbol; None where the model asks for more than ranges can say."""
+def _ranges(exported, inputs: int) -> tuple[Ranges, dict[str, str]] | None:
+    """The sizes for which a trace holds, by symbol, and which of them must agree; None where the model asks for more
+    than that."""
+    given: list[Any] = [n for shape in _shapes(exported, inputs) for n in shape if is_symbolic(n)]
+    sizes = [n.node for n in given]
+    if not sizes:
+        return {}, {}
+    environment, hints = sizes[0].shape_env, {node.expr: node.hint for node in sizes}
+    guards = [environment.simplify(guard.expr) for guard in environment.guards if _is_asked_by_model(guard)]
+    same = _agreeing(guards, hints)
+    if same is None:
+        return None
+    guards = [guard.subs(same) for guard in guards]
     ranges: Ranges = {}
-    sizes: list[Any] = [n for shape in _shapes(exported, inputs) for n in shape if is_symbolic(n)]
-    for node in (n.node for n in sizes):
-        symbol, environment = node.expr, node.shape_env
-        guards = [environment.simplify(guard.expr) for guard in environment.guards if _is_asked_by_model(guard)]
-        guards = [guard for guard in guards if symbol in guard.free_symbols]
+    for node in sizes:
+        symbol = node.expr
         bounds = exported.range_constraints.get(symbol)  # there are none for what follows from another size
-        found = _range(symbol, bounds, guards, node.hint) if bounds is not None else None
+        if symbol in same:
+            continue
+        asked = [guard for guard in guards if symbol in guard.free_symbols]
+        found = _range(symbol, bounds, asked, node.hint) if bounds is not None else None
         if found is None:
             return None
         ranges[str(symbol)] = found
-    return ranges
+    return ranges, {str(one): str(other) for one, other in same.items()}
+
+
+def _agreeing(guards: list, hints: Mapping) -> dict | None:
+    """The sizes, by others equal in the example, that must agree with them for what a model asked of both to hold.
+
+    What is asked of two sizes is more than ranges can say, but for equal ones it is asked of one, if of any. None where
+    that does not help.
+    """
+    same: dict = {}
+    for guard in guards:
+        mixed = sorted(guard.subs(same).free_symbols & hints.keys(), key=str)
+        while len(mixed) > 1:
+            pairs = [(a, b) for i, a in enumerate(mixed) for b in mixed[i + 1 :] if hints[a] == hints[b]]
+            if not pairs:
+                return None
+            one, other = pairs[0]
+            same = {key: one if value == other else value for key, value in same.items()} | {other: one}
+            mixed = sorted(guard.subs(same).free_symbols & hints.keys(), key=str)
+    return same
 
 
 def _within_tables(program: Program) -> Ranges:

@@ -412,6 +412,154 @@ def test_activations_have_their_slope_at_zero(name):
     torch.testing.assert_close(flow.tensor, seed * slope)
 
 
+# -- what is no constant, and what is no product ----------------------------------------------------------------------
+
+
+def sums(function, inputs, composite):
+    """The relevance of each input of `function(*inputs)`, summed, where R_out is the output."""
+    fmodel, params = lrpfunc.trace(lambda _, *values: function(*values), {"unused": torch.ones(1)}, *inputs)
+    return [r.sum().item() for r in lrpfunc.attribute(fmodel, params, tuple(inputs), composite, target=lambda y: y)]
+
+
+@pytest.mark.parametrize("is_left", [False, True])
+@pytest.mark.parametrize("operator", ["linear", "addmm", "matmul", "baddbmm"])
+def test_either_operand_of_a_matrix_product_may_be_the_signal(operator, is_left):
+    def product(a, b):
+        if operator == "linear":
+            return (
+                F.linear(a, b.mT)
+                if a.dim() == 2
+                else torch.stack([F.linear(x, y.mT) for x, y in zip(a, b, strict=True)])
+            )
+        if operator == "addmm":
+            return torch.addmm(BIAS[0, 0, 0, :3], a, b)
+        return torch.baddbmm(BIAS[0, 0, 0, :3], a[None], b[None])[0] if operator == "baddbmm" else a @ b
+
+    def gated(x, g):
+        return (product(x, g.softmax(-1)) if is_left else product(g.softmax(-1), x)) @ RIGHT[:3]
+
+    inputs = (rand(3, 3), rand(3, 3, seed=1))
+    found = explained(gated, inputs, CP)
+    compare(found, expected(lambda x, g: gated(x, g.detach()), inputs))
+    assert not found[1].any()
+
+
+def test_a_bias_that_depends_on_the_input_is_a_term_and_no_factor():
+    weight = rand(4, 3)
+    for function in (
+        lambda x, b: torch.addmm(b, x, weight),
+        lambda x, b: F.linear(x, weight.mT, b[0]) if b.dim() == 2 and len(b) == 1 else x @ weight + b,
+        lambda x, b: torch.baddbmm(b[None], x[None], weight[None])[0],
+    ):
+        x, b = rand(2, 4), rand(1, 3).expand(2, 3).clone() if function.__code__.co_consts[-1] != 1 else rand(2, 3)
+        found = sums(function, (x, b), composites.epsilon(0.0))
+        assert found == pytest.approx([(x @ weight).sum().item(), b.sum().item()])
+
+
+def test_similarities_of_values_behind_a_tanh_have_no_gate():
+    a, b, c, d = (rand(3, 3, seed=i) for i in range(4))
+    inputs = (rand(2, 3), rand(2, 3, seed=1))
+    found = explained(lambda x, y: (torch.tanh(x @ a) @ b) @ (torch.relu(y @ c) @ d).mT, inputs, CP)
+    assert all(r.any() for r in found)
+
+
+def test_attention_over_values_behind_a_tanh_conserves():
+    q, k, v = (rand(4, 4, seed=i) for i in range(3))
+
+    def function(x):
+        h = torch.tanh(x)
+        return ((h @ q) @ (h @ k).mT).softmax(-1) @ (h @ v)
+
+    x = rand(5, 4)
+    assert sums(function, (x,), CP) == pytest.approx([function(x).sum().item()])
+
+
+def test_the_root_of_another_input_is_no_denominator():
+    x, y = rand(3, 4), rand(3, 4, seed=1).abs()
+    for function in (lambda x, y: x * y.sqrt(), lambda x, y: x * y.rsqrt()):
+        half = function(x, y).sum().item() / 2
+        assert sums(function, (x, y), ATTN) == pytest.approx([half, half])
+
+
+def test_a_gate_must_be_one_in_all_its_parts():
+    inputs = (rand(2, 3), rand(2, 3, seed=1), rand(2, 6, seed=2))
+    for function in (
+        lambda x, y, z: torch.cat([x.sigmoid(), y], 1) * z,
+        lambda x, y, z: torch.cat([y, x.sigmoid()], 1) * z,
+    ):
+        assert all(sums(function, inputs, CP)[1:])
+    parts = sums(lambda x, y, z: torch.cat([x.sigmoid(), y.sigmoid()], 1) * z, inputs, CP)
+    assert parts[:2] == [0.0, 0.0]
+
+
+def test_what_a_constant_is_divided_by_passes_relevance():
+    x, weight = rand(2, 4), rand(4, 3)
+    for composite in (ATTN, composites.epsilon(0.0)):
+        found = sums(lambda x: (2.0 / x) @ weight, (x,), composite)
+        assert found == pytest.approx([((2.0 / x) @ weight).sum().item()])
+
+
+def test_powers_of_and_by_inputs():
+    x, weight, exponent = rand(2, 4).abs() + 0.5, rand(4, 3), torch.tensor(3.0, dtype=torch.float64)
+    expected_sum = (x**0.5 @ weight).sum().item()
+    assert sums(lambda x: (x**0.5) @ weight, (x,), ATTN) == pytest.approx([expected_sum])
+    for function in (lambda x: (2**x) @ weight, lambda x: (x**exponent) @ weight):  # left to the gradient
+        fmodel, _ = lrpfunc.trace(lambda _, x, function=function: function(x), torch.ones(1), x)
+        assert len(lrpfunc.explain(fmodel, ATTN).fallbacks) == 1
+        (found,) = explained(function, (x,), strict=False)
+        compare([found], expected(function, (x,)))
+
+
+def test_layers_of_constants_with_weights_that_depend_on_the_input_go_by_the_gradient():
+    constant = rand(2, 4)
+    for function, w in (
+        (lambda w: F.layer_norm(constant, (4,), w) @ RIGHT[:4], rand(4)),
+        (lambda w: torch.einsum("ij,jk,kl->il", constant, w, RIGHT), rand(4, 6)),
+    ):
+        (found,) = explained(function, (w,), strict=False)
+        compare([found], expected(function, (w,)), rtol=1e-3, atol=1e-4)  # stabilized where a relevance arrives
+
+
+def test_an_einsum_of_three_operands_goes_by_the_gradient():
+    inputs = (rand(2, 3, 4), rand(2, 4, 5))
+    explained(lambda p, v: torch.einsum("bij,bjc,cd->bid", p.softmax(-1), v, rand_square), inputs, CP, strict=False)
+
+
+rand_square = rand(5, 5)
+
+
+# -- where others watch -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["mask", "query"])
+def test_parameters_of_attention_have_derivatives(what):
+    x = rand(2, 3, 4)
+    p = {"mask": rand(3, 3), "query": rand(1, 3, 4)}
+
+    def model(p, x):
+        query = p["query"].expand(x.shape[0], -1, -1) if what == "query" else x
+        return F.scaled_dot_product_attention(query, x, x, p["mask"])
+
+    fmodel, _ = lrpfunc.trace(model, p, x)
+
+    def loss(p):
+        return lrpfunc.attribute(fmodel, p, x, ATTN, target=lambda y: y).square().sum()
+
+    leaves = {key: value.clone().requires_grad_() for key, value in p.items()}
+    found = torch.autograd.grad(loss(leaves), leaves[what])[0]
+    torch.testing.assert_close(found, grad(loss)(p)[what])
+    assert found.any()
+
+
+def test_attention_to_the_inputs_themselves_in_inference_mode():
+    fmodel, params = lrpfunc.trace(lambda _, x: F.scaled_dot_product_attention(x, x, x), torch.ones(1), rand(2, 3, 4))
+    expected_relevance = lrpfunc.attribute(fmodel, params, rand(2, 3, 4), ATTN, target=lambda y: y)
+    x = rand(2, 3, 4)
+    with torch.inference_mode():
+        compare([lrpfunc.attribute(fmodel, params, x, ATTN, target=lambda y: y)], [expected_relevance])
+        compare([lrpfunc.attribute(fmodel, params, x * 1, ATTN, target=lambda y: y)], [expected_relevance])
+
+
 # -- movements and sums -----------------------------------------------------------------------------------------------
 
 COLUMN, RIGHT, LEFT = rand(4, 1), rand(6, 3), rand(2, 5, 4)

@@ -390,16 +390,21 @@ def test_a_model_that_decides_on_the_batch_size_is_held_to_its_branch(condition,
 
 def test_the_length_of_a_sequence_stays_open_where_the_model_allows_it():
     model = Model(lambda self, x: self.fc(x).cumsum(1))
-    fmodel, params = traced(model, x_of(2, 4, 3), at=[(x_of(1, 9, 3),), (x_of(3, 1, 3),)])
+    fmodel, _ = traced(model, x_of(2, 4, 3), at=[(x_of(1, 9, 3),), (x_of(3, 1, 3),)])
     assert str(fmodel.input_leaves[0].value) == "(batch, length, 3)"
     fixed = nn.Conv1d(4, 2, 1)  # whose channels stand where a sequence has its length
-    fmodel, params = lrpfunc.functionalize(fixed, x_of(2, 4, 3))
+    fmodel, _ = lrpfunc.functionalize(fixed, x_of(2, 4, 3))
     assert str(fmodel.input_leaves[0].value) == "(batch, 4, 3)"
-    several = Model(lambda self, x, ids, mask: self.fc(x) * mask[..., None] + ids[..., None])
+
+
+def test_token_ids_and_masks_have_the_length_of_the_sequence():
+    def several(params, x, ids, mask, weights):
+        return x @ params * mask[..., None] + ids[..., None] * weights[..., None]
+
     ids = torch.arange(8).reshape(2, 4)
-    fmodel, params = lrpfunc.functionalize(several, x_of(2, 4, 3), ids, ids > 2)
-    longer = x_of(3, 5, 3), torch.arange(15).reshape(3, 5), torch.ones(3, 5, dtype=torch.bool)
-    assert torch.equal(fmodel(params, *longer), several(*longer))
+    fmodel, params = lrpfunc.trace(several, torch.randn(3, 3), x_of(2, 4, 3), ids, ids > 2, x_of(2, 4))
+    longer = x_of(3, 5, 3), torch.arange(15).reshape(3, 5), torch.ones(3, 5, dtype=torch.bool), x_of(3, 5)
+    assert torch.equal(fmodel(params, *longer), several(params, *longer))
 
 
 @pytest.mark.parametrize("example", [1, 2])
@@ -415,8 +420,37 @@ def test_one_is_allowed_where_asking_for_it_only_saves_work(example):
 
     fmodel, params = lrpfunc.functionalize(Saving(), x_of(example))
     assert torch.allclose(fmodel(params, x_of(1)), Saving.forward(saved(fmodel, params), x_of(1)))
-    fmodel, _ = lrpfunc.functionalize(Model(lambda self, x: self.fc(x) * 0 * (1 if len(x) != 1 else 2)), x_of(2))
+    fmodel, _ = lrpfunc.functionalize(Model(lambda self, x: self.fc(x) * 0 * (1 if x.shape[0] != 1 else 2)), x_of(2))
     assert fmodel.size_ranges == {"batch": (2, None)}  # a constant output is no evidence
+    branches = Model(lambda self, x: x + self.fc(x) if x.shape[0] != 1 else x)
+    torch.nn.init.zeros_(branches.fc.weight)  # which would hide a branch
+    fmodel, _ = lrpfunc.functionalize(branches, x_of(2))
+    assert fmodel.size_ranges == {"batch": (2, None)}
+
+
+@pytest.mark.parametrize("example", [(1, 4), (2, 7)])
+def test_sizes_that_a_model_compares_must_agree_and_stay_open(example):
+    def model(params, ids, mask):
+        if ids.shape[1] > mask.shape[1]:
+            raise ValueError("a mask that is too short")
+        return (params[ids] * mask[:, : ids.shape[1], None]).sum(1)
+
+    def inputs(*shape):
+        return torch.arange(shape[0] * shape[1]).reshape(shape) % 9, torch.ones(shape)
+
+    fmodel, params = lrpfunc.trace(model, torch.randn(9, 3), *inputs(*example))
+    labels = [str(leaf.value) for leaf in fmodel.input_leaves]
+    assert [label.split(", ")[1] for label in labels] == ["length)", "length)"]
+    assert torch.equal(fmodel(params, *inputs(3, 5)), model(params, *inputs(3, 5)))
+    with pytest.raises(InputError, match=r"inputs 'ids' and 'mask' must agree in 'length', but have 5 and 4"):
+        fmodel(params, inputs(3, 5)[0], torch.ones(3, 4))
+
+
+def test_a_number_of_parts_that_the_size_decides_is_that_of_the_trace():
+    fmodel, params = lrpfunc.functionalize(Model(lambda self, x: self.fc(x).chunk(4, 1)[0]), x_of(2, 8, 3))
+    if str(fmodel.input_leaves[0].value) == "(batch, length, 3)":
+        with pytest.raises(InputError, match=r"makes 3 values of inputs of this size, but made 4 when it was"):
+            fmodel(params, x_of(2, 5, 3))
 
 
 def saved(fmodel, params):

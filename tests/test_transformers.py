@@ -5,6 +5,7 @@ import functools
 import optree
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.func import grad, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -237,14 +238,49 @@ def test_gradients_of_tokens_are_summed_over_the_width(name):
     assert lrpfunc.attribute(fmodel, params, x, made, explained)["input_ids"].isfinite().all()
 
 
+def test_tokens_that_the_model_changes_keep_their_relevance():
+    table = torch.randn(9, 4, dtype=torch.float64)
+    ids = torch.tensor([[1, 3, 5], [3, 3, 8]])
+
+    def masked(p, ids):
+        return F.embedding(torch.where(ids == 3, 0, ids), p["table"]).sum(1)
+
+    def written(p, ids):
+        changed = ids.clone()
+        changed[ids == 3] = 0
+        return F.embedding(changed, p["table"]).sum(1)
+
+    def twice(p, ids):
+        return (F.embedding(ids, 2 * p["table"]) + F.embedding(ids.masked_fill(ids == 3, 0), p["table"])).sum(1)
+
+    kept = torch.where(ids == 3, 0, table[ids].sum(-1))
+    for model, expected in ((masked, kept), (written, kept), (twice, 2 * table[ids].sum(-1) + kept)):
+        fmodel, params = lrpfunc.trace(model, {"table": table}, ids)
+        found = lrpfunc.attribute(fmodel, params, ids, composites.attn_lrp(), target=lambda y: y)
+        close(found, expected)
+
+
+def test_the_same_tokens_in_a_table_of_parameters_and_in_one_that_is_an_input():
+    table, own = torch.randn(2, 5, 4, dtype=torch.float64)
+    ids = torch.tensor([[1, 3]])
+
+    def model(p, ids, own):
+        return (F.embedding(ids, p["table"]) + F.embedding(ids, own)).sum(1)
+
+    fmodel, params = lrpfunc.trace(model, {"table": table}, ids, own)
+    token, rows = lrpfunc.attribute(fmodel, params, (ids, own), composites.attn_lrp(), target=lambda y: y)
+    close(token, table[ids].sum(-1))
+    close(rows.sum(-1), torch.zeros(5, dtype=torch.float64).index_put((ids[0],), own[ids[0]].sum(-1)))
+
+
 def test_a_prefix_of_ones_own_and_tokens_share_the_relevance():
     """Token ids that are only compared elsewhere keep their relevance; a table made of an input is moved as rows."""
     torch.manual_seed(0)
     table, head = torch.randn(9, 4, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
 
     def model(params, ids, prompt):
-        rows = torch.nn.functional.embedding(ids, params["table"])
-        own = torch.nn.functional.embedding(ids[:, :1] * 0, prompt)  # of a table that is an input
+        rows = F.embedding(ids, params["table"])
+        own = F.embedding(ids[:, :1] * 0, prompt)  # of a table that is an input
         mask = (ids != 0)[..., None].to(rows.dtype)
         return ((rows * mask).sum(1) + own.sum(1)) @ params["head"]
 
@@ -444,9 +480,7 @@ def test_bfloat16_stays_finite_and_near_float32(model, name):
 
 
 def test_a_sequence_longer_than_the_models_positions_is_an_error():
-    message = (
-        r"'length' of input 'input_ids' must be between \d and 16, but is 17: the model has no more positions\. Shorten"
-    )
+    message = r"'length' of input 'input_ids' must be between \d and 16, but is 17: the model takes no longer sequences"
     for model in ("gpt2", "bert"):
         fmodel, params, _ = traced_tokens(model)
         with pytest.raises(InputError, match=message):
