@@ -3,6 +3,7 @@
 LXT needs an older transformers, so its answers are on file: `tests/lxt_reference.py` says how they came about.
 """
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -34,14 +35,18 @@ def explained_logits(name: str, logits: Tensor) -> Tensor:
     return seed
 
 
+@functools.cache
+def traced(name: str, dtype: torch.dtype):
+    model, x = transformer_zoo.build(name, dtype), transformer_zoo.inputs(name, dtype=dtype)
+    return *lrpfunc.functionalize(model, **x), x
+
+
 def assert_parity(name: str, method: str, composite: composites.Composite, dtype: torch.dtype) -> None:
     """First of the logits, as relevance of another function's would mean nothing."""
     if name != "torchvision_vit":
         pytest.importorskip("transformers")
-    model = transformer_zoo.build(name, dtype)
-    x = transformer_zoo.inputs(name, dtype=dtype)
+    fmodel, params, x = traced(name, dtype)
     (key,) = x
-    fmodel, params = lrpfunc.functionalize(model, **x)
     seen = []
 
     def target(output):
@@ -58,14 +63,18 @@ def assert_parity(name: str, method: str, composite: composites.Composite, dtype
     assert relative_error(relevance[key], expected["relevance"]) <= PROMISED
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+# In float32, as promised; the float64 references, which tell rounding from differences, by `pytest -m slow`.
+PRECISIONS = [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", MODELS)
 def test_parity_with_lxt(name, method, dtype):
     assert_parity(name, method, METHODS[method](), dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
 @pytest.mark.parametrize("method", ["attn", "cp"])
 def test_gamma_parity_with_lxt(method, dtype):
     """zennit's gamma rule through LXT's bridge, and AttnLRP or CP-LRP for the rest."""
