@@ -646,10 +646,10 @@ def test_gradient_like_composite_without_canonization(name):
 DEFAULT = {
     "resnet18": set(COMPOSITES),
     "resnet50": {"epsilon_plus_flat", "beta_smooth"},
-    "vgg11": {"epsilon_alpha2_beta1_flat"},
+    "vgg11": {"epsilon_alpha2_beta1_flat", "epsilon_plus_flat"},
     "vgg11_bn": {"epsilon_alpha2_beta1", "epsilon_gamma_box", "beta_smooth"},
-    "vgg16": {"epsilon_plus_flat"},
-    "vgg16_bn": {"epsilon_plus"},
+    "vgg16": set(),
+    "vgg16_bn": set(),
 }
 NETWORKS = [
     pytest.param(network, composite, marks=() if composite in default else pytest.mark.slow)
