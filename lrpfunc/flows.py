@@ -72,6 +72,10 @@ class Flow:
             return stable.quotient(self.relevance(value), given(value))
         return multiply(stable.proportion(given(value)), self._tensor)
 
+    def carried(self, value: Tensor | None, stabilize: Stabilizer) -> Tensor:
+        """A coefficient as it came, not stabilized; of a relevance, which needs the value, R / S(v)."""
+        return self.coefficient(value, stabilize) if self.is_relevance else self.tensor
+
     def over(self, stable: Tensor, value: Tensor | None, is_spare: bool = False) -> Tensor:
         """R / d, where d is a stabilized denominator. `is_spare`: nobody else needs it."""
         ratio = divide if is_spare else torch.div

@@ -1,4 +1,4 @@
-"""One equation as a function of its inputs, and what an equation is to relevance: its kind, what is active."""
+"""One equation as a function of its active inputs."""
 
 from __future__ import annotations
 

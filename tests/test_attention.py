@@ -520,12 +520,15 @@ def test_layers_of_constants_with_weights_that_depend_on_the_input_go_by_the_gra
         compare([found], expected(function, (w,)), rtol=1e-3, atol=1e-4)  # stabilized where a relevance arrives
 
 
-def test_an_einsum_of_three_operands_goes_by_the_gradient():
-    inputs = (rand(2, 3, 4), rand(2, 4, 5))
-    explained(lambda p, v: torch.einsum("bij,bjc,cd->bid", p.softmax(-1), v, rand_square), inputs, CP, strict=False)
+def test_an_einsum_of_three_operands_has_a_gate_as_others_do():
+    inputs, constant = (rand(2, 3, 4), rand(2, 4, 5)), rand(5, 5)
 
+    def mixed(p, v):
+        return torch.einsum("bij,bjc,cd->bid", p.softmax(-1), v, constant)
 
-rand_square = rand(5, 5)
+    found = explained(mixed, inputs, CP, strict=False)
+    compare(found, expected(lambda p, v: mixed(p.detach(), v), inputs))
+    assert not found[0].any()
 
 
 # -- where others watch -----------------------------------------------------------------------------------------------

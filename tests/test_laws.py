@@ -13,6 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import lrpfunc
 from lrpfunc import composites, rules
+from tests.conservation import watched
 from tests.helpers import branches, randomize
 
 COMPOSITES = {
@@ -88,34 +89,11 @@ def test_lrp_0_is_input_times_gradient(seed, target):
 CONSERVING = ["epsilon_plus", "epsilon_plus_flat", "epsilon_gamma_box", "excitation_backprop", "wsquare"]
 
 
-def watched(composite, seen: list[str]):
-    """The composite with rules that check that as much relevance leaves an equation as has arrived at it."""
-
-    def watch(name, rule):
-        def forward(operation, *inputs):
-            output, residuals = rule.forward(operation, *inputs)
-            return output, (residuals, inputs, output)
-
-        def backward(operation, residuals, flow):
-            residuals, inputs, output = residuals
-            moved = rule.backward(operation, residuals, flow)
-            flows = [moved] if isinstance(moved, lrpfunc.Flow) else moved
-            sent = sum(f.relevance(x).flatten(1).sum(1) for f, x in zip(flows, inputs, strict=True))
-            arrived = flow.relevance(output).flatten(1).sum(1)
-            torch.testing.assert_close(sent, arrived, rtol=1e-6, atol=1e-9, msg=lambda text: f"{name}: {text}")
-            seen.append(name)
-            return moved
-
-        return lrpfunc.Rule(rule.label, forward, backward)
-
-    return lambda program: {n: watch(n, rule) for n, rule in composites.assign(program, composite).items()}
-
-
 @pytest.mark.parametrize("name", [*CONSERVING, "epsilon"])
 def test_relevance_is_conserved_at_every_layer(name):
     fmodel, params, x = traced(bias=False)
     seen: list[str] = []
-    relevance = lrpfunc.attribute(fmodel, params, x, watched(exact(name), seen), target=1)
+    relevance = lrpfunc.attribute(fmodel, params, x, watched(exact(name), seen, rtol=1e-6, atol=1e-9), target=1)
     assert len(seen) == len(fmodel.equations)
     logit = fmodel(params, x)[:, 1]
     torch.testing.assert_close(relevance.flatten(1).sum(1), logit, rtol=1e-6, atol=1e-9)

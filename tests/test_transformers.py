@@ -13,6 +13,7 @@ import lrpfunc
 from lrpfunc import composites, rules, text
 from lrpfunc.errors import InputError, RuleError, TraceError
 from tests import transformer_zoo
+from tests.conservation import watched
 from tests.helpers import relative_error
 
 transformers = pytest.importorskip("transformers")
@@ -112,32 +113,8 @@ def test_cp_lrp_conserves_at_every_equation_without_biases(model):
     params, x = in_float64((params, x))
     seen = []
 
-    def watched(program):
-        return {name: watch(name, rule) for name, rule in composites.assign(program, composites.cp_lrp()).items()}
-
-    def watch(name, rule):
-        def forward(operation, *inputs):
-            output, residuals = rule.forward(operation, *inputs)
-            return output, (residuals, inputs, output)
-
-        def backward(operation, residuals, flow):
-            residuals, inputs, output = residuals
-            moved = rule.backward(operation, residuals, flow)
-            flows = [moved] if isinstance(moved, lrpfunc.Flow) else moved
-            pairs = [(f, v) for f, v in zip(flows, inputs, strict=True) if f is not None]
-            sent = sum(f.relevance(v).flatten(1).sum(1) for f, v in pairs)
-            outputs = output if isinstance(output, (tuple, list)) else [output]
-            parts = flow.tensor if len(outputs) > 1 else [flow.tensor]
-            arrived = sum(
-                flow.moved(part).relevance(v).flatten(1).sum(1) for part, v in zip(parts, outputs, strict=True)
-            )
-            torch.testing.assert_close(sent, arrived, rtol=1e-5, atol=1e-8, msg=lambda message: f"{name}: {message}")
-            seen.append(name)
-            return moved
-
-        return rule._replace(forward=forward, backward=backward)
-
-    relevance = lrpfunc.attribute(fmodel, params, x, watched, explained)
+    watching = watched(composites.cp_lrp(), seen, rtol=1e-5, atol=1e-8)
+    relevance = lrpfunc.attribute(fmodel, params, x, watching, explained)
     assert len(seen) == len(composites.assign(fmodel, composites.cp_lrp()))
     logit = fmodel(params, **x).logits[:, -1, 2]
     torch.testing.assert_close(relevance["inputs_embeds"].sum((1, 2)), logit, rtol=1e-5, atol=1e-8)

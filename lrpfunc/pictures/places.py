@@ -150,6 +150,7 @@ def _lock(descriptor: int, out: Path) -> None:
 
 
 def check_same(path: Path, begun: Run, details: dict[str, Any]) -> None:
+    """A begun run may go on with these details if they are its own. Errors: `FileError` naming what differs."""
     differing = [
         f"other {FINGERPRINTS[key]}"
         if key in FINGERPRINTS

@@ -34,7 +34,7 @@ def attention(to: str = "all", stabilizer: StabilizerLike = 1e-6) -> Rule:
 
     def backward(operation, residuals, flow):
         inputs, memory, output = residuals
-        c = flow.coefficient(output, stabilize) if flow.is_relevance else flow.tensor
+        c = flow.carried(output, stabilize)
         moved = operation.recall(memory, inputs, c)
         moved = moved if isinstance(moved, tuple) else (moved,)
         flows = [Flow(coefficient=g if share == 1 else g * share) if share else None
@@ -74,7 +74,7 @@ def softmax(stabilizer: StabilizerLike = 1e-6) -> Rule:
         return output, output
 
     def backward(operation, y, flow):
-        c = flow.coefficient(y, stabilize) if flow.is_relevance else flow.tensor
+        c = flow.carried(y, stabilize)
         axis = operation.arguments[1]
         if _is_logarithm(operation):
             moved = c - y.exp() * c.sum(axis, keepdim=True)

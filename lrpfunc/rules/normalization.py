@@ -43,7 +43,7 @@ def normalization(stabilizer: StabilizerLike = 1e-6) -> Rule:
             return written_out.backward(operation, residuals, flow)
         scale, output = residuals
         form = FORMS[operator_name(operation.function)]
-        c = flow.coefficient(output, stabilize) if flow.is_relevance else flow.tensor
+        c = flow.carried(output, stabilize)
         return Flow(coefficient=form.adjoint(operation, c, scale).to(operation.dtypes[0]))
 
     def stops(operation):

@@ -9,7 +9,7 @@ from lrpfunc.flows import Flow
 from lrpfunc.operations import Operation
 from lrpfunc.operators import BILINEAR, PRODUCT
 from lrpfunc.rules.rule import Rule
-from lrpfunc.stabilizers import Stabilizer, StabilizerLike, stabilizer
+from lrpfunc.stabilizers import StabilizerLike, stabilizer
 
 
 def gate(to: str | int = "signal", stabilizer: StabilizerLike = 1e-6) -> Rule:
@@ -52,7 +52,7 @@ def gate(to: str | int = "signal", stabilizer: StabilizerLike = 1e-6) -> Rule:
         if flow.is_relevance and operation.operator.joint == PRODUCT:
             flows[1 - place] = Flow(relevance=flow.tensor.sum_to_size(fixed.shapes[0]))
         else:
-            c = _coefficient(flow, output, stabilize)
+            c = flow.carried(output, stabilize)
             flows[1 - place] = Flow(coefficient=fixed.adjoint(c) if signal is None else fixed.vjp([signal], c))
         return flows
 
@@ -77,14 +77,10 @@ def halve(stabilizer: StabilizerLike = 1e-6) -> Rule:
         inputs, output = residuals
         if flow.is_relevance and operation.operator.joint == PRODUCT:
             return [Flow(relevance=(flow.tensor / 2).sum_to_size(x.shape)) for x in inputs]
-        moved = operation.vjp(inputs, _coefficient(flow, output, stabilize) / 2)
+        moved = operation.vjp(inputs, flow.carried(output, stabilize) / 2)
         return [Flow(coefficient=c) for c in moved]
 
     return Rule("halve", forward, backward)
-
-
-def _coefficient(flow: Flow, output: Tensor | None, stabilize: Stabilizer) -> Tensor:
-    return flow.coefficient(output, stabilize) if flow.is_relevance else flow.tensor
 
 
 def _product(operation: Operation, inputs: tuple[Tensor, ...]) -> Tensor:

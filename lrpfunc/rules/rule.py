@@ -87,8 +87,7 @@ def input_times_gradient(stabilizer: StabilizerLike = 1e-6) -> Rule:
         if isinstance(output, (tuple, list)):  # of several outputs whichever form arrives is moved
             moved = operation.vjp(inputs, flow.tensor)
             return tuple(map(flow.moved, moved)) if isinstance(moved, tuple) else flow.moved(moved)
-        coefficient = flow.tensor if not flow.is_relevance else flow.coefficient(output, stabilize)
-        return as_coefficients(operation.vjp(inputs, coefficient))
+        return as_coefficients(operation.vjp(inputs, flow.carried(output, stabilize)))
 
     return Rule(f"input_times_gradient({stabilize.label})", forward, backward)
 
