@@ -26,7 +26,8 @@ from torch.nn import functional as F
 from torchvision.models import DenseNet
 
 import lrpfunc
-from lrpfunc import composites, demo, digits, rules
+from lrpfunc import composites, digits, rules
+from lrpfunc.pictures import demo
 
 NOISES = 10  # perturbations of each digit, of which the worst counts
 PART = 500  # images that go through a network at once

@@ -12,7 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from lrpfunc.pictures import store
+from lrpfunc.pictures import hdf5
 
 STEP = 256  # rows copied at once
 
@@ -23,11 +23,11 @@ def main(arguments=None):
     parser.add_argument("--out", type=Path, default=Path("virelay-project"), help="a folder, made if it does not exist")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    with store.opened(options.runs[0]) as run:
+    with hdf5.opened(options.runs[0]) as run:
         details, categories, classes = run.details, run.categories, run.layout.classes
     copy_samples(options.runs, options.out / "samples.h5", details["samples"])
     names = categories or [str(number) for number in range(classes)]
-    labels = [{"index": store.UNKNOWN, "word_net_id": "", "name": "unknown"}]
+    labels = [{"index": hdf5.UNKNOWN, "word_net_id": "", "name": "unknown"}]
     labels += [{"index": number, "word_net_id": "", "name": name} for number, name in enumerate(names)]
     (options.out / "labels.json").write_text(json.dumps(labels, indent=1))
     project = {
@@ -51,10 +51,10 @@ def copy_samples(runs, path, count):
     """The input and the label of every sample, at its place in the data set."""
     with h5py.File(path, "w") as file:
         for number, source in enumerate(runs):
-            with store.opened(source) as run:
+            with hdf5.opened(source) as run:
                 if number == 0:
                     file.create_dataset("data", (count, *run.layout.image), np.uint8)
-                    file.create_dataset("label", (count,), np.int64, fillvalue=store.UNKNOWN)
+                    file.create_dataset("label", (count,), np.int64, fillvalue=hdf5.UNKNOWN)
                 for start in range(0, run.rows, STEP):
                     indices = run.column("index")[start : start + STEP]
                     places, rows = np.unique(indices, return_index=True)  # several rows may explain one sample

@@ -12,16 +12,22 @@ interpreter.
 """
 
 from lrpfunc import canonizers, composites, errors, rules
-from lrpfunc.autograd import custom_vjp, with_rules
+from lrpfunc.attribution import (
+    Ledger,
+    Prepared,
+    attribute,
+    attribute_each,
+    custom_vjp,
+    ledger,
+    prepare,
+    vjp,
+    with_rules,
+)
 from lrpfunc.canonizers import Canonical, canonize
 from lrpfunc.composites import explain
 from lrpfunc.errors import LrpError
-from lrpfunc.flows import Flow
-from lrpfunc.interpreter import Prepared, attribute, attribute_each, prepare, vjp
-from lrpfunc.ledgers import Ledger, ledger
 from lrpfunc.program import Program
-from lrpfunc.rules import Rule
-from lrpfunc.stabilizers import stabilizer
+from lrpfunc.rules import Flow, Rule, stabilizer
 from lrpfunc.tracing import functionalize, trace
 
 __version__ = "0.5.0"

@@ -177,16 +177,16 @@ def image(
 
     Images that cannot be read are named and left out; the exit code is then 3.
     """
-    from lrpfunc.pictures import sheets
+    from lrpfunc.pictures import panels
 
     classifier = _classifier(model, weights, size, mean, std, categories)
-    style = sheets.Style(colors, quantile)
+    style = panels.Style(colors, quantile)
     with _Bar("explaining") as bar:
-        written, failed = sheets.write(
+        written, failed = panels.write(
             files, out, classifier, composite, target or ["top"], canonize, device, style, progress=bar
         )
     console = _console()
-    sheets.table(written, console)
+    panels.table(written, console)
     console.print(f"{3 * len(written)} pictures in {out}", markup=False)
     for failure in failed:
         _complain(f"{failure.image} {failure.reason}")
@@ -256,10 +256,10 @@ def dataset(
 
     Samples that cannot be read are listed in the file's `errors`; the exit code is then 3.
     """
-    from lrpfunc.pictures import places, runs
+    from lrpfunc.pictures import runs, workfile
 
     part = runs.shard(shard)
-    places.check_place(out, resume, overwrite)  # before a model is loaded, or even downloaded
+    workfile.check_place(out, resume, overwrite)  # before a model is loaded, or even downloaded
     try:
         with _Bar("explaining") as bar:
             outcome = runs.run(
@@ -372,10 +372,10 @@ def report(
     overwrite: Overwrite = False,
 ) -> None:
     """Make a page to look through: one HTML file with all pictures in it."""
-    from lrpfunc.pictures import reports
+    from lrpfunc.pictures.report import page
 
     with _Bar("writing") as bar:
-        summary = reports.write(files, out, title=title, size=size, overwrite=overwrite, progress=bar)
+        summary = page.write(files, out, title=title, size=size, overwrite=overwrite, progress=bar)
     _console().print(f"{summary.path}: {_count(summary.samples, 'sample')}, {summary.bytes / 1e6:.1f} MB", markup=False)
 
 
@@ -397,7 +397,7 @@ def demo(
     """Explain handwritten digits under several composites: a picture, and figures on what it is worth."""
     from rich.console import Console
 
-    from lrpfunc import demo
+    from lrpfunc.pictures import demo
 
     console = Console()
     result = demo.run(out, digits, seed)

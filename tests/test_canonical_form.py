@@ -29,7 +29,7 @@ from lrpfunc.canonizers import (
     merge_batch_norm_right,
     threshold_relu,
 )
-from lrpfunc.program import Equation, Program, variables_in
+from lrpfunc.program.program import Equation, Program, variables_in
 from tests.helpers import relative_error
 
 pytestmark = [  # torch warns of what is slow

@@ -13,8 +13,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torchvision.ops import FrozenBatchNorm2d
 
 import lrpfunc
-from lrpfunc import canonizers, composites, kinds, rules
+from lrpfunc import canonizers, composites, rules
 from lrpfunc.errors import CanonizeError, InputError, ParameterError, RuleError, TraceError
+from lrpfunc.operations import kinds
 from tests.helpers import randomize, relative_error
 
 DOUBLE = torch.float64

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import lrpfunc
 from lrpfunc import cli, composites, digits
-from lrpfunc.pictures import classifiers, runs, sheets
+from lrpfunc.pictures import classifiers, panels, runs
 
 COMMAND = [sys.executable, "-c", "from lrpfunc.cli import main; main()"]
 ESCAPE = "\x1b"
@@ -82,7 +82,7 @@ def test_image_hands_its_options_on(folder, tmp_path, monkeypatch):
         seen.update(locals())
         return [], []
 
-    monkeypatch.setattr(sheets, "write", write)
+    monkeypatch.setattr(panels, "write", write)
     tmp_path.joinpath("names.txt").write_text("\n".join("abcdefghij"))
     options = (
         "--composite epsilon --no-canonize --size 9 --mean 0.5 --std 0.25 --device cpu --colors bwr --quantile 0.9"
@@ -91,7 +91,7 @@ def test_image_hands_its_options_on(folder, tmp_path, monkeypatch):
     fine("image", folder / "0" / "000.png", "--model", "digits", "--out", tmp_path / "o", *options)
     assert seen["files"] == [folder / "0" / "000.png"]
     assert (seen["out"], seen["composite"], seen["targets"]) == (tmp_path / "o", "epsilon", ["a", "top3"])
-    assert (seen["canonize"], seen["device"], seen["style"]) == (False, "cpu", sheets.Style("bwr", 0.9))
+    assert (seen["canonize"], seen["device"], seen["style"]) == (False, "cpu", panels.Style("bwr", 0.9))
     classifier = seen["classifier"]
     assert (classifier.name, classifier.weights, "".join(classifier.categories)) == ("digits", "random", "abcdefghij")
     assert classifier.preprocess == classifiers.Standard(9, (0.5,), (0.25,), 9)
@@ -275,7 +275,7 @@ def test_other_troubles_of_disks_are_one_line(number, folder, tmp_path, monkeypa
     def write(*arguments, **options):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(sheets, "write", write)
+    monkeypatch.setattr(panels, "write", write)
     line = complaint(lrp("image", folder / "3" / "003.png", "-m", "digits"), cli.BAD_PATH)
     assert line.endswith(f"{os.strerror(number)}. {cli._REMEDIES[number]}")
 
@@ -284,7 +284,7 @@ def test_errors_that_nobody_expects_keep_their_traceback(folder, monkeypatch):
     def write(*arguments, **options):
         raise OSError(errno.EIO, "disk on fire")
 
-    monkeypatch.setattr(sheets, "write", write)
+    monkeypatch.setattr(panels, "write", write)
     answer = lrp("image", folder / "3" / "003.png", "-m", "digits")
     assert isinstance(answer.exception, OSError)
     assert "error:" not in answer.output

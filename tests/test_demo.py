@@ -13,8 +13,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import lrpfunc
-from lrpfunc import demo, digits
+from lrpfunc import digits
 from lrpfunc.cli import app
+from lrpfunc.pictures import demo
 
 ROOT = Path(__file__).parents[1]
 LRP = [name for name in demo.COMPOSITES if name.startswith("epsilon")]
@@ -98,8 +99,8 @@ def test_version_and_help():
 def test_neither_import_nor_help_loads_matplotlib_or_scikit_learn():
     code = """
 import sys, lrpfunc
-assert not {"lrpfunc.cli", "lrpfunc.demo", "lrpfunc.heatmaps", "lrpfunc.digits"} & set(sys.modules)
-import lrpfunc.cli, lrpfunc.demo, lrpfunc.heatmaps
+assert not {"lrpfunc.cli", "lrpfunc.pictures.demo", "lrpfunc.heatmaps", "lrpfunc.digits"} & set(sys.modules)
+import lrpfunc.cli, lrpfunc.pictures.demo, lrpfunc.heatmaps
 print({"matplotlib", "sklearn", "torchvision"} & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import lrpfunc
-from lrpfunc import Flow, composites, plans, rules, stabilizers
+from lrpfunc import Flow, composites, rules
+from lrpfunc.attribution import plans
 from lrpfunc.errors import RuleError
+from lrpfunc.program import arithmetic
 from lrpfunc.rules.rule import COEFFICIENTS, RECTIFIED
 from tests.helpers import randomize, relative_error
 
@@ -26,7 +28,7 @@ TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-4}
 SWITCHES = {
     "signs": lambda: mock.patch.object(plans, "nonnegative", return_value=frozenset()),
     "forms": lambda: mock.patch.object(plans, "_forms", return_value=(set(), set())),
-    "overwriting": lambda: mock.patch.object(stabilizers, "is_plain", return_value=False),
+    "overwriting": lambda: mock.patch.object(arithmetic, "is_plain", return_value=False),
     "layout": lambda: mock.patch.object(plans, "_lays_out", return_value=False),
 }
 
@@ -338,7 +340,7 @@ def test_a_rule_of_the_users_own_may_view_what_arrives():
 
 def test_nothing_is_written_into_memory_that_is_shared():
     spare = torch.ones(3, 1).expand(3, 4)
-    assert not stabilizers.may_overwrite(spare, torch.ones(3, 4))
+    assert not arithmetic.may_overwrite(spare, torch.ones(3, 4))
     fmodel, params = lrpfunc.trace(
         lambda p, x: torch.einsum("bi,j->bj", x, p["w"]), {"w": torch.randn(3)}, torch.randn(2, 4)
     )

@@ -13,8 +13,9 @@ from PIL import Image
 
 import lrpfunc
 from lrpfunc import composites, digits, rules
+from lrpfunc.attribution.ledgers import Entry, Ledger, ledger
 from lrpfunc.errors import InputError, LrpError
-from lrpfunc.heatmaps import (
+from lrpfunc.heatmaps.heatmaps import (
     _draw_ledger,
     colorize,
     colormap,
@@ -26,7 +27,6 @@ from lrpfunc.heatmaps import (
     save,
     show,
 )
-from lrpfunc.ledgers import Entry, Ledger, ledger
 from tests.helpers import branches
 
 # The ends of bwr are pure blue and pure red, its middle pure white.

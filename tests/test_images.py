@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from lrpfunc.errors import FileError
-from lrpfunc.pictures import classifiers, images, runs, store
+from lrpfunc.pictures import classifiers, hdf5, images, runs
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
 
@@ -230,7 +230,7 @@ def test_a_folder_of_all_that_goes_through_a_run_without_a_lost_sample(tmp_path)
         path.write_bytes(data)
     os.symlink(tmp_path / "nowhere", folder / "1" / "link.png")
     outcome = runs.run(folder, tmp_path / "run.h5", classifiers.load("digits"), workers=1)
-    with store.opened(tmp_path / "run.h5") as run:
+    with hdf5.opened(tmp_path / "run.h5") as run:
         explained = {name.decode().split("/", 1)[1] for name in run.column("file")[:]}
         failed = {failure.file.split("/", 1)[1]: failure.reason for failure in run.errors}
         samples = sorted([*run.column("index")[:].tolist(), *(failure.sample for failure in run.errors)])

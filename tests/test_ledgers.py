@@ -6,8 +6,8 @@ from torch import nn
 
 import lrpfunc
 from lrpfunc import composites, digits, rules
+from lrpfunc.attribution.ledgers import Entry, Ledger, _recording, ledger
 from lrpfunc.errors import RuleError
-from lrpfunc.ledgers import Entry, Ledger, _recording, ledger
 from tests.helpers import branches, randomize
 
 COMPOSITES = {

@@ -9,7 +9,7 @@ import pytest
 from matplotlib import colormaps
 from PIL import Image
 
-from lrpfunc.pictures import reports
+from lrpfunc.pictures.report import page as report_page
 from tests.test_reports import HOSTILE, relevance, write_run
 
 pytestmark = pytest.mark.dev
@@ -80,7 +80,7 @@ def written(tmp_path_factory):
         file=[f"pic-{i:02}.png" for i in range(N)],
         categories=CLASSES,
     )
-    return reports.write([path], folder / "report.html").path
+    return report_page.write([path], folder / "report.html").path
 
 
 @pytest.fixture
@@ -397,7 +397,7 @@ def many(tmp_path_factory):
     path = write_run(
         folder / "run.h5", relevance(3000, 1, 4, 4), label=label, file=[f"{i:04}.png" for i in range(3000)]
     )
-    return reports.write([path], folder / "report.html").path
+    return report_page.write([path], folder / "report.html").path
 
 
 def test_thousands_of_samples(opened, many):
@@ -444,7 +444,7 @@ def test_nothing_is_wider_than_the_window(opened, tmp_path, width):
         details={"model": long},
         failures=[(4, long, long)],
     )
-    page = opened(reports.write([path], tmp_path / "report.html").path, width=width, height=740)
+    page = opened(report_page.write([path], tmp_path / "report.html").path, width=width, height=740)
     for each in page.locator("summary").all():
         each.click()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -475,7 +475,7 @@ def test_hostile_names_are_shown_and_do_nothing(opened, tmp_path):
         details={"model": HOSTILE},
         failures=[(4, HOSTILE, HOSTILE)],
     )
-    page = opened(reports.write([path], tmp_path / "report.html").path)
+    page = opened(report_page.write([path], tmp_path / "report.html").path)
     for select in ("#label", "#predicted", "#target"):
         page.select_option(select, "0")
     assert HOSTILE in page.text_content("h1")
@@ -510,7 +510,7 @@ def test_without_scripts_the_page_says_why_it_is_bare(opened, written):
 
 def test_an_empty_run(opened, tmp_path):
     path = write_run(tmp_path / "run.h5", np.zeros((0, 3, 4, 4)))
-    page = opened(reports.write([path], tmp_path / "report.html").path)
+    page = opened(report_page.write([path], tmp_path / "report.html").path)
     assert page.is_visible("#nothing")
 
 
@@ -518,7 +518,7 @@ def test_samples_that_are_not_finite(opened, tmp_path):
     attribution = relevance(3)
     attribution[1, 0, 0, 0] = np.nan
     path = write_run(tmp_path / "run.h5", attribution, prediction=[[1, 0], [np.inf, 0], [0, 2]], label=[0, 0, 1])
-    page = opened(reports.write([path], tmp_path / "report.html").path)
+    page = opened(report_page.write([path], tmp_path / "report.html").path)
     page.select_option("#sort", "sum")
     for direction in ("1", "-1"):
         page.select_option("#direction", direction)

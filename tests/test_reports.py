@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from lrpfunc.errors import FileError, InputError
-from lrpfunc.pictures import reports, store
+from lrpfunc.pictures import hdf5
+from lrpfunc.pictures.report import page as report_page
 
 HOSTILE = "</script><img src=x onerror=alert(1)>&amp;'\"{{ 7 * 7 }}"
 FIELDS = ("index", "file", "label", "target", "logit", "sum", "probability", "top", "probabilities", "largest")
@@ -42,12 +43,12 @@ def write_run(path, attribution, *, details=None, categories=(), failures=(), **
     columns["file"] = [name if isinstance(name, bytes) else name.encode() for name in columns["file"]]
     longest = max((len(name) for name in columns["file"]), default=1)
     work = path.with_suffix(".work")
-    layout = store.Layout(n, attribution.shape[1:], prediction.shape[1], longest)
-    store.create(work, layout, {"model": "net"} if details is None else details, list(categories))
+    layout = hdf5.Layout(n, attribution.shape[1:], prediction.shape[1], longest)
+    hdf5.create(work, layout, {"model": "net"} if details is None else details, list(categories))
     if n:
-        with store.writing(work) as writer:
+        with hdf5.writing(work) as writer:
             writer.write(0, {name: np.asarray(entries) for name, entries in columns.items()})
-    store.finish(work, path, n, [store.Failure(*failure) for failure in failures])
+    hdf5.finish(work, path, n, [hdf5.Failure(*failure) for failure in failures])
     return path
 
 
@@ -126,7 +127,7 @@ def decoded_levels(packed):
 
 
 def report(tmp_path, *paths, **options):
-    summary = reports.write(paths, tmp_path / "report.html", **options)
+    summary = report_page.write(paths, tmp_path / "report.html", **options)
     return Page(summary.path.read_text(encoding="utf-8"))
 
 
@@ -261,7 +262,7 @@ def test_several_files_make_one_page(tmp_path):
 def test_rows_read_one_by_one_give_the_same_page(tmp_path, monkeypatch):
     path, calls = write_run(tmp_path / "run.h5", relevance(5), target=[0, 1, 1, 2, 0]), []
     whole = report(tmp_path, path)
-    monkeypatch.setattr(reports, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(report_page, "BLOCK_BYTES", 1)
     page = report(tmp_path, path, overwrite=True, progress=lambda done, of: calls.append((done, of)))
     assert (page.rows, page.means) == (whole.rows, whole.means)
     assert [each.tolist() for each in page.levels] == [each.tolist() for each in whole.levels]
@@ -277,7 +278,7 @@ def test_a_sample_with_several_targets_counts_once(tmp_path):
         prediction=[[1, 0], [1, 0], [1, 0], [1, 0], [1, 0]],
         label=[0, 0, 1, 1, -1],
     )
-    summary = reports.write([path], tmp_path / "report.html")
+    summary = report_page.write([path], tmp_path / "report.html")
     assert summary == (tmp_path / "report.html", 3, (tmp_path / "report.html").stat().st_size)
     page = Page(summary.path.read_text())
     assert "3 samples, 5 explanations. 50.0% recognized: 1 of 2 whose class is known." in page.text
@@ -375,7 +376,7 @@ def test_the_colours_have_zero_in_the_middle(tmp_path):
 
 def test_a_run_without_rows_gives_a_page_that_says_so(tmp_path):
     path = write_run(tmp_path / "run.h5", np.zeros((0, 3, 4, 4)), failures=[(0, "a.png", "it is cut off")])
-    summary = reports.write([path], tmp_path / "report.html")
+    summary = report_page.write([path], tmp_path / "report.html")
     page = Page(summary.path.read_text())
     assert summary.samples == 0
     assert "There is nothing to show: this run holds no explanations." in page.text
@@ -387,9 +388,9 @@ def test_an_existing_file_is_kept_unless_told(tmp_path):
     path, out = write_run(tmp_path / "run.h5", relevance()), tmp_path / "report.html"
     out.write_text("mine")
     with pytest.raises(FileError, match=r"report\.html exists: choose another --out, or give --overwrite\."):
-        reports.write([path], out)
+        report_page.write([path], out)
     assert out.read_text() == "mine"
-    assert reports.write([path], out, overwrite=True).bytes == out.stat().st_size > 10_000
+    assert report_page.write([path], out, overwrite=True).bytes == out.stat().st_size > 10_000
 
 
 def test_what_fails_on_the_way_leaves_the_old_page_and_nothing_else(tmp_path):
@@ -401,7 +402,7 @@ def test_what_fails_on_the_way_leaves_the_old_page_and_nothing_else(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        reports.write([path], out, overwrite=True, progress=stop)
+        report_page.write([path], out, overwrite=True, progress=stop)
     assert out.read_text() == "mine"
     assert sorted(each.name for each in tmp_path.iterdir()) == ["report.html", "run.h5"]
 
@@ -409,54 +410,54 @@ def test_what_fails_on_the_way_leaves_the_old_page_and_nothing_else(tmp_path):
 def test_the_page_may_not_replace_its_own_source(tmp_path):
     path = write_run(tmp_path / "run.h5", relevance())
     with pytest.raises(FileError, match=r"run\.h5 is a file to report on: choose another --out\."):
-        reports.write([path], tmp_path / "." / "run.h5", overwrite=True)
+        report_page.write([path], tmp_path / "." / "run.h5", overwrite=True)
 
 
 def test_impossible_places_are_refused(tmp_path):
     path = write_run(tmp_path / "run.h5", relevance())
     with pytest.raises(FileError, match=r"cannot write .*: there is no folder .*/missing\."):
-        reports.write([path], tmp_path / "missing" / "report.html")
+        report_page.write([path], tmp_path / "missing" / "report.html")
     with pytest.raises(FileError, match=r"is a folder: name a file in it, such as --out .*report\.html\."):
-        reports.write([path], tmp_path)
+        report_page.write([path], tmp_path)
 
 
 @pytest.mark.parametrize("size", [0, 7, 1025])
 def test_impossible_sizes_are_refused(tmp_path, size):
     path = write_run(tmp_path / "run.h5", relevance())
     with pytest.raises(InputError, match=f"need a size from 8 to 1024 pixels, but it is {size}."):
-        reports.write([path], tmp_path / "report.html", size=size)
+        report_page.write([path], tmp_path / "report.html", size=size)
 
 
 def test_no_files_are_refused(tmp_path):
     with pytest.raises(InputError, match="needs one file of `lrpfunc dataset` at least, but got none"):
-        reports.write([], tmp_path / "report.html")
+        report_page.write([], tmp_path / "report.html")
 
 
 def test_shards_with_samples_in_common_are_refused(tmp_path):
     for name in ("one", "two"):
         write_run(tmp_path / f"{name}.h5", relevance())
     with pytest.raises(FileError, match=r"shards that share no sample, but \d+ of these are in two or more files"):
-        reports.write([tmp_path / "one.h5", tmp_path / "two.h5"], tmp_path / "report.html")
+        report_page.write([tmp_path / "one.h5", tmp_path / "two.h5"], tmp_path / "report.html")
 
 
 def test_an_unfinished_run_and_an_odd_place_are_refused(tmp_path):
     path = write_run(tmp_path / "run.h5.part", relevance())
     with pytest.raises(FileError, match=r"part is of an unfinished run: finish it by the same command with --resume"):
-        reports.write([path], tmp_path / "report.html")
+        report_page.write([path], tmp_path / "report.html")
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(FileError, match="is no regular file: choose another --out"):
-        reports.write([write_run(tmp_path / "run.h5", relevance())], tmp_path / "pipe", overwrite=True)
+        report_page.write([write_run(tmp_path / "run.h5", relevance())], tmp_path / "pipe", overwrite=True)
 
 
 def test_a_file_given_twice_is_refused(tmp_path):
     path = write_run(tmp_path / "run.h5", relevance())
     with pytest.raises(InputError, match="needs each file once"):
-        reports.write([path, tmp_path / "." / "run.h5"], tmp_path / "report.html")
+        report_page.write([path, tmp_path / "." / "run.h5"], tmp_path / "report.html")
 
 
 def test_a_missing_file_is_an_error_and_leaves_no_page(tmp_path):
     with pytest.raises(FileError, match=r"there is no file .*run\.h5"):
-        reports.write([tmp_path / "run.h5"], tmp_path / "report.html")
+        report_page.write([tmp_path / "run.h5"], tmp_path / "report.html")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 import lrpfunc
 from lrpfunc import composites
 from lrpfunc.errors import FileError, InputError, TargetError
-from lrpfunc.pictures import classifiers, places, runs, store
+from lrpfunc.pictures import classifiers, hdf5, runs, workfile
 from lrpfunc.pictures.classifiers import Standard
 
 BROKEN = b"this is no image"
@@ -85,7 +85,7 @@ def test_rows_are_what_attribute_gives_for_the_preprocessed_images(folder, class
 
 def test_details_say_how_the_file_came_about(folder, classifier, tmp_path):
     runs.run(folder, tmp_path / "run.h5", classifier, composite="epsilon", targets=["top2"], canonize=False)
-    with store.opened(tmp_path / "run.h5") as run:
+    with hdf5.opened(tmp_path / "run.h5") as run:
         details = run.details
     assert details["model"] == "digits"
     assert details["composite"] == "epsilon"
@@ -123,7 +123,7 @@ def test_what_cannot_be_read_is_listed_and_everything_else_is_there(broken, fold
         (20, "4/zzz.jpg", "is no image that Pillow can read"),
         (41, "9/a.png", "is no image that Pillow can read"),
     ]
-    with store.opened(tmp_path / "run.h5") as run:
+    with hdf5.opened(tmp_path / "run.h5") as run:
         assert run.errors == outcome.failures
     found, whole = content(tmp_path / "run.h5"), content(tmp_path / "whole.h5")
     assert outcome.rows == len(found["file"]) == 39
@@ -359,7 +359,7 @@ def test_an_error_in_a_reading_process_is_not_taken_for_its_death(folder, classi
 
 
 def test_a_journal_that_another_process_has_removed_is_not_taken_for_a_lock(folder, classifier, tmp_path, monkeypatch):
-    out, lock = tmp_path / "run.h5", places._lock
+    out, lock = tmp_path / "run.h5", workfile._lock
     calls = []
 
     def late(descriptor, path):
@@ -370,7 +370,7 @@ def test_a_journal_that_another_process_has_removed_is_not_taken_for_a_lock(fold
             out.write_text("of another process")
         lock(descriptor, path)
 
-    monkeypatch.setattr(places, "_lock", late)
+    monkeypatch.setattr(workfile, "_lock", late)
     with pytest.raises(FileError, match=r"run\.h5 exists"):
         runs.run(folder, out, classifier)
     assert len(calls) == 2
@@ -412,19 +412,19 @@ def test_another_hdf5_file_is_told_from_a_run(tmp_path):
     for details in (None, "no JSON", "[1]"):
         with h5py.File(path, "w") as file:
             if details is not None:
-                file.attrs[store.DETAILS] = details
-                for name, (shape, dtype) in store.Layout(1, (1, 2, 2), 3, 4).columns().items():
+                file.attrs[hdf5.DETAILS] = details
+                for name, (shape, dtype) in hdf5.Layout(1, (1, 2, 2), 3, 4).columns().items():
                     file.create_dataset(name, (1, *shape), dtype)
                 file["category"], file["errors"] = [1], [1]
         with (
             pytest.raises(FileError, match="is an HDF5 file, but not one that `lrpfunc dataset` wrote"),
-            store.opened(path),
+            hdf5.opened(path),
         ):
             pass
     path.write_text("no HDF5")
-    with pytest.raises(FileError, match="is no HDF5 file, or a damaged one"), store.opened(path):
+    with pytest.raises(FileError, match="is no HDF5 file, or a damaged one"), hdf5.opened(path):
         pass
-    with pytest.raises(FileError, match="there is no file"), store.opened(tmp_path / "missing.h5"):
+    with pytest.raises(FileError, match="there is no file"), hdf5.opened(tmp_path / "missing.h5"):
         pass
 
 

@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 
 import lrpfunc
-from lrpfunc import composites, rules, signs
+from lrpfunc import composites, rules
 from lrpfunc.errors import InputError
+from lrpfunc.operations import signs
 
 X = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 

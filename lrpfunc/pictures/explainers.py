@@ -12,12 +12,12 @@ from torch import Tensor
 
 import lrpfunc
 from lrpfunc import composites
+from lrpfunc.attribution import Prepared
 from lrpfunc.canonizers import Report
 from lrpfunc.composites import Composite
 from lrpfunc.errors import ModelError, TargetError, TraceError, near_misses
-from lrpfunc.interpreter import Prepared
 from lrpfunc.pictures.classifiers import Classifier, named_object
-from lrpfunc.pictures.store import UNKNOWN
+from lrpfunc.pictures.hdf5 import UNKNOWN
 from lrpfunc.program import Program
 
 COMPOSITES: Mapping[str, Callable[[Classifier], Composite]] = {

@@ -23,13 +23,13 @@ import torch
 from torch import Tensor
 
 from lrpfunc.errors import FileError, InputError
-from lrpfunc.pictures import store
+from lrpfunc.pictures import hdf5
 from lrpfunc.pictures.classifiers import Classifier
 from lrpfunc.pictures.explainers import DEFAULT_COMPOSITE, LABEL, Explainer, Wanted, explainer, wanted_classes
+from lrpfunc.pictures.hdf5 import UNKNOWN, Failure, Layout, Writer
 from lrpfunc.pictures.images import printable
-from lrpfunc.pictures.places import Place, check_same, claimed
 from lrpfunc.pictures.samples import Batch, Loader, Samples, open_samples
-from lrpfunc.pictures.store import UNKNOWN, Failure, Layout, Writer
+from lrpfunc.pictures.workfile import Place, check_same, claimed
 
 PACKAGES = ("lrpfunc", "torch", "torchvision", "numpy", "h5py", "pillow")
 
@@ -193,7 +193,7 @@ def _explain(job: _Job, place: Place, progress: Progress) -> Outcome:
         place.begin(_layout(job), job.details, job.explainer.classifier.categories)
     done, rows, failures = place.progress()
     written = 0
-    with store.writing(place.work) as writer:
+    with hdf5.writing(place.work) as writer:
         for number, batch in enumerate(_loaded(job, batches[done:]), start=done):
             count, failed = _write(job, batch, writer, rows)
             rows += count
@@ -201,7 +201,7 @@ def _explain(job: _Job, place: Place, progress: Progress) -> Outcome:
             failures += failed
             place.record(number, rows, failed)
             progress(min((number + 1) * job.batch, len(job.positions)), len(job.positions), len(failures))
-    store.finish(place.work, place.out, rows, failures)
+    hdf5.finish(place.work, place.out, rows, failures)
     return Outcome(place.out, rows, failures, written, _unknown(job.labels, job.positions))
 
 
@@ -298,6 +298,6 @@ def _columns(
 
 
 def _finished_before(place: Place, details: dict[str, Any], unknown: int) -> Outcome:
-    with store.opened(place.out) as finished:
+    with hdf5.opened(place.out) as finished:
         check_same(place.out, finished, details)
         return Outcome(place.out, finished.rows, finished.errors, 0, unknown, was_finished=True)

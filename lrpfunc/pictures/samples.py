@@ -17,7 +17,7 @@ from torch import Tensor
 from lrpfunc.errors import FileError, LrpError, near_misses
 from lrpfunc.pictures import images
 from lrpfunc.pictures.classifiers import Classifier, first_sentence, unpickled
-from lrpfunc.pictures.store import UNKNOWN, Failure
+from lrpfunc.pictures.hdf5 import UNKNOWN, Failure
 
 ARRAYS = (".pt", ".npz")
 INPUT_KEYS, LABEL_KEYS = ("data", "x", "images", "inputs", "arr_0"), ("label", "labels", "y", "targets", "arr_1")

@@ -2,11 +2,12 @@
 
 from lrpfunc.rules.attention import attention, embedding, softmax
 from lrpfunc.rules.elementwise import affine, relu_beta_smooth, relu_deconvnet, relu_guided_backprop
+from lrpfunc.rules.flows import Flow
 from lrpfunc.rules.linear import alpha_beta, epsilon, flat, gamma, norm, wsquare, zbox, zplus
 from lrpfunc.rules.normalization import normalization
 from lrpfunc.rules.products import gate, halve
 from lrpfunc.rules.rule import Rule, gradient, input_times_gradient, pass_through
-from lrpfunc.stabilizers import Stabilizer, stabilizer
+from lrpfunc.rules.stabilizers import Stabilizer, StabilizerLike, stabilizer
 
 __all__ = [
     "Rule",

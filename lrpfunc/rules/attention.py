@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from lrpfunc.errors import RuleError
-from lrpfunc.flows import Flow
-from lrpfunc.operations import Operation
-from lrpfunc.operators import ATTENTION, EMBEDDING, SOFTMAX
+from lrpfunc.operations import ATTENTION, EMBEDDING, SOFTMAX, Operation
 from lrpfunc.program import operator_name
+from lrpfunc.rules.flows import Flow
 from lrpfunc.rules.rule import Rule, as_coefficients
-from lrpfunc.stabilizers import StabilizerLike, stabilizer
+from lrpfunc.rules.stabilizers import StabilizerLike, stabilizer
 
 QUERY, KEY, VALUE, MASK = range(4)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from lrpfunc.errors import RuleError
-from lrpfunc.flows import Flow
+from lrpfunc.rules.flows import Flow
 from lrpfunc.rules.rule import SAME, Rule
-from lrpfunc.stabilizers import number
+from lrpfunc.rules.stabilizers import number
 
 
 def relu_deconvnet() -> Rule:

@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lrpfunc.errors import RuleError
-from lrpfunc.flows import Flow, given
-from lrpfunc.operations import Operation
-from lrpfunc.operators import CONVOLUTION, DENSE, GROUPS
+from lrpfunc.operations import CONVOLUTION, DENSE, GROUPS, Operation
+from lrpfunc.program import add, divide, multiply
+from lrpfunc.rules.flows import Flow, given
 from lrpfunc.rules.rule import COEFFICIENTS, Rule, as_coefficients
-from lrpfunc.stabilizers import Stabilizer, StabilizerLike, add, divide, multiply, number, stabilizer
+from lrpfunc.rules.stabilizers import Stabilizer, StabilizerLike, number, stabilizer
 
 
 def _label(name: str, *values, zero_bias: bool = False) -> str:

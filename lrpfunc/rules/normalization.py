@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from lrpfunc.errors import RuleError
-from lrpfunc.flows import Flow
-from lrpfunc.operations import Operation
-from lrpfunc.operators import PRODUCT
-from lrpfunc.program import operator_name
+from lrpfunc.operations import PRODUCT, Operation
+from lrpfunc.program import is_plain, multiply, operator_name
+from lrpfunc.rules.flows import Flow
 from lrpfunc.rules.products import gate
 from lrpfunc.rules.rule import Rule
-from lrpfunc.stabilizers import StabilizerLike, is_plain, multiply, stabilizer
+from lrpfunc.rules.stabilizers import StabilizerLike, stabilizer
 
 aten = torch.ops.aten
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from lrpfunc.errors import RuleError
-from lrpfunc.flows import Flow
-from lrpfunc.operations import Operation
-from lrpfunc.operators import BILINEAR, PRODUCT
+from lrpfunc.operations import BILINEAR, PRODUCT, Operation
+from lrpfunc.rules.flows import Flow
 from lrpfunc.rules.rule import Rule
-from lrpfunc.stabilizers import StabilizerLike, stabilizer
+from lrpfunc.rules.stabilizers import StabilizerLike, stabilizer
 
 
 def gate(to: str | int = "signal", stabilizer: StabilizerLike = 1e-6) -> Rule:

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import torch
 
 from lrpfunc.errors import RuleError
-from lrpfunc.flows import Flow
 from lrpfunc.operations import Operation
-from lrpfunc.stabilizers import StabilizerLike, multiply, stabilizer
+from lrpfunc.program import multiply
+from lrpfunc.rules.flows import Flow
+from lrpfunc.rules.stabilizers import StabilizerLike, stabilizer
 
 COEFFICIENTS, SAME, RECTIFIED = "coefficients", "same", "rectified"
 

@@ -12,9 +12,9 @@ import optree
 import torch
 from torch import Tensor
 
+from lrpfunc.attribution import index_tensor, is_int, mark
 from lrpfunc.errors import TargetError
 from lrpfunc.program import NAMESPACE
-from lrpfunc.targets import index_tensor, is_int, mark
 
 Indices = int | Sequence[int] | Tensor
 

@@ -8,14 +8,12 @@ import optree
 import torch
 from torch import Tensor
 
+from lrpfunc.attribution.interpreter import checked_flows, checked_pair, vjp
 from lrpfunc.composites import Entries
 from lrpfunc.errors import RuleError
-from lrpfunc.flows import Flow
-from lrpfunc.interpreter import checked_flows, checked_pair, vjp
-from lrpfunc.operations import Operation
-from lrpfunc.operators import OPERATORS, UNKNOWN, Slot
+from lrpfunc.operations import OPERATORS, UNKNOWN, Operation, Slot
 from lrpfunc.program import NAMESPACE, Program, Variable, operator_name
-from lrpfunc.rules import Rule
+from lrpfunc.rules import Flow, Rule
 
 
 def with_rules(fmodel: Program, rules: Entries, strict: bool = False) -> Callable:

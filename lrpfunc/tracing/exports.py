@@ -22,7 +22,7 @@ from torch.export.graph_signature import InputKind
 from torch.overrides import TorchFunctionMode
 
 from lrpfunc.errors import LrpError, TraceError
-from lrpfunc.graphs import INTERNAL, TORCH, is_symbolic, place
+from lrpfunc.tracing.graphs import INTERNAL, TORCH, is_symbolic, place
 
 Axes = tuple[int, ...]  # of one input, along which it may have any size
 Ranges = dict[str, tuple[int, int | None]]  # by symbolic size

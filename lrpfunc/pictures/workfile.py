@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lrpfunc.errors import FileError, InputError
-from lrpfunc.pictures import store
-from lrpfunc.pictures.store import Failure, Layout, Run
+from lrpfunc.pictures import hdf5
+from lrpfunc.pictures.hdf5 import Failure, Layout, Run
 
 # What must be the same in a run that goes on. Of fingerprints, a message says what they are of.
 SAME = (
@@ -41,7 +41,7 @@ class Place:
         """Whether there is something to go on with. Errors: `FileError` if it is of another run."""
         if not (self._resume and self.work.exists()):
             return False
-        with store.opened(self.work) as begun:
+        with hdf5.opened(self.work) as begun:
             check_same(self.work, begun, details)
         return True
 
@@ -49,7 +49,7 @@ class Place:
         """Make a work file, whole before it has its name; until then nothing is done, as the journal must say."""
         os.ftruncate(self._descriptor, 0)
         try:
-            store.create(self.new, layout, details, categories)
+            hdf5.create(self.new, layout, details, categories)
             os.replace(self.new, self.work)
         finally:
             self.new.unlink(missing_ok=True)
@@ -69,7 +69,7 @@ class Place:
     def record(self, number: int, rows: int, failures: Sequence[Failure]) -> None:
         """Note that a batch is done. Its rows must be written."""
         line = json.dumps({"batch": number, "rows": rows, "failures": failures}) + "\n"
-        store.write_at(self._descriptor, memoryview(line.encode()), os.fstat(self._descriptor).st_size)
+        hdf5.write_at(self._descriptor, memoryview(line.encode()), os.fstat(self._descriptor).st_size)
 
 
 def _beside(out: Path) -> tuple[Path, Path]:

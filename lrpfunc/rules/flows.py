@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lrpfunc.errors import RuleError
-from lrpfunc.stabilizers import Stabilizer, divide, multiply, stabilizer
+from lrpfunc.program import divide, multiply
+from lrpfunc.rules.stabilizers import Stabilizer, stabilizer
 
 OTHER_FORM = "a rule above returned another form of flow than it declares by `gives`."
 

@@ -10,16 +10,13 @@ import optree
 import torch
 from torch import Tensor
 
+from lrpfunc.attribution.plans import Naming, Plan, Step, bound_operation, make_plan
+from lrpfunc.attribution.targets import Target, check_relevance, seed, seeds
 from lrpfunc.composites import Entries
 from lrpfunc.errors import InputError, RuleError, TargetError, near_misses
-from lrpfunc.flows import Flow
-from lrpfunc.kinds import active_equations
-from lrpfunc.operations import Operation
-from lrpfunc.plans import Naming, Plan, Step, bound_operation, make_plan
-from lrpfunc.program import NAMESPACE, Equation, Program, Variable
-from lrpfunc.signs import InputRange
-from lrpfunc.stabilizers import is_plain
-from lrpfunc.targets import Target, check_relevance, seed, seeds
+from lrpfunc.operations import InputRange, Operation, active_equations
+from lrpfunc.program import NAMESPACE, Equation, Program, Variable, is_plain
+from lrpfunc.rules import Flow
 
 
 def attribute(

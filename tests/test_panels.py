@@ -15,7 +15,7 @@ from torch import nn
 import lrpfunc
 from lrpfunc import composites, digits, heatmaps
 from lrpfunc.errors import FileError, InputError, TargetError
-from lrpfunc.pictures import sheets
+from lrpfunc.pictures import panels
 from lrpfunc.pictures.classifiers import Classifier, Standard
 
 KINDS = ("heatmap", "overlay", "panel")
@@ -26,7 +26,7 @@ def written(folder, classifier, tmp_path_factory):
     """Two digits under two classes each."""
     out = tmp_path_factory.mktemp("out") / "new" / "pictures"
     paths = [folder / "3" / "003.png", folder / "7" / "017.png"]
-    return out, *sheets.write(paths, out, classifier, targets=["top", "0"])
+    return out, *panels.write(paths, out, classifier, targets=["top", "0"])
 
 
 def pixels(path):
@@ -102,8 +102,8 @@ def test_large_pictures_are_not_enlarged_and_styles_are_heeded(tmp_path):
     own = Classifier("own", model, Standard(230, (0.0,) * 3, (1.0,) * 3), (0.0,) * 3, (1.0,) * 3)
     picture = np.random.default_rng(0).integers(0, 256, (230, 230, 3), dtype=np.uint8)
     Image.fromarray(picture).save(tmp_path / "noise.png")
-    style = sheets.Style("coldnhot", 0.9)
-    (sheet,), _ = sheets.write(
+    style = panels.Style("coldnhot", 0.9)
+    (sheet,), _ = panels.write(
         [tmp_path / "noise.png"], tmp_path / "out", own, composite="epsilon", canonize=False, style=style
     )
     x = torch.from_numpy(picture).movedim(-1, 0)[None] / 255
@@ -120,14 +120,14 @@ def test_large_pictures_are_not_enlarged_and_styles_are_heeded(tmp_path):
 @pytest.mark.parametrize(("side", "factor"), [(8, 28), (100, 3), (223, 2), (224, 1), (300, 1)])
 def test_small_pictures_are_enlarged_by_a_whole_factor(side, factor):
     small = np.random.default_rng(0).integers(0, 256, (side - 1, side, 3), dtype=np.uint8)
-    large = np.asarray(sheets._lookable(Image.fromarray(small)))
+    large = np.asarray(panels._lookable(Image.fromarray(small)))
     np.testing.assert_array_equal(large, enlarged(small, factor))
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
 def test_any_number_of_channels_can_be_seen(channels):
     values = torch.rand(channels, 4, 5)
-    seen = np.asarray(sheets._picture(values))
+    seen = np.asarray(panels._picture(values))
     expected = values if channels == 3 else values.mean(0, keepdim=True).expand(3, -1, -1)
     np.testing.assert_array_equal(seen, (expected * 255).round().byte().movedim(0, -1))
 
@@ -147,33 +147,33 @@ def test_any_number_of_channels_can_be_seen(channels):
     ],
 )
 def test_names_have_as_much_of_the_path_as_they_need(paths, names):
-    assert list(sheets._names([Path(path) for path in paths]).values()) == names
+    assert list(panels._names([Path(path) for path in paths]).values()) == names
 
 
 def test_names_are_never_the_same():
     paths = [Path("/t/a_b/c.png"), Path("/t/a/b_c.png"), Path("/t/z/c.png")]
-    names = sheets._names(paths)
+    names = panels._names(paths)
     assert list(names) == paths
     assert len(set(names.values())) == 3
 
 
 def test_links_keep_their_own_names(folder, classifier, tmp_path):
     os.symlink(folder / "3" / "003.png", tmp_path / "three.png")
-    sheets.write([tmp_path / "three.png"], tmp_path / "out", classifier)
+    panels.write([tmp_path / "three.png"], tmp_path / "out", classifier)
     assert_files(tmp_path / "out", ["three.3"])
 
 
 def test_names_of_classes_are_made_fit_for_files(folder, classifier, tmp_path):
     names = ["../a/b: c*", *["x" * 200] * 8, ""]
     own = Classifier("own", classifier.model, classifier.preprocess, (1.0,), (-1.0,), names)
-    done, _ = sheets.write([folder / "3" / "003.png"], tmp_path / "out", own, targets=["0", "1", "9"])
+    done, _ = panels.write([folder / "3" / "003.png"], tmp_path / "out", own, targets=["0", "1", "9"])
     assert_files(tmp_path / "out", ["003.0-_a_b_c_", f"003.1-{'x' * 60}", "003.9-"])
     assert [s.label for s in done] == [names[0], names[1], ""]
 
 
 def test_a_class_wanted_twice_is_one(folder, classifier, tmp_path):
     path = folder / "3" / "003.png"
-    done, _ = sheets.write([path, path], tmp_path / "out", classifier, targets=["3", "top", "top2", "3"])
+    done, _ = panels.write([path, path], tmp_path / "out", classifier, targets=["3", "top", "top2", "3"])
     assert [s.target for s in done] == [3, 9]
     assert_files(tmp_path / "out", ["003.3", "003.9"])
 
@@ -185,7 +185,7 @@ def test_images_that_cannot_be_explained_are_listed(folder, classifier, tmp_path
     bad, missing, good = tmp_path / "bad.png", tmp_path / "missing.png", folder / "3" / "003.png"
     bad.write_bytes(b"nothing")
     told = []
-    done, failed = sheets.write(
+    done, failed = panels.write(
         [bad, good, missing], tmp_path / "out", classifier, progress=lambda *numbers: told.append(numbers)
     )
     assert [s.image for s in done] == [good]
@@ -204,7 +204,7 @@ def test_images_of_another_size_or_without_finite_relevance_are_listed(tmp_path)
     for name, size, color in [("good", 16, 200), ("large", 20, 200), ("wild", 16, 9), ("fine", 16, 100)]:
         Image.new("RGB", (size, size), (color,) * 3).save(tmp_path / f"{name}.png")
     paths = [tmp_path / f"{name}.png" for name in ("good", "large", "wild", "fine")]
-    done, failed = sheets.write(paths, tmp_path / "out", Classifier("own", model, preprocess), composite="epsilon")
+    done, failed = panels.write(paths, tmp_path / "out", Classifier("own", model, preprocess), composite="epsilon")
     assert [s.image.stem for s in done] == ["good", "fine"]
     assert [f.image.stem for f in failed] == ["large", "wild"]
     assert "20" in failed[0].reason
@@ -213,7 +213,7 @@ def test_images_of_another_size_or_without_finite_relevance_are_listed(tmp_path)
 
 def test_nothing_that_can_be_explained_is_an_error(classifier, tmp_path):
     with pytest.raises(FileError, match=r"none of the images can be explained: .*a\.png is missing\.$"):
-        sheets.write([tmp_path / "a.png", tmp_path / "b.png"], tmp_path / "out", classifier)
+        panels.write([tmp_path / "a.png", tmp_path / "b.png"], tmp_path / "out", classifier)
     assert not (tmp_path / "out").exists()
 
 
@@ -221,22 +221,22 @@ def test_a_folder_is_no_image(folder, classifier, tmp_path):
     with pytest.raises(
         FileError, match=r"digits is a folder: give images, such as .*/digits/\*\.jpg, or use `lrpfunc d"
     ):
-        sheets.write([folder / "3" / "003.png", folder], tmp_path / "out", classifier)
+        panels.write([folder / "3" / "003.png", folder], tmp_path / "out", classifier)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"style": sheets.Style("colourful")}, InputError, "no colour map is called 'colourful'"),
-        ({"style": sheets.Style(quantile=0.0)}, InputError, "quantile must be above 0"),
+        ({"style": panels.Style("colourful")}, InputError, "no colour map is called 'colourful'"),
+        ({"style": panels.Style(quantile=0.0)}, InputError, "quantile must be above 0"),
         ({"targets": ["eleven"]}, TargetError, "no class is called 'eleven'"),
         ({"targets": ["label"]}, TargetError, "needs a data set whose classes are known"),
     ],
 )
 def test_wrong_wishes_are_errors_before_anything_is_written(options, error, message, folder, classifier, tmp_path):
     with pytest.raises(error, match=message):
-        sheets.write([folder / "3" / "003.png"], tmp_path / "out", classifier, **options)
+        panels.write([folder / "3" / "003.png"], tmp_path / "out", classifier, **options)
     assert not (tmp_path / "out").exists()
 
 
@@ -245,7 +245,7 @@ def test_wrong_wishes_are_errors_before_anything_is_written(options, error, mess
 
 def test_the_table_prints_what_the_model_says(written):
     file = io.StringIO()
-    sheets.table(written[1], Console(file=file, width=1000))
+    panels.table(written[1], Console(file=file, width=1000))
     head, *lines = file.getvalue().splitlines()
     assert head.split() == ["image", "class", "probability", "logit", "relevance", "sum"]
     for line, sheet in zip(lines, written[1], strict=True):
@@ -259,5 +259,5 @@ def test_the_table_prints_what_the_model_says(written):
 def test_the_table_takes_names_as_they_are(written):
     odd = written[1][0]._replace(image=Path("a[red]b[/].png"), label="[bold]cat, tabby")
     file = io.StringIO()
-    sheets.table([odd], Console(file=file, width=1000))
+    panels.table([odd], Console(file=file, width=1000))
     assert re.search(r"a\[red\]b\[/\]\.png +3 \[bold\]cat, tabby ", file.getvalue())

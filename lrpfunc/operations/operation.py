@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from lrpfunc.errors import RuleError
-from lrpfunc.kinds import constant_factor, is_active_input
-from lrpfunc.operators import CONVOLUTION, OPERATORS, UNKNOWN, Layout, Slot
-from lrpfunc.program import Equation, Program, Variable, operator_name
-from lrpfunc.stabilizers import is_plain
+from lrpfunc.operations.kinds import constant_factor, is_active_input
+from lrpfunc.operations.table import CONVOLUTION, OPERATORS, UNKNOWN, Layout, Slot
+from lrpfunc.program import Equation, Program, Variable, is_plain, operator_name
 
 
 class Operation:

@@ -1,7 +1,7 @@
 """A report: one HTML page that holds a dataset run, to look through in a browser that needs no network.
 
 Samples are read and written a few at a time, so that memory does not grow with the run. The page's parts lie next to
-this file: `report.html.jinja`, with `report.css` and `report.js` put into it. What is shown is escaped by the template
+this file: `page.html.jinja`, with `page.css` and `page.js` put into it. What is shown is escaped by the template
 or set as text by the script; a content security policy lets nothing run but that script, nor anything be fetched.
 """
 
@@ -22,8 +22,8 @@ import numpy as np
 
 from lrpfunc import heatmaps
 from lrpfunc.errors import FileError, InputError
-from lrpfunc.pictures import store
-from lrpfunc.pictures.places import check_out
+from lrpfunc.pictures import hdf5
+from lrpfunc.pictures.workfile import check_out
 
 if TYPE_CHECKING:
     import jinja2
@@ -59,14 +59,14 @@ def write(
 
     `size`: the longer side of the pictures, in pixels; larger ones are averaged down. A page takes some 20 KB for each
     explanation at 128 pixels, 6 KB at 64. `progress(done, of)`: called with numbers of explanations.
-    Errors: `FileError` for files as `store.opened` has it, for files of different runs, for an `out` that exists or has
+    Errors: `FileError` for files as `hdf5.opened` has it, for files of different runs, for an `out` that exists or has
     no folder; `InputError` for no files, one given twice, or an impossible size; `OSError` where the system refuses
     to write.
     """
     paths, out = [Path(path) for path in paths], Path(out)
     _check(paths, out, size, overwrite)
     with ExitStack() as stack:
-        runs = [stack.enter_context(store.opened(path)) for path in paths]
+        runs = [stack.enter_context(hdf5.opened(path)) for path in paths]
         _check_alike(paths, runs)
         results = _results(runs)
         means = _Means()
@@ -104,7 +104,7 @@ def _check(paths: Sequence[Path], out: Path, size: int, overwrite: bool) -> None
     check_out(out, overwrite, "report.html")
 
 
-def _check_alike(paths: Sequence[Path], runs: Sequence[store.Run]) -> None:
+def _check_alike(paths: Sequence[Path], runs: Sequence[hdf5.Run]) -> None:
     first = _identity(runs[0])
     for path, run in zip(paths[1:], runs[1:], strict=True):
         other = _identity(run)
@@ -120,7 +120,7 @@ def _check_alike(paths: Sequence[Path], runs: Sequence[store.Run]) -> None:
         raise FileError(f"a report needs shards that share no sample, but {twice:,} of these are in two or more files.")
 
 
-def _identity(run: store.Run) -> dict[str, Any]:
+def _identity(run: hdf5.Run) -> dict[str, Any]:
     """What the shards of a run have in common."""
     layout = {"image size": run.layout.image, "number of classes": run.layout.classes, "class names": run.categories}
     return layout | {name: run.details.get(name) for name in SHARED}
@@ -149,7 +149,7 @@ class _Results(NamedTuple):
     right: int
 
 
-def _results(runs: Sequence[store.Run]) -> _Results:
+def _results(runs: Sequence[hdf5.Run]) -> _Results:
     """Numbers of explanations, of samples, of those of known class and of those recognized; each sample counts once."""
     right: dict[int, bool | None] = {}
     for run in runs:
@@ -157,19 +157,19 @@ def _results(runs: Sequence[store.Run]) -> _Results:
             labels, indices = run.column("label")[rows], run.column("index")[rows]
             predicted = _ranked(run.column("prediction")[rows])[:, 0]
             for index, label, best in zip(indices.tolist(), labels.tolist(), predicted.tolist(), strict=True):
-                right[index] = None if label == store.UNKNOWN else label == best
+                right[index] = None if label == hdf5.UNKNOWN else label == best
     known = [each for each in right.values() if each is not None]
     return _Results(sum(run.rows for run in runs), len(right), len(known), sum(known))
 
 
-def _details(runs: Sequence[store.Run]) -> dict[str, Any]:
+def _details(runs: Sequence[hdf5.Run]) -> dict[str, Any]:
     """What is known of the runs, once where all agree, else for each."""
     names = list(dict.fromkeys(name for run in runs for name in run.details))
     values = {name: [run.details.get(name) for run in runs] for name in names}
     return {name: each[0] if all(value == each[0] for value in each) else each for name, each in values.items()}
 
 
-def _facts(run: store.Run, size: int) -> dict[str, Any]:
+def _facts(run: hdf5.Run, size: int) -> dict[str, Any]:
     """What the script needs to know beforehand."""
     height, width = _fitted(run.layout.image[-2:], size)
     colors = [[name, diverging, _table(name)] for name, diverging in COLORS.items()]
@@ -211,7 +211,7 @@ class _Means:
 
 
 def _blocks(
-    runs: Sequence[store.Run], size: int, means: _Means, progress: Callable[[int, int], None] | None
+    runs: Sequence[hdf5.Run], size: int, means: _Means, progress: Callable[[int, int], None] | None
 ) -> Iterator[_Block]:
     done, total = 0, sum(run.rows for run in runs)
     for run in runs:
@@ -222,7 +222,7 @@ def _blocks(
                 progress(done, total)
 
 
-def _steps(run: store.Run) -> Iterator[slice]:
+def _steps(run: hdf5.Run) -> Iterator[slice]:
     """Slices of rows that fit into memory with ease."""
     row_bytes = 4 * (math.prod(run.layout.image) + run.layout.classes)
     step = min(max(1, BLOCK_BYTES // row_bytes), 256)
@@ -230,7 +230,7 @@ def _steps(run: store.Run) -> Iterator[slice]:
         yield slice(start, min(start + step, run.rows))
 
 
-def _block(run: store.Run, rows: slice, size: int, means: _Means) -> _Block:
+def _block(run: hdf5.Run, rows: slice, size: int, means: _Means) -> _Block:
     column = {name: run.column(name)[rows] for name in run.layout.columns()}
     probabilities = _softmax(column["prediction"])
     ranked = _ranked(column["prediction"])[:, :TOP]
@@ -359,8 +359,8 @@ def _template() -> jinja2.Template:
     # Compact, in the order given, and with no nan, which is not JSON.
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     for part in ("css", "js"):
-        text = (folder / f"report.{part}").read_text(encoding="utf-8")
+        text = (folder / f"page.{part}").read_text(encoding="utf-8")
         # A browser runs only what has the hash that the page's policy names.
         digest = hashlib.sha256(text.encode()).digest()
         environment.globals[part] = {"text": text, "hash": f"sha256-{_base64(digest)}"}
-    return environment.get_template("report.html.jinja")
+    return environment.get_template("page.html.jinja")

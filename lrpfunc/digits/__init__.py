@@ -111,4 +111,4 @@ def single_thread() -> Iterator[None]:
 
 
 def _read(name: str) -> dict[str, Tensor]:
-    return safetensors.torch.load(resources.files("lrpfunc").joinpath("data", name).read_bytes())
+    return safetensors.torch.load(resources.files("lrpfunc.digits").joinpath("data", name).read_bytes())

@@ -11,10 +11,9 @@ import optree
 import torch
 from torch import Tensor
 
-from lrpfunc.channels import Structure
-from lrpfunc.draft import Parameters, check_flat
+from lrpfunc.canonizers.draft import Parameters, check_flat
 from lrpfunc.errors import CanonizeError, InputError, TraceError, near_misses
-from lrpfunc.kinds import is_active
+from lrpfunc.operations import Structure, is_active
 from lrpfunc.program import DEVICE, DTYPE, NAMESPACE, PARAMETER, Equation, Program, Variable, rename
 from lrpfunc.tracing import trace_along
 

@@ -7,12 +7,9 @@ from typing import Any, NamedTuple
 
 from lrpfunc.composites import Entries, assign
 from lrpfunc.errors import RuleError, TraceError
-from lrpfunc.kinds import active_inputs
-from lrpfunc.operations import Operation, bind
-from lrpfunc.operators import OPERATORS, UNKNOWN
+from lrpfunc.operations import OPERATORS, UNKNOWN, InputRange, Operation, active_inputs, bind, input_ranges, nonnegative
 from lrpfunc.program import Equation, Program, Variable
 from lrpfunc.rules.rule import COEFFICIENTS, RECTIFIED, SAME, Rule
-from lrpfunc.signs import InputRange, input_ranges, nonnegative
 
 
 class Step(NamedTuple):

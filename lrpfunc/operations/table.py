@@ -14,11 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lrpfunc.functions import smooth_attention
-from lrpfunc.stabilizers import is_plain
+from lrpfunc.program import is_plain, smooth_attention
 
 if TYPE_CHECKING:
-    from lrpfunc.operations import Operation
+    from lrpfunc.operations.operation import Operation
 
 aten = torch.ops.aten
 

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lrpfunc.kinds import is_active, kind
-from lrpfunc.operators import BATCH_NORM, CONVOLUTION, DENSE, OPERATORS, UNKNOWN
+from lrpfunc.operations.kinds import is_active, kind
+from lrpfunc.operations.table import BATCH_NORM, CONVOLUTION, DENSE, OPERATORS, UNKNOWN
 from lrpfunc.program import DEVICE, DTYPE, Equation, Program, Variable, variables_in
 
 Index = np.ndarray

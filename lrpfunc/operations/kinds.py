@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator
 from numbers import Real
 from typing import NamedTuple
 
-from lrpfunc.operators import (
+from lrpfunc.operations.table import (
     ACTIVATION,
     AFFINE,
     AVERAGE_POOL,

@@ -8,8 +8,8 @@ import optree
 import torch
 from torch import Tensor
 
-from lrpfunc.channels import Structure
 from lrpfunc.errors import CanonizeError
+from lrpfunc.operations import Structure
 from lrpfunc.program import DEVICE, DTYPE, NAMESPACE, PARAMETER, Equation, Program, Variable, rename
 
 Parameters = dict[str, Tensor]

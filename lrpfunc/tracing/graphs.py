@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lrpfunc.errors import TraceError
-from lrpfunc.functions import batch_norm, einsum, embedding, overwrite, size
-from lrpfunc.program import PARAMETER, Equation, Variable, operator_name
+from lrpfunc.program import PARAMETER, Equation, Variable, batch_norm, einsum, embedding, operator_name, overwrite, size
 
 aten = torch.ops.aten
 

@@ -15,14 +15,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lrpfunc import functions
-from lrpfunc.channels import (
+from lrpfunc.canonizers.draft import Draft, Parameters, check_flat
+from lrpfunc.canonizers.splicing import splice
+from lrpfunc.errors import CanonizeError, near_misses
+from lrpfunc.operations import (
+    CONVOLUTION,
+    OPERATORS,
     Absorber,
     Arrival,
     Immovable,
     Index,
     Route,
     Structure,
+    active_equations,
     batch_norms,
     bounds,
     channel_axis,
@@ -31,18 +36,7 @@ from lrpfunc.channels import (
     places,
     rightwards,
 )
-from lrpfunc.draft import Draft, Parameters, check_flat
-from lrpfunc.errors import CanonizeError, near_misses
-from lrpfunc.functions import BIAS_MAPS
-from lrpfunc.kinds import active_equations
-from lrpfunc.operators import CONVOLUTION, OPERATORS
-from lrpfunc.program import (
-    Equation,
-    Program,
-    Variable,
-    format_table,
-)
-from lrpfunc.splicing import splice
+from lrpfunc.program import BIAS_MAPS, Equation, Program, Variable, format_table, functions
 
 aten = torch.ops.aten
 

@@ -15,14 +15,13 @@ import optree
 import torch
 from torch import Tensor
 
+from lrpfunc.attribution.interpreter import checked_flows, checked_pair, unpack, vjp
+from lrpfunc.attribution.targets import Target, seed
 from lrpfunc.composites import Composite, Entries, assign
-from lrpfunc.flows import Flow
-from lrpfunc.interpreter import checked_flows, checked_pair, unpack, vjp
-from lrpfunc.kinds import active_equations
-from lrpfunc.kinds import kind as kind_of
+from lrpfunc.operations import active_equations
+from lrpfunc.operations import kind as kind_of
 from lrpfunc.program import NAMESPACE, Equation, Program, Variable, format_table
-from lrpfunc.rules import Rule
-from lrpfunc.targets import Target, seed
+from lrpfunc.rules import Flow, Rule
 
 
 class Entry(NamedTuple):

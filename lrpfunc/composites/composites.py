@@ -14,10 +14,7 @@ import torch
 
 from lrpfunc import rules
 from lrpfunc.errors import RuleError, near_misses
-from lrpfunc.kinds import GATE, SLOPE, active_equations, active_inputs, constant_factor
-from lrpfunc.kinds import kind as kind_of
-from lrpfunc.operations import structure
-from lrpfunc.operators import (
+from lrpfunc.operations import (
     ACTIVATION,
     AFFINE,
     ATTENTION,
@@ -28,18 +25,24 @@ from lrpfunc.operators import (
     DENSE,
     ELEMENTWISE,
     EMBEDDING,
+    GATE,
     KINDS,
     LINEAR,
     MAX_POOL,
     MOVEMENT,
     NORMALIZATION,
     PRODUCT,
+    SLOPE,
     SOFTMAX,
     SUM,
+    active_equations,
+    active_inputs,
+    constant_factor,
+    structure,
 )
+from lrpfunc.operations import kind as kind_of
 from lrpfunc.program import Equation, Program, Variable, equation_row, format_table
-from lrpfunc.rules import Rule
-from lrpfunc.stabilizers import StabilizerLike
+from lrpfunc.rules import Rule, StabilizerLike
 
 Assignment = dict[str, Rule]
 Composite = Callable[[Program], Assignment]

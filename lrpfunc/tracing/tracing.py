@@ -21,19 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
-from lrpfunc.channels import Immovable, Structure, batch_norms, leftwards, places
 from lrpfunc.errors import InputError, TraceError
-from lrpfunc.exports import Axes, Front, Ranges, export
-from lrpfunc.functions import batch_norm, frozen_batch_norm, size
-from lrpfunc.graphs import (
-    RANDOM_IN_TRAINING,
-    Builder,
-    Origin,
-    is_random,
-    random_message,
-)
-from lrpfunc.kinds import is_active
-from lrpfunc.operators import OPERATORS, UNKNOWN
+from lrpfunc.operations import OPERATORS, UNKNOWN, Immovable, Structure, batch_norms, is_active, leftwards, places
 from lrpfunc.program import (
     DEVICE,
     DTYPE,
@@ -43,9 +32,20 @@ from lrpfunc.program import (
     Leaf,
     Program,
     Variable,
+    batch_norm,
+    frozen_batch_norm,
     label_inputs,
     leaf_names,
+    size,
     variables_in,
+)
+from lrpfunc.tracing.exports import Axes, Front, Ranges, export
+from lrpfunc.tracing.graphs import (
+    RANDOM_IN_TRAINING,
+    Builder,
+    Origin,
+    is_random,
+    random_message,
 )
 
 aten = torch.ops.aten

@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from lrpfunc.attribution import Entry, Ledger, Target, ledger
 from lrpfunc.composites import Entries
 from lrpfunc.errors import InputError, near_misses
-from lrpfunc.ledgers import Entry, Ledger, ledger
-from lrpfunc.operators import CONVOLUTION, DENSE
+from lrpfunc.operations import CONVOLUTION, DENSE
 from lrpfunc.program import Program
-from lrpfunc.targets import Target
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lrpfunc.errors import InputError
-from lrpfunc.stabilizers import is_plain
+from lrpfunc.program.arithmetic import is_plain
 
 
 def batch_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps) -> Tensor:

@@ -1,0 +1,28 @@
+"""Composites: which rule each equation of a program gets."""
+
+from lrpfunc.composites.composites import (
+    Assignment,
+    Composite,
+    Entries,
+    Explanation,
+    as_composite,
+    assign,
+    attn_lrp,
+    beta_smooth,
+    by_kind,
+    by_name,
+    cp_lrp,
+    deconvnet,
+    epsilon,
+    epsilon_alpha2_beta1,
+    epsilon_alpha2_beta1_flat,
+    epsilon_gamma_box,
+    epsilon_plus,
+    epsilon_plus_flat,
+    excitation_backprop,
+    explain,
+    first_layer,
+    first_match,
+    guided_backprop,
+    matching,
+)

@@ -1,0 +1,3 @@
+"""From torch to programs."""
+
+from lrpfunc.tracing.tracing import functionalize, trace, trace_along
