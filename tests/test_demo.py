@@ -177,7 +177,7 @@ def test_the_area_under_a_line_is_its_mean():
 
 
 def test_the_package_data_is_small_and_complete(shipped):
-    files = [file for file in resources.files("lrpfunc").joinpath("data").iterdir() if file.is_file()]
+    files = [file for file in resources.files("lrpfunc.digits").joinpath("data").iterdir() if file.is_file()]
     assert {digits.CHECKPOINT, digits.SAMPLES} <= {file.name for file in files}
     assert sum(len(file.read_bytes()) for file in files) < 500_000
     assert not shipped.model.training
@@ -216,5 +216,5 @@ def test_training_runs_and_writes_both_files(tmp_path, capsys, scikit_learn):
     assert accuracy > 0.8
     assert f"{accuracy:.2%} of 599 held-out digits" in capsys.readouterr().out
     digits.DigitsNet().load_state_dict(safetensors.torch.load_file(tmp_path / digits.CHECKPOINT))
-    shipped = resources.files("lrpfunc").joinpath("data", digits.SAMPLES).read_bytes()
+    shipped = resources.files("lrpfunc.digits").joinpath("data", digits.SAMPLES).read_bytes()
     assert (tmp_path / digits.SAMPLES).read_bytes() == shipped

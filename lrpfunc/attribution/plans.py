@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from lrpfunc.composites import Entries, assign
 from lrpfunc.errors import RuleError, TraceError
 from lrpfunc.operations import OPERATORS, UNKNOWN, InputRange, Operation, active_inputs, bind, input_ranges, nonnegative
-from lrpfunc.program import Equation, Program, Variable
+from lrpfunc.program import Equation, Program, Variable, fast_paths
 from lrpfunc.rules.rule import COEFFICIENTS, RECTIFIED, SAME, Rule
 
 
@@ -54,8 +54,8 @@ def make_plan(
     ranges = input_ranges(fmodel, input_range)
     assigned = assign(fmodel, rules, strict)
     values = fmodel.bind_params(params)
-    signs = nonnegative(fmodel, ranges)
-    rectified, coefficients = _forms(fmodel, assigned)
+    signs = nonnegative(fmodel, ranges) if fast_paths.taken else frozenset()
+    rectified, coefficients = _forms(fmodel, assigned) if fast_paths.taken else (set(), set())
     steps = []
     for equation, dead in zip(fmodel.equations, fmodel.last_reads, strict=True):
         rule = assigned.get(equation.name)
@@ -151,6 +151,8 @@ STRIDED = ("as_strided", "view", "view_as", "view_as_complex", "view_as_real", "
 
 def _lays_out(program: Program, assigned: Mapping[str, Rule]) -> bool:
     """Neither the model nor a rule of the user's own may see the layout; `view` would fail in one."""
+    if not fast_paths.taken:
+        return False
     is_own = all(getattr(rule.forward, "__module__", "").startswith("lrpfunc.") for rule in assigned.values())
     is_own = is_own and all(getattr(r.backward, "__module__", "").startswith("lrpfunc.") for r in assigned.values())
     return is_own and not any(equation.operator in STRIDED for equation in program.equations)

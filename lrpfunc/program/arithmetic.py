@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from lrpfunc.program import fast_paths
+
 
 def divide(numerator: Tensor, spare: Tensor) -> Tensor:
     """numerator / spare, where nobody else needs `spare`."""
@@ -36,7 +38,7 @@ def may_overwrite(spare: Tensor, *others: Tensor) -> bool:
 
 def is_plain(*tensors: Tensor) -> bool:
     """Whether these are just numbers in memory: not batched, differentiated, traced or of a subclass of tensors."""
-    if torch.compiler.is_compiling() or forward_ad._current_level >= 0 or _get_current_dispatch_mode() is not None:
+    if not fast_paths.taken or torch.compiler.is_compiling() or forward_ad._current_level >= 0 or _get_current_dispatch_mode() is not None:
         return False
     is_differentiating = torch.is_grad_enabled()
     return not any(
