@@ -11,7 +11,7 @@ from torch import Tensor
 from lrpfunc.attribution.interpreter import checked_flows, checked_pair, vjp
 from lrpfunc.composites import Entries
 from lrpfunc.errors import RuleError
-from lrpfunc.operations import OPERATORS, UNKNOWN, Operation, Slot
+from lrpfunc.operations import TABLE, UNKNOWN, Operation, bind_function
 from lrpfunc.program import NAMESPACE, Program, Variable, operator_name
 from lrpfunc.rules import Flow, Rule
 
@@ -81,7 +81,7 @@ def custom_vjp(rule: Rule, function: Callable) -> Callable:
             rest = iter(leaves[1:])
             filled = [next(rest) if t else leaf for t, leaf in zip(is_tensor, fixed, strict=True)]
             arguments, keywords = optree.tree_unflatten(structure, filled)
-            return Operation(operator_name(function), function, [Slot(0), *arguments], keywords, [leaves[0]])
+            return bind_function(function, arguments, keywords, leaves[0])
 
         def value(*leaves):
             return operation(leaves)(leaves[0])
@@ -102,7 +102,7 @@ def custom_vjp(rule: Rule, function: Callable) -> Callable:
 def _in_order(function: Callable, arguments: tuple, keywords: dict) -> tuple[list, dict]:
     """All arguments of a weighted torch function after the first, in the order that ATen and the table have."""
     name = operator_name(function)
-    if OPERATORS.get(name, UNKNOWN).layout is None:
+    if TABLE.get(name, UNKNOWN).positions is None:
         return list(arguments), keywords
     packet = getattr(torch.ops.aten, name)
     schema = getattr(packet, packet.overloads()[0])._schema

@@ -14,7 +14,7 @@ from lrpfunc.attribution.plans import Naming, Plan, Step, bound_operation, make_
 from lrpfunc.attribution.targets import Target, check_relevance, seed, seeds
 from lrpfunc.composites import Entries
 from lrpfunc.errors import InputError, RuleError, TargetError, near_misses
-from lrpfunc.operations import InputRange, Operation, active_equations
+from lrpfunc.operations import InputRange, Operation, active_equations, facts
 from lrpfunc.program import NAMESPACE, Equation, Program, Variable, is_plain
 from lrpfunc.rules import Flow
 
@@ -220,8 +220,8 @@ def _run_segment(plan: Plan, segment: _Segment, at: Mapping[str, str], is_final:
             program.store(equation, equation.evaluate(values), values)
         else:
             tensors = [values[variable.name] for variable in step.inputs]
-            operation = (step.operation or bound_operation(program, step, values, hoists=False)).at(tensors)
-            operation.is_final = is_final
+            bound = step.operation or bound_operation(program, step, values, hoists=False)
+            operation = bound.at(tensors, is_final)
             with Naming(rule, equation):
                 output, residuals = checked_pair(rule.forward(operation, *tensors))
                 outputs = output if isinstance(output, (tuple, list)) else (output,)
@@ -306,12 +306,13 @@ def unpack(program: Program, x) -> tuple[tuple, Callable[[tuple], Any]]:
 
 def _refuse_dead_ends(program: Program) -> None:
     """Relevance must be able to flow: from a floating-point output to a floating-point input, or to embedded tokens."""
-    if not any(isinstance(leaf.value, Variable) and leaf.value.name in program.active for leaf in program.input_leaves):
+    active = facts(program).active
+    if not any(isinstance(leaf.value, Variable) and leaf.value.name in active for leaf in program.input_leaves):
         raise InputError(
             "relevance needs a floating-point input, or token ids that go to an embedding, but all inputs are integers "
             "that go elsewhere. Trace the model from its embeddings (inputs_embeds), or cast the input if it is data."
         )
-    if not any(isinstance(v, Variable) and v.name in program.active for v in program.output_leaves):
+    if not any(isinstance(v, Variable) and v.name in active for v in program.output_leaves):
         raise InputError(
             "no relevance can flow: no output depends on a floating-point input through floating-point values. "
             "Complex and integer values in between stop it, and so does detach."
@@ -354,12 +355,13 @@ def _check_ranges(plan: Plan, inputs: tuple) -> None:
 
 def _backward(run: _Run, entering) -> tuple[Any, dict[str, Tensor]]:
     program = run.plan.program
+    active = facts(program).active
     flows: dict[str, Flow] = {}
     inner: dict[str, Tensor] = {}
     for variable, relevance in zip(
         program.output_leaves, optree.tree_leaves(entering, namespace=NAMESPACE), strict=True
     ):
-        if isinstance(variable, Variable) and variable.name in program.active:
+        if isinstance(variable, Variable) and variable.name in active:
             _add(flows, variable, Flow(relevance=relevance), run.segments[-1].values)
     for segment in reversed(run.segments):
         passed = segment

@@ -18,7 +18,7 @@ from torch import Tensor
 from lrpfunc.attribution.interpreter import checked_flows, checked_pair, unpack, vjp
 from lrpfunc.attribution.targets import Target, seed
 from lrpfunc.composites import Composite, Entries, assign
-from lrpfunc.operations import active_equations
+from lrpfunc.operations import active_equations, facts
 from lrpfunc.operations import kind as kind_of
 from lrpfunc.program import NAMESPACE, Equation, Program, Variable, format_table
 from lrpfunc.rules import Flow, Rule
@@ -144,7 +144,9 @@ def _sum(relevance: Tensor) -> float:
 def _entered(program: Program, entering) -> float:
     """The relevance of the outputs that depend on an input."""
     leaves = zip(program.output_leaves, optree.tree_leaves(entering, namespace=NAMESPACE), strict=True)
-    return sum(_sum(value) for leaf, value in leaves if isinstance(leaf, Variable) and leaf.name in program.active)
+    return sum(
+        _sum(value) for leaf, value in leaves if isinstance(leaf, Variable) and leaf.name in facts(program).active
+    )
 
 
 def _arrived(program: Program, arriving: tuple) -> dict[str, float]:
@@ -153,7 +155,7 @@ def _arrived(program: Program, arriving: tuple) -> dict[str, float]:
     return {
         leaf.label: _sum(value)
         for leaf, value in leaves
-        if isinstance(leaf.value, Variable) and (leaf.value.is_floating or leaf.value.name in program.active)
+        if isinstance(leaf.value, Variable) and (leaf.value.is_floating or leaf.value.name in facts(program).active)
     }
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from lrpfunc.composites import Entries, assign
 from lrpfunc.errors import RuleError, TraceError
-from lrpfunc.operations import OPERATORS, UNKNOWN, InputRange, Operation, active_inputs, bind, input_ranges, nonnegative
+from lrpfunc.operations import Context, InputRange, Operation, bind, facts, input_ranges, nonnegative, row_of
 from lrpfunc.program import Equation, Program, Variable, fast_paths
 from lrpfunc.rules.rule import COEFFICIENTS, RECTIFIED, SAME, Rule
 
@@ -22,9 +22,7 @@ class Step(NamedTuple):
     rule: Rule | None
     operation: Operation | None
     inputs: tuple[Variable, ...]
-    is_nonnegative: bool
-    is_rectified: bool
-    gets_coefficients: bool
+    context: Context
     dead: tuple[str, ...]
 
 
@@ -54,12 +52,13 @@ def make_plan(
     ranges = input_ranges(fmodel, input_range)
     assigned = assign(fmodel, rules, strict)
     values = fmodel.bind_params(params)
+    known = facts(fmodel)
     signs = nonnegative(fmodel, ranges) if fast_paths.taken else frozenset()
     rectified, coefficients = _forms(fmodel, assigned) if fast_paths.taken else (set(), set())
     steps = []
     for equation, dead in zip(fmodel.equations, fmodel.last_reads, strict=True):
         rule = assigned.get(equation.name)
-        inputs = tuple(active_inputs(fmodel, equation))
+        inputs = known.inputs_of(equation)
         if rule is None and all(variable.name in values for variable in equation.reads):
             fmodel.store(equation, equation.evaluate(values), values)
             continue
@@ -68,10 +67,12 @@ def make_plan(
             rule,
             None,
             inputs,
-            is_nonnegative=all(variable.name in signs for variable in inputs),
-            is_rectified=equation.outputs[0].name in rectified,
-            gets_coefficients=equation.outputs[0].name in coefficients,
-            dead=dead,
+            Context(
+                is_nonnegative=all(variable.name in signs for variable in inputs),
+                is_rectified=equation.outputs[0].name in rectified,
+                gets_coefficients=equation.outputs[0].name in coefficients,
+            ),
+            dead,
         )
         if rule is not None and all(v.name in values or v in inputs for v in equation.reads):
             step = step._replace(operation=bound_operation(fmodel, step, values, hoists))
@@ -83,14 +84,11 @@ def make_plan(
 def bound_operation(program: Program, step: Step, values: Mapping[str, Any], hoists: bool) -> Operation:
     """The operation of a step, and with `hoists` what its rule makes of the parameters."""
     assert step.rule is not None
-    operation = bind(program, step.equation, values)
-    operation.is_nonnegative, operation.is_rectified = step.is_nonnegative, step.is_rectified
-    operation.gets_coefficients = step.gets_coefficients
-    operation.sample_shape = step.inputs[0].shape[1:]
+    operation = bind(program, step.equation, values, step.context)
+    if not (hoists and operation.is_weighted):
+        return operation
     with Naming(step.rule, step.equation):
-        for make in step.rule.hoists if hoists and operation.is_weighted else ():
-            operation.constants[make] = make(operation)
-    return operation
+        return operation.hoisting(step.rule.hoists)
 
 
 class Naming:
@@ -111,7 +109,7 @@ def _forms(program: Program, assigned: Mapping[str, Rule]) -> tuple[set[str], se
     """The variables at which coefficients surely arrive, as rectified flows and as others."""
     arriving: set[str] = set()
     rectified: set[str] = set()
-    readers, outputs = program.readers(), _outputs(program)
+    readers, outputs = facts(program).readers, facts(program).results
     for equation in reversed(program.equations):
         for variable in equation.outputs:
             active = [reader for reader in readers.get(variable.name, ()) if reader.name in assigned]
@@ -119,7 +117,7 @@ def _forms(program: Program, assigned: Mapping[str, Rule]) -> tuple[set[str], se
             if variable.name in outputs or not surely:
                 continue
             arriving.add(variable.name)
-            is_relu = len(active) == 1 and OPERATORS.get(active[0].operator, UNKNOWN).rectifies
+            is_relu = len(active) == 1 and row_of(active[0]).rectifies
             if is_relu and assigned[active[0].name].gives == RECTIFIED:
                 rectified.add(variable.name)
     return rectified, arriving - rectified
@@ -129,8 +127,8 @@ def _gives(equation: Equation, rule: Rule, arriving: set[str]) -> bool:
     """Whether an equation surely sends coefficients back, knowing where they arrive."""
     if rule.gives == COEFFICIENTS:
         return True
-    operator = OPERATORS.get(equation.operator, UNKNOWN)
-    keeps = rule.gives == SAME or (rule.gives == RECTIFIED and (operator.rectifies or operator.ratio is not None))
+    row = row_of(equation)
+    keeps = rule.gives == SAME or (rule.gives == RECTIFIED and (row.rectifies or row.ratio is not None))
     return keeps and all(variable.name in arriving for variable in equation.outputs if variable.is_floating)
 
 
@@ -142,11 +140,7 @@ def _meeting_points(program: Program, coefficients: set[str]) -> frozenset[str]:
             reads[variable.name] = reads.get(variable.name, 0) + 1
     several = {v.name for equation in program.equations if len(equation.outputs) > 1 for v in equation.outputs}
     meeting = {name for name, count in reads.items() if count > 1 and name not in coefficients}
-    return frozenset(meeting | _outputs(program) | several)
-
-
-# Operations whose result, or whether they have one, depends on how their input lies in memory.
-STRIDED = ("as_strided", "view", "view_as", "view_as_complex", "view_as_real", "stride", "sym_stride")
+    return frozenset(meeting | facts(program).results | several)
 
 
 def _lays_out(program: Program, assigned: Mapping[str, Rule]) -> bool:
@@ -155,8 +149,4 @@ def _lays_out(program: Program, assigned: Mapping[str, Rule]) -> bool:
         return False
     is_own = all(getattr(rule.forward, "__module__", "").startswith("lrpfunc.") for rule in assigned.values())
     is_own = is_own and all(getattr(r.backward, "__module__", "").startswith("lrpfunc.") for r in assigned.values())
-    return is_own and not any(equation.operator in STRIDED for equation in program.equations)
-
-
-def _outputs(program: Program) -> set[str]:
-    return {variable.name for variable in program.output_leaves if isinstance(variable, Variable)}
+    return is_own and not any(row_of(equation).reads_strides for equation in program.equations)

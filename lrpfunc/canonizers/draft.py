@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lrpfunc.errors import CanonizeError
-from lrpfunc.operations import Structure
+from lrpfunc.operations import facts
 from lrpfunc.program import DEVICE, DTYPE, NAMESPACE, PARAMETER, Equation, Program, Variable, rename
 
 Parameters = dict[str, Tensor]
@@ -23,7 +23,7 @@ class Draft:
     def __init__(self, program: Program, params: Parameters):
         check_flat(program, params)
         self.program, self.params = program, params
-        self.structure = Structure(program)
+        self.facts = facts(program)
         self.leaves = dict(params)
         self.variables = dict(program.parameters)
         self.computed: dict[str, Tensor] = {}
@@ -81,7 +81,7 @@ class Draft:
         return self.new_leaf(f"{equation.name}.{part}", tensor, like)
 
     def _is_read_once(self, leaf: Variable, by: Equation) -> bool:
-        is_read_by_others = self.structure.readers[leaf.name] != [by] or leaf.name in self.structure.results
+        is_read_by_others = self.facts.readers[leaf.name] != [by] or leaf.name in self.facts.results
         return not is_read_by_others and [variable.name for variable in by.reads].count(leaf.name) == 1
 
     def new_leaf(self, name: str, tensor: Tensor, like: Variable) -> Variable:
@@ -121,7 +121,7 @@ class Draft:
                 kept += [equation.renamed(self.bypassed) for equation in self.put_in.get(name, [old])]
         output = optree.tree_map(lambda leaf: rename(leaf, self.bypassed), self.program.output, namespace=NAMESPACE)
         program = self.program.replace(equations=tuple(kept), output=output, notes=self.notes)
-        read = {v.name for e in program.equations for v in e.reads} | self.structure.results
+        read = {v.name for e in program.equations for v in e.reads} | self.facts.results
         for batch_norm in gone:
             self._reset(batch_norm, read)
         return program.with_parameters(self.variables, self.leaves), self.leaves

@@ -19,22 +19,23 @@ from lrpfunc.canonizers.draft import Draft, Parameters, check_flat
 from lrpfunc.canonizers.splicing import splice
 from lrpfunc.errors import CanonizeError, near_misses
 from lrpfunc.operations import (
-    CONVOLUTION,
-    OPERATORS,
     Absorber,
     Arrival,
+    Facts,
     Immovable,
     Index,
     Route,
-    Structure,
     active_equations,
     batch_norms,
     bounds,
     channel_axis,
+    facts,
     is_batch_norm,
+    is_convolution,
     leftwards,
-    places,
+    positions,
     rightwards,
+    takes_scale,
 )
 from lrpfunc.program import BIAS_MAPS, Equation, Program, Variable, format_table, functions
 
@@ -126,20 +127,20 @@ def _applied(one: Pass, program: Program, params: Parameters) -> tuple[Program, 
 
 
 def _report(before: Program, after: Program) -> Report:
-    structure = Structure(after)
+    known = facts(after)
     left = {equation.name: equation for equation in batch_norms(after)}
     fates = {}
     for name in (equation.name for equation in batch_norms(before)):
         is_left = name in left
-        fates[name] = Fate(LEFT, _obstacles(structure, left[name])) if is_left else Fate(*after.notes.get(name, UNREAD))
+        fates[name] = Fate(LEFT, _obstacles(known, left[name])) if is_left else Fate(*after.notes.get(name, UNREAD))
     return Report(fates)
 
 
-def _obstacles(structure: Structure, batch_norm: Equation) -> str:
+def _obstacles(known: Facts, batch_norm: Equation) -> str:
     found = []
     for where, find in (("before it", leftwards), ("behind it", _rightwards)):
         try:
-            find(structure, batch_norm)
+            find(known, batch_norm)
         except Immovable as obstacle:
             found.append(f"{where}: {obstacle}")
     return "; ".join(found) if len(found) == 2 else "no pass was told to fold it"
@@ -242,7 +243,7 @@ DEFAULT = chain(merge_batch_norm, merge_batch_norm_right, threshold_relu)
 # -- folding ----------------------------------------------------------------------------------------------------------
 
 Found = list[Absorber] | Route
-Find = Callable[[Structure, Equation], Any]  # something Found, which the Merge beside it takes
+Find = Callable[[Facts, Equation], Any]  # something Found, which the Merge beside it takes
 Merge = Callable[[Draft, Equation, Any], None]
 _rightwards = partial(rightwards, through_activations=True)
 
@@ -253,7 +254,7 @@ def _fold_all(program: Program, params: Parameters, find: Find, merge: Merge):
         draft = Draft(program, params)
         for batch_norm in batch_norms(program):
             try:
-                found = find(draft.structure, batch_norm)
+                found = find(draft.facts, batch_norm)
             except Immovable:
                 continue
             if draft.is_free([batch_norm, *_touched(found)]):  # else in the next round
@@ -277,16 +278,16 @@ def _merge_one(program: Program, params: Parameters, layers: tuple[str, ...], na
             f"'{name}' is no batch norm but {batch_norm.operator}: name the layer first, then the norm."
         )
     for layer in layers:
-        _check_width(draft.structure, _named(program, layer), batch_norm)
+        _check_width(draft.facts, _named(program, layer), batch_norm)
     obstacles = []
     ways: list[tuple[Find, Merge]] = [(leftwards, _merge_left), (_rightwards, _merge_right)]
     for find, merge in ways:
         try:
-            found = find(draft.structure, batch_norm)
+            found = find(draft.facts, batch_norm)
         except Immovable as obstacle:
             obstacles.append(str(obstacle))
             continue
-        taking = [equation.name for equation in _touched(found) if draft.structure.is_layer(equation)]
+        taking = [equation.name for equation in _touched(found) if takes_scale(draft.facts, equation)]
         if sorted(taking) == sorted(layers):
             merge(draft, batch_norm, found)
             return draft.finish()
@@ -315,10 +316,10 @@ def _named(program: Program, name: str) -> Equation:
     return names[name]
 
 
-def _check_width(structure: Structure, layer: Equation, batch_norm: Equation) -> None:
-    if not structure.is_layer(layer):
+def _check_width(known: Facts, layer: Equation, batch_norm: Equation) -> None:
+    if not takes_scale(known, layer):
         raise CanonizeError(f"'{layer.name}' is no linear layer but {layer.operator}: nothing can be merged into it.")
-    width, source = batch_norm.outputs[0].shape[1], layer.arguments[places(layer).input]
+    width, source = batch_norm.outputs[0].shape[1], layer.arguments[positions(layer).input]
     widths = [variable.shape[channel_axis(layer)] for variable in (source, layer.outputs[0])]
     if not any(isinstance(n, int) and isinstance(width, int) and n % width == 0 for n in widths):
         raise CanonizeError(
@@ -331,7 +332,7 @@ def _merge_left(draft: Draft, batch_norm: Equation, absorbers: list[Absorber]) -
     scales, shifts = draft.scale_and_shift(batch_norm)
     for layer, channels, share in absorbers:
         scale, shift = _gathered(scales, channels, rest=1.0), share * _gathered(shifts, channels, rest=0.0)
-        weight_at, bias_at = (1, 2) if is_batch_norm(layer) else (places(layer).weight, places(layer).bias)
+        weight_at, bias_at = (1, 2) if is_batch_norm(layer) else (positions(layer).weight, positions(layer).bias)
         weight, bias = layer.arguments[weight_at], layer.arguments[bias_at]
         like = weight or layer.arguments[4]  # a batch norm without a weight has its variance
         arguments = list(layer.arguments)
@@ -350,7 +351,7 @@ def _scaled(layer: Equation, weight: Tensor | None, scale: Tensor) -> Tensor:
         return scale
     if is_batch_norm(layer):
         return weight * scale
-    axis = places(layer).output_axis
+    axis = positions(layer).output_axis
     if axis is not None:
         return weight * scale.reshape([-1 if i == axis else 1 for i in range(weight.dim())])
     grouped = weight.unflatten(0, (_groups(layer), -1))  # of a transposed convolution, (in, out / groups, ...)
@@ -377,7 +378,7 @@ def _merge_right(draft: Draft, batch_norm: Equation, route: Route) -> None:
 
 
 def _is_convolution(layer: Equation) -> bool:
-    return OPERATORS[layer.operator].kind == CONVOLUTION
+    return is_convolution(layer)
 
 
 def _bend_elsewhere(draft: Draft, arrival: Arrival, scales: Tensor, shifts: Tensor, like: Variable):
@@ -417,7 +418,7 @@ def _pulled_back(bound: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def _into_dense(draft: Draft, arrival: Arrival, scale: Tensor, shift: Tensor) -> None:
-    layer, at = arrival.equation, places(arrival.equation)
+    layer, at = arrival.equation, positions(arrival.equation)
     weight, bias = layer.arguments[at.weight], layer.arguments[at.bias]
     matrix = draft.value(weight).to(scale.dtype)
     is_output_first = at.output_axis == 0
@@ -431,7 +432,7 @@ def _into_dense(draft: Draft, arrival: Arrival, scale: Tensor, shift: Tensor) ->
 
 
 def _into_convolution(draft: Draft, arrival: Arrival, scale: Tensor, shift: Tensor) -> None:
-    layer, at = arrival.equation, places(arrival.equation)
+    layer, at = arrival.equation, positions(arrival.equation)
     weight, bias = layer.arguments[at.weight], layer.arguments[at.bias]
     scaled, kernel = _by_input_channel(layer, draft.value(weight), scale, shift)
     arguments = list(layer.arguments)
@@ -457,7 +458,7 @@ def _by_input_channel(layer: Equation, weight: Tensor, scale: Tensor, shift: Ten
     shift: a kernel of one input channel per group.
     """
     groups, rest = _groups(layer), [1] * (weight.dim() - 2)
-    if places(layer).output_axis is None:  # a transposed convolution, (in, out / groups, ...)
+    if positions(layer).output_axis is None:  # a transposed convolution, (in, out / groups, ...)
         kernel = (weight * shift.reshape(-1, 1, *rest)).unflatten(0, (groups, -1)).sum(1)
         return weight * scale.reshape(-1, 1, *rest), kernel
     grouped = weight.unflatten(0, (groups, -1))  # (groups, out / groups, in / groups, ...)
@@ -467,7 +468,7 @@ def _by_input_channel(layer: Equation, weight: Tensor, scale: Tensor, shift: Ten
 
 def _is_even(convolution: Equation) -> bool:
     """Whether a convolution makes a constant of a constant: it must not pad with zeros, nor be a transposed one."""
-    if places(convolution).output_axis is None:
+    if positions(convolution).output_axis is None:
         return False
     weight, padding = convolution.arguments[1], convolution.arguments[4]
     if isinstance(padding, str):

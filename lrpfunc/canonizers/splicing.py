@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lrpfunc.canonizers.draft import Parameters, check_flat
 from lrpfunc.errors import CanonizeError, InputError, TraceError, near_misses
-from lrpfunc.operations import Structure, is_active
+from lrpfunc.operations import facts, is_active
 from lrpfunc.program import DEVICE, DTYPE, NAMESPACE, PARAMETER, Equation, Program, Variable, rename
 from lrpfunc.tracing import trace_along
 
@@ -106,9 +106,9 @@ def _blocks(program: Program, name: str) -> list[list[Equation]]:
 
 def _inputs(program: Program, block: Sequence[Equation], made: set[str]) -> list[Variable]:
     """What a block reads from outside that is no constant, in the order of reading."""
-    structure = Structure(program)
+    known = facts(program)
     read = {v.name: v for equation in block for v in equation.reads if v.is_tensor and v.name not in made}
-    return [variable for variable in read.values() if not structure.is_constant(variable)]
+    return [variable for variable in read.values() if not known.is_fixed(variable)]
 
 
 def _outputs(program: Program, block: Sequence[Equation], made: set[str]) -> list[Variable]:

@@ -1,16 +1,20 @@
 """Composites: which rule each equation of a program gets."""
 
-from lrpfunc.composites.composites import (
+from lrpfunc.composites.assignment import FALLBACK, assign
+from lrpfunc.composites.combinators import (
     Assignment,
     Composite,
     Entries,
-    Explanation,
     as_composite,
-    assign,
-    attn_lrp,
-    beta_smooth,
     by_kind,
     by_name,
+    first_layer,
+    first_match,
+)
+from lrpfunc.composites.explanation import Explanation, explain
+from lrpfunc.composites.presets import (
+    attn_lrp,
+    beta_smooth,
     cp_lrp,
     deconvnet,
     epsilon,
@@ -20,9 +24,5 @@ from lrpfunc.composites.composites import (
     epsilon_plus,
     epsilon_plus_flat,
     excitation_backprop,
-    explain,
-    first_layer,
-    first_match,
     guided_backprop,
-    matching,
 )

@@ -1,24 +1,22 @@
-"""What an equation is to relevance: the table of ATen, kinds, signs, channels, and an equation as a function."""
+"""What an equation is to relevance: the table of ATen, kinds, facts of a program, and an equation as a function."""
 
 from lrpfunc.operations.channels import (
     Absorber,
     Arrival,
-    Immovable,
-    Index,
     Route,
-    Structure,
     batch_norms,
     bounds,
     channel_axis,
     is_batch_norm,
+    is_convolution,
     leftwards,
-    places,
+    positions,
     rightwards,
+    takes_scale,
 )
-from lrpfunc.operations.kinds import GATE, SLOPE, active_equations, active_inputs, constant_factor, is_active, kind
-from lrpfunc.operations.operation import Operation, bind, structure
-from lrpfunc.operations.signs import InputRange, input_ranges, nonnegative
-from lrpfunc.operations.table import (
+from lrpfunc.operations.factors import GATE, SLOPE, Constant
+from lrpfunc.operations.facts import Facts, active_equations, active_inputs, facts, is_active, kind
+from lrpfunc.operations.kinds import (
     ACTIVATION,
     AFFINE,
     ATTENTION,
@@ -29,16 +27,17 @@ from lrpfunc.operations.table import (
     DENSE,
     ELEMENTWISE,
     EMBEDDING,
-    GROUPS,
     KINDS,
     LINEAR,
     MAX_POOL,
     MOVEMENT,
     NORMALIZATION,
-    OPERATORS,
     PRODUCT,
     SOFTMAX,
     SUM,
-    UNKNOWN,
-    Slot,
 )
+from lrpfunc.operations.moves import Bounds, Immovable
+from lrpfunc.operations.operation import Context, Operation, bind, bind_function, bind_nothing
+from lrpfunc.operations.ranges import InputRange, input_ranges, nonnegative
+from lrpfunc.operations.row import Form, Index, Positions, Row, Slot
+from lrpfunc.operations.table import GROUPS, TABLE, UNKNOWN, USUAL_NAMES, row_of

@@ -4,56 +4,81 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lrpfunc.errors import RuleError
-from lrpfunc.operations.kinds import constant_factor, is_active_input
-from lrpfunc.operations.table import CONVOLUTION, OPERATORS, UNKNOWN, Layout, Slot
+from lrpfunc.operations.facts import facts, is_active_input
+from lrpfunc.operations.kinds import CONVOLUTION, OTHER, Activity
+from lrpfunc.operations.pullbacks import Recorded, floating, may_record, pull_back, record, tensors_in
+from lrpfunc.operations.row import Positions, Row, Slot
+from lrpfunc.operations.table import TABLE, UNKNOWN, row_of
 from lrpfunc.program import Equation, Program, Variable, is_plain, operator_name
 
 
+class Context(NamedTuple):
+    """What is known of where an operation stands.
+
+    `is_nonnegative`: no input is ever below zero. `is_rectified`: what comes back is a rectified flow.
+    `gets_coefficients`: it is a coefficient of the output itself. `is_final`: it comes back but once, so that residuals
+    may be written over.
+    """
+
+    is_nonnegative: bool = False
+    is_rectified: bool = False
+    gets_coefficients: bool = False
+    is_final: bool = False
+
+
+UNKNOWN_CONTEXT = Context()
+
+
+@dataclass(frozen=True, eq=False)
 class Operation:
     """One equation as a function of its active inputs; everything else, parameters included, is bound.
 
     `operation(*inputs)` is its value. `adjoint(s)` is the transposed linear map, which needs no forward pass; it gives
     one tensor for one input and a tuple for several. `linear(weight, bias)` is the same map with other parameters.
 
-    What is known of its place in the program: `is_nonnegative`, no input is ever below zero; `is_rectified`, what comes
-    back is a rectified flow; `gets_coefficients`, it is a coefficient of the output itself; `is_final`, it comes back
-    but once, so that residuals may be written over; `sample_shape`, the shape of the first input without its first
-    dimension; `constant`, the factor of a product (0 or 1) that may count as a constant.
+    `row`: what the table knows of it. `kind`: what it is to relevance here. `constant`: the factor of a product (0 or
+    1) that may count as a constant. `shapes`, `dtypes`, `device`: of the inputs. `sample_shape`: that of the first one
+    without its first dimension. The rest is its `Context`, field by field. `bind` and `bind_function` make it, and
+    nobody changes it.
     """
 
-    def __init__(
-        self, name: str, function: Callable, arguments: Sequence, keywords: dict, likes: Sequence[Tensor] = ()
-    ):
-        self.name = name
-        self.function = function
-        self.arguments = arguments
-        self.keywords = keywords
-        self.operator = OPERATORS.get(operator_name(function), UNKNOWN)
-        self.is_nonnegative = self.is_rectified = self.gets_coefficients = self.is_final = False
-        self.constant: int | None = None
-        self.constants: dict[Callable, Any] = {}
-        self._take(likes)
+    name: str
+    function: Callable
+    arguments: Sequence
+    keywords: Mapping[str, Any]
+    row: Row
+    kind: str = OTHER
+    constant: int | None = None
+    is_nonnegative: bool = False
+    is_rectified: bool = False
+    gets_coefficients: bool = False
+    is_final: bool = False
+    shapes: Sequence[torch.Size] = ()
+    dtypes: Sequence[torch.dtype] = ()
+    device: torch.device | None = None
+    sample_shape: Sequence = ()
+    hoists: Mapping[Callable, Any] = field(default_factory=dict)
 
-    def at(self, inputs: Sequence[Tensor]) -> Operation:
+    def at(self, inputs: Sequence[Tensor], is_final: bool = False) -> Operation:
         """The operation at inputs of these shapes."""
-        other = self.copy()
-        other._take(inputs)
-        return other
-
-    def _take(self, likes: Sequence[Tensor]) -> None:
-        self.shapes = [like.shape for like in likes]
-        self.dtypes = [like.dtype for like in likes]
-        self.device = likes[0].device if likes else None
-        self.sample_shape: Sequence = self.shapes[0][1:] if likes else ()
+        return self.copy(
+            shapes=[x.shape for x in inputs],
+            dtypes=[x.dtype for x in inputs],
+            device=inputs[0].device,
+            sample_shape=inputs[0].shape[1:],
+            is_final=is_final,
+        )
 
     def copy(self, **changes) -> Operation:
+        """The same operation but for some fields; `dataclasses.replace` takes several times as long."""
         other = object.__new__(Operation)
         other.__dict__.update(self.__dict__, **changes)
         return other
@@ -61,7 +86,7 @@ class Operation:
     def __call__(self, *inputs: Tensor):
         return self.function(*_fill(self.arguments, inputs), **self.keywords)
 
-    def fixed(self, position: int, value: Tensor) -> Operation:
+    def with_factor(self, position: int, value: Tensor) -> Operation:
         """The operation of the other one of two inputs, with this one bound to a value."""
         pair = (value, Slot(0)) if position == 0 else (Slot(0), value)
         kept = slice(1, 2) if position == 0 else slice(0, 1)
@@ -69,80 +94,94 @@ class Operation:
 
     @property
     def slots(self) -> list[int]:
-        """The places among its arguments at which single inputs stand, in their order."""
-        return [place for place, argument in enumerate(self.arguments) if isinstance(argument, Slot)]
+        """The positions among its arguments at which single inputs stand, in their order."""
+        return [position for position, argument in enumerate(self.arguments) if isinstance(argument, Slot)]
+
+    @property
+    def operator(self) -> str:
+        """Its ATen name: `conv2d`, `add`."""
+        return operator_name(self.function)
 
     @property
     def description(self) -> str:
-        return f"'{self.name}' ({operator_name(self.function)})"
+        return f"'{self.name}' ({self.operator})"
+
+    # -- what parameters alone make
 
     def hoisted(self, make: Callable[[Operation], Any]):
         """`make(self)`, which depends on parameters only: made beforehand if the explanation was prepared."""
-        return self.constants[make] if make in self.constants else make(self)
+        return self.hoists[make] if make in self.hoists else make(self)
+
+    def hoisting(self, makes: Sequence[Callable[[Operation], Any]]) -> Operation:
+        """The operation with what these make of its parameters made beforehand; each may use those before it."""
+        operation = self
+        for make in makes:
+            operation = operation.copy(hoists={**operation.hoists, make: make(operation)})
+        return operation
 
     # -- parameters
 
     @property
     def is_weighted(self) -> bool:
-        if self.operator.layout is None or _weight_position(self.layout, self.arguments) >= len(self.arguments):
+        if self.row.positions is None or _weight_position(self.positions, self.arguments) >= len(self.arguments):
             return False
         return isinstance(self.weight, Tensor)
 
     @property
-    def layout(self) -> Layout:
-        if self.operator.layout is None:
+    def positions(self) -> Positions:
+        if self.row.positions is None:
             raise RuleError(f"{self.description} has no weight, but the rule needs a weighted equation.")
-        return self.operator.layout
+        return self.row.positions
 
     @property
     def weight(self) -> Tensor:
-        return self.arguments[_weight_position(self.layout, self.arguments)]
+        return self.arguments[_weight_position(self.positions, self.arguments)]
 
     @property
     def bias(self) -> Tensor | None:
-        position = self.operator.layout.bias if self.operator.layout is not None else None
+        position = self.row.positions.bias if self.row.positions is not None else None
         return self.arguments[position] if position is not None and position < len(self.arguments) else None
 
     def linear(self, weight: Tensor, bias: Tensor | None = None) -> Operation:
         """The operation with another weight and bias (None: no bias). Errors: `RuleError` if it has no weight."""
-        arguments, layout = list(self.arguments), self.layout
-        arguments[_weight_position(layout, arguments)] = weight
-        if layout.bias is not None and layout.bias < len(arguments):
-            is_needed = layout.bias == 0  # addmm and its like cannot do without
-            arguments[layout.bias] = weight.new_zeros(()) if bias is None and is_needed else bias
-        return self.copy(arguments=arguments)
+        arguments, positions = list(self.arguments), self.positions
+        arguments[_weight_position(positions, arguments)] = weight
+        if positions.bias is not None and positions.bias < len(arguments):
+            is_needed = positions.bias == 0  # addmm and its like cannot do without
+            arguments[positions.bias] = weight.new_zeros(()) if bias is None and is_needed else bias
+        return self.copy(arguments=arguments, hoists={})  # which were made of the old weight
 
     def without_bias(self) -> Operation:
         return self.linear(self.weight) if self.bias is not None else self
 
     def offset(self, bias: Tensor | None, epsilon: float) -> Tensor | None:
         """A bias that adds epsilon to every output as well; None where the operation has no bias per output."""
-        position = self.layout.bias
-        if self.operator.outputs is None or position is None or position >= len(self.arguments):
+        position = self.positions.bias
+        if self.row.outputs is None or position is None or position >= len(self.arguments):
             return None
-        return self.weight.new_full((self.operator.outputs(self),), epsilon) if bias is None else bias + epsilon
+        return self.weight.new_full((self.row.outputs(self),), epsilon) if bias is None else bias + epsilon
 
     @property
     def has_samples(self) -> bool:
         """Whether its first dimension counts samples, all of which it treats alike."""
-        if self.operator.kind == CONVOLUTION:
+        if self.kind == CONVOLUTION:
             return len(self.sample_shape) == self.weight.dim() - 1
-        return operator_name(self.function) == "linear" and len(self.sample_shape) > 0
+        return self.operator == "linear" and len(self.sample_shape) > 0
 
     # -- adjoints
 
     @property
     def is_linear(self) -> bool:
-        if self.operator.is_multilinear:  # a denominator is the second
-            return len(self.slots) == 1 and (self.slots == [0] or operator_name(self.function) != "div")
-        return self.is_weighted or self.operator.is_linear
+        if self.row.is_multilinear:  # a denominator is the second
+            return len(self.slots) == 1 and (self.slots == [0] or self.operator != "div")
+        return self.is_weighted or self.row.is_linear
 
     def adjoint(self, s):
         """The transposed linear map applied to s. Errors: `RuleError` if the operation is not linear in its inputs."""
         if not self.is_linear:
             raise RuleError(f"{self.description} is not linear in its inputs, but the rule needs a linear equation.")
-        if self.operator.adjoint is not None:
-            result = self.operator.adjoint(self, s)
+        if self.row.adjoint is not None:
+            result = self.row.adjoint(self, s)
             if result is not None:
                 return self._typed(result)
         part = s[0] if isinstance(s, (tuple, list)) else s
@@ -150,126 +189,69 @@ class Operation:
         likes = zip(self.shapes, dtypes, strict=True)
         return self.vjp([torch.zeros(shape, dtype=dtype, device=self.device) for shape, dtype in likes], s)
 
+    def vjp(self, inputs: Sequence[Tensor], s):
+        """The vector-Jacobian product at `inputs`: one tensor for one input, a tuple for several."""
+        pullback = self.row.pullback
+        if pullback is not None and len(inputs) == 2:
+            moved = pullback(self, inputs, s)
+            if moved is not None:
+                return self._typed(moved)
+        moved = pull_back(lambda *inputs: floating(self.smooth(*inputs)), tuple(inputs), s)
+        return moved[0] if len(moved) == 1 else moved
+
     def _typed(self, moved):
-        """Each input's share in its own dtype: a sum of float32 and float64 is float64. Token ids get floats."""
+        """Each input's share, of its shape and in its own dtype: a sum of float32 and float64 is float64. Token ids get
+        floats."""
+        if not isinstance(moved, tuple):
+            return self._share(moved, 0)
+        return tuple(self._share(tensor, position) for position, tensor in enumerate(moved))
 
-        def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-            return tensor.to(dtype) if dtype.is_floating_point else tensor
-
-        if isinstance(moved, tuple):
-            return tuple(map(cast, moved, self.dtypes))
-        return cast(moved, self.dtypes[0])
+    def _share(self, moved: Tensor, position: int) -> Tensor:
+        shape, dtype = self.shapes[position], self.dtypes[position]
+        if moved.shape != shape:
+            raise RuleError(
+                f"the adjoint of {self.description} must give its input's shape, {tuple(shape)}, but gave "
+                f"{tuple(moved.shape)}: its row in the table of operations is wrong."
+            )
+        return moved.to(dtype) if dtype.is_floating_point else moved
 
     def remembering(self, *inputs: Tensor) -> tuple[Any, Any]:
         """The value, and what `recall` needs to move a flow back without another forward pass.
 
         Where nobody watches, that is what autograd records, of any operation and with the fastest kernel there is.
         """
-        remember = self.operator.remember
-        remembered = remember(self, *inputs) if remember is not None else None
+        remembered = self.row.remember(self, *inputs) if self.row.remember is not None else None
         if remembered is not None:
             return remembered
-        if self.operator.smooth is None:
+        if self.row.smooth is None:
             return self(*inputs), None
-        if not _may_record((*inputs, *_tensors_in([self.arguments, list(self.keywords.values())]))):
+        if not may_record((*inputs, *tensors_in([self.arguments, list(self.keywords.values())]))):
             return self.smooth(*inputs), None
-        with torch.enable_grad():
-            leaves = tuple(tensor.detach().requires_grad_() for tensor in inputs)
-            output = self(*leaves)
-        return output.detach(), _Recorded(leaves, output)
+        return record(self, inputs)
 
     def recall(self, memory, inputs: Sequence[Tensor], s):
         """The vector-Jacobian product at `inputs`, with what `remembering` returned there."""
-        if isinstance(memory, _Recorded):
+        if isinstance(memory, Recorded):
             if not is_plain(s):
                 return self.vjp(inputs, s)
             moved = torch.autograd.grad(memory.output, memory.leaves, s, retain_graph=not self.is_final)
             return moved[0] if len(moved) == 1 else moved
         if memory is None:
             return self.vjp(inputs, s)
-        assert self.operator.recall is not None
-        return self.operator.recall(self, memory, s)
+        assert self.row.recall is not None
+        return self.row.recall(self, memory, s)
 
     def smooth(self, *inputs: Tensor):
         """Its value by operations that have derivatives of any order."""
-        function = self.operator.smooth or self.function
+        function = self.row.smooth or self.function
         return function(*_fill(self.arguments, inputs), **self.keywords)
 
-    def vjp(self, inputs: Sequence[Tensor], s):
-        """The vector-Jacobian product at `inputs`: one tensor for one input, a tuple for several."""
-        pullback = self.operator.pullback
-        if pullback is not None and len(inputs) == 2:
-            moved = pullback(self, inputs, s)
-            if moved is not None:
-                return self._typed(moved)
-        moved = _pull_back(lambda *inputs: _floating(self.smooth(*inputs)), tuple(inputs), s)
-        return moved[0] if len(moved) == 1 else moved
 
-
-def _may_record(tensors: Sequence[Tensor]) -> bool:
-    """Whether autograd may record an operation on these, and nobody else would notice."""
-    is_watched = torch._C._functorch.peek_interpreter_stack() is not None or torch.is_inference_mode_enabled()
-    return not is_watched and is_plain(*tensors) and not any(tensor.is_inference() for tensor in tensors)
-
-
-def _tensors_in(template) -> Iterator[Tensor]:
-    if isinstance(template, Tensor):
-        yield template
-    elif isinstance(template, (list, tuple)) and not isinstance(template, Slot):
-        for item in template:
-            yield from _tensors_in(item)
-
-
-class _Recorded(NamedTuple):
-    """What autograd recorded of one operation."""
-
-    leaves: tuple[Tensor, ...]
-    output: Tensor
-
-
-def _pull_back(function: Callable, inputs: tuple, s) -> tuple:
-    """The vector-Jacobian product of a function at `inputs`."""
-
-    def pull(inputs, s):
-        return torch.func.vjp(function, *inputs)[1](s)
-
-    if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
-        from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx  # slow to import
-
-        # torch.export (non-strict) would take the values inside a transform for constants: give it plain operations.
-        with disable_proxy_modes_tracing(), torch._C.DisableTorchFunction():
-            pull = make_fx(pull)(inputs, s)
-    return pull(inputs, s)
-
-
-def _weight_position(layout: Layout, arguments: Sequence) -> int:
-    is_second = layout.input is None and layout.weight < len(arguments) and isinstance(arguments[layout.weight], Slot)
-    return layout.weight - 1 if is_second else layout.weight
-
-
-def bind(program: Program, equation: Equation, values: Mapping[str, Any]) -> Operation:
-    """The operation of an equation, with everything bound but its active inputs, which need no values yet."""
-    positions = itertools.count()
-
-    def fill(template):
-        if isinstance(template, Variable):
-            is_input = is_active_input(equation, template, program.active)
-            return Slot(next(positions)) if is_input else values[template.name]
-        if isinstance(template, (list, tuple)):
-            return type(template)([fill(item) for item in template])
-        return template
-
-    arguments = [fill(argument) for argument in equation.arguments]
-    keywords = {name: fill(argument) for name, argument in equation.keywords.items()}
-    operation = Operation(equation.name, equation.function, arguments, keywords)
-    constant = constant_factor(program, equation) if next(positions) == 2 else None
-    operation.constant = constant.factor if constant is not None else None
-    return operation
-
-
-def structure(program: Program, equation: Equation) -> Operation:
-    """The operation of an equation without any values: what it is, and which of its arguments are active."""
-    return bind(program, equation, defaultdict(lambda: None))
+def _weight_position(positions: Positions, arguments: Sequence) -> int:
+    is_second = (
+        positions.input is None and positions.weight < len(arguments) and isinstance(arguments[positions.weight], Slot)
+    )
+    return positions.weight - 1 if is_second else positions.weight
 
 
 def _fill(template, inputs: Sequence):
@@ -280,9 +262,46 @@ def _fill(template, inputs: Sequence):
     return template
 
 
-def _floating(result):
-    """The floating-point part of a result: what flows can arrive at. A list of one output is that output."""
-    if isinstance(result, (tuple, list)):
-        floating = tuple(tensor for tensor in result if tensor.is_floating_point())
-        return floating[0] if len(result) == 1 else floating
-    return result
+# -- the one place where operations are made --------------------------------------------------------------------------
+
+
+def bind(
+    program: Program, equation: Equation, values: Mapping[str, Any], context: Context = UNKNOWN_CONTEXT
+) -> Operation:
+    """The operation of an equation, with everything bound but its active inputs, which need no values yet."""
+    known = facts(program)
+    positions = itertools.count()
+
+    def fill(template):
+        if isinstance(template, Variable):
+            is_input = is_active_input(equation, template, known.active)
+            return Slot(next(positions)) if is_input else values[template.name]
+        if isinstance(template, (list, tuple)):
+            return type(template)([fill(item) for item in template])
+        return template
+
+    factor, inputs = known.factor_of(equation), known.inputs_of(equation)
+    return Operation(
+        equation.name,
+        equation.function,
+        [fill(argument) for argument in equation.arguments],
+        {name: fill(argument) for name, argument in equation.keywords.items()},
+        row_of(equation),
+        known.kind_of(equation),
+        None if factor is None else factor.factor,
+        *context,
+        sample_shape=inputs[0].shape[1:] if inputs else (),
+    )
+
+
+def bind_nothing(program: Program, equation: Equation) -> Operation:
+    """The operation of an equation without any values: what it is, and which of its arguments are active."""
+    return bind(program, equation, defaultdict(lambda: None))
+
+
+def bind_function(function: Callable, arguments: Sequence, keywords: Mapping[str, Any], x: Tensor) -> Operation:
+    """The operation of a torch function of x, its first argument; the others are bound."""
+    row = TABLE.get(operator_name(function), UNKNOWN)
+    slotted = [Slot(0), *arguments]
+    kind = row.kind if isinstance(row.kind, str) else row.kind(slotted, Activity((True,), 1))
+    return Operation(operator_name(function), function, slotted, keywords, row, kind).at([x])

@@ -6,7 +6,7 @@ from lrpfunc.rules.flows import Flow
 from lrpfunc.rules.linear import alpha_beta, epsilon, flat, gamma, norm, wsquare, zbox, zplus
 from lrpfunc.rules.normalization import normalization
 from lrpfunc.rules.products import gate, halve
-from lrpfunc.rules.rule import Rule, gradient, input_times_gradient, pass_through
+from lrpfunc.rules.rule import Rule, gradient, input_times_gradient, nothing, pass_through
 from lrpfunc.rules.stabilizers import Stabilizer, StabilizerLike, stabilizer
 
 __all__ = [

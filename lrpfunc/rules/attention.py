@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from lrpfunc.errors import RuleError
 from lrpfunc.operations import ATTENTION, EMBEDDING, SOFTMAX, Operation
-from lrpfunc.program import operator_name
 from lrpfunc.rules.flows import Flow
 from lrpfunc.rules.rule import Rule, as_coefficients
 from lrpfunc.rules.stabilizers import StabilizerLike, stabilizer
@@ -26,7 +25,7 @@ def attention(to: str = "all", stabilizer: StabilizerLike = 1e-6) -> Rule:
     stabilize = _stabilizer(stabilizer)
 
     def forward(operation, *inputs):
-        if operation.operator.kind != ATTENTION:
+        if operation.kind != ATTENTION:
             raise RuleError(f"{operation.description} is no attention, but the rule needs one.")
         output, memory = operation.remembering(*inputs)
         return output, (inputs, memory, None if operation.gets_coefficients else output)
@@ -67,7 +66,7 @@ def softmax(stabilizer: StabilizerLike = 1e-6) -> Rule:
     stabilize = _stabilizer(stabilizer)
 
     def forward(operation, *inputs):
-        if operation.operator.kind != SOFTMAX:
+        if operation.kind != SOFTMAX:
             raise RuleError(f"{operation.description} is no softmax, but the rule needs one.")
         output = operation(*inputs)
         return output, output
@@ -85,7 +84,7 @@ def softmax(stabilizer: StabilizerLike = 1e-6) -> Rule:
 
 
 def _is_logarithm(operation: Operation) -> bool:
-    return operator_name(operation.function) == "log_softmax"
+    return operation.operator == "log_softmax"
 
 
 def embedding() -> Rule:
@@ -95,7 +94,7 @@ def embedding() -> Rule:
     """
 
     def forward(operation, *inputs):
-        if operation.operator.kind != EMBEDDING or operation.slots != [1]:
+        if operation.kind != EMBEDDING or operation.slots != [1]:
             raise RuleError(f"{operation.description} is no embedding of tokens, but the rule needs one.")
         output = operation(*inputs)
         return output, output

@@ -437,14 +437,14 @@ def flat(stabilizer: StabilizerLike = 1e-6) -> Rule:
         shape = operation.sample_shape
         if not operation.is_weighted or not _stands_for_all(operation, stabilize):
             return None
-        if operation.operator.kind == DENSE:
+        if operation.kind == DENSE:
             return operation.weight.new_full((1,), shape[-1])
         one = _one_channel(operation)
         in_group = shape[0] // operation.arguments[GROUPS]
         return in_group * one(operation.weight.new_ones((1, 1, *shape[1:])))
 
     def forward(operation, *inputs):
-        if operation.operator.kind in (CONVOLUTION, DENSE):
+        if operation.kind in (CONVOLUTION, DENSE):
             _weighted(operation, inputs)
         output = operation(*inputs)
         is_closed = operation.hoisted(counts) is not None
@@ -478,7 +478,7 @@ def _one_channel(operation: Operation) -> Operation:
 def _spread(operation: Operation, relevance: Tensor, counts: Tensor, stabilize: Stabilizer) -> Tensor:
     """The flat rule's relevance of the input: the same for all channels of a group, of which there need be but one."""
     (shape,) = operation.shapes
-    if operation.operator.kind == DENSE:
+    if operation.kind == DENSE:
         return stabilize.quotient(relevance.sum(-1, keepdim=True), counts).expand(shape)
     groups = operation.arguments[GROUPS]
     total = relevance.unflatten(1, (groups, -1)).sum(2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from lrpfunc.errors import RuleError
-from lrpfunc.operations import BILINEAR, PRODUCT, Operation
+from lrpfunc.operations import BILINEAR, Operation
 from lrpfunc.rules.flows import Flow
 from lrpfunc.rules.rule import Rule
 from lrpfunc.rules.stabilizers import StabilizerLike, stabilizer
@@ -35,8 +35,8 @@ def gate(to: str | int = "signal", stabilizer: StabilizerLike = 1e-6) -> Rule:
     def forward(operation, *inputs):
         output = _product(operation, inputs)
         place = constant(operation)
-        needs_output = operation.operator.joint == BILINEAR and not operation.gets_coefficients
-        needs_signal = not operation.fixed(place, inputs[place]).is_linear
+        needs_output = not operation.row.is_multilinear and not operation.gets_coefficients
+        needs_signal = not operation.with_factor(place, inputs[place]).is_linear
         return output, (
             inputs[place],
             inputs[1 - place] if needs_signal else None,
@@ -47,8 +47,8 @@ def gate(to: str | int = "signal", stabilizer: StabilizerLike = 1e-6) -> Rule:
         factor, signal, output = residuals
         place = constant(operation)
         flows: list[Flow | None] = [None, None]
-        fixed = operation.fixed(place, factor)
-        if flow.is_relevance and operation.operator.joint == PRODUCT:
+        fixed = operation.with_factor(place, factor)
+        if flow.is_relevance and operation.row.is_multilinear:
             flows[1 - place] = Flow(relevance=flow.tensor.sum_to_size(fixed.shapes[0]))
         else:
             c = flow.carried(output, stabilize)
@@ -69,12 +69,12 @@ def halve(stabilizer: StabilizerLike = 1e-6) -> Rule:
 
     def forward(operation, *inputs):
         output = _product(operation, inputs)
-        needs_output = operation.operator.joint == BILINEAR and not operation.gets_coefficients
+        needs_output = not operation.row.is_multilinear and not operation.gets_coefficients
         return output, (inputs, output if needs_output else None)
 
     def backward(operation, residuals, flow):
         inputs, output = residuals
-        if flow.is_relevance and operation.operator.joint == PRODUCT:
+        if flow.is_relevance and operation.row.is_multilinear:
             return [Flow(relevance=(flow.tensor / 2).sum_to_size(x.shape)) for x in inputs]
         moved = operation.vjp(inputs, flow.carried(output, stabilize) / 2)
         return [Flow(coefficient=c) for c in moved]
@@ -83,7 +83,7 @@ def halve(stabilizer: StabilizerLike = 1e-6) -> Rule:
 
 
 def _product(operation: Operation, inputs: tuple[Tensor, ...]) -> Tensor:
-    if len(inputs) != 2 or operation.operator.joint not in (PRODUCT, BILINEAR):
+    if len(inputs) != 2 or not (operation.row.is_multilinear or operation.kind == BILINEAR):
         raise RuleError(f"{operation.description} is not a product of two values that depend on the input.")
     return operation(*inputs)
 

@@ -16,7 +16,7 @@ from lrpfunc.rules.stabilizers import StabilizerLike, stabilizer
 COEFFICIENTS, SAME, RECTIFIED = "coefficients", "same", "rectified"
 
 
-def _nothing(operation: Operation) -> Sequence[int]:
+def nothing(operation: Operation) -> Sequence[int]:
     return ()
 
 
@@ -38,7 +38,7 @@ class Rule(NamedTuple):
     backward: Callable[[Operation, Any, Flow], Flow | Sequence[Flow | None] | None]
     hoists: tuple[Callable[[Operation], Any], ...] = ()
     gives: str = ""
-    stops: Callable[[Operation], Sequence[int]] = _nothing
+    stops: Callable[[Operation], Sequence[int]] = nothing
 
 
 def as_coefficients(moved) -> Flow | tuple[Flow, ...]:
@@ -105,15 +105,15 @@ def pass_through() -> Rule:
             raise RuleError(
                 f"{operation.description} must have one input, of its output's shape, for relevance to pass."
             )
-        return output, inputs[0] if operation.operator.ratio is not None else output
+        return output, inputs[0] if operation.row.ratio is not None else output
 
     def backward(operation, residual, flow):
         if flow.is_relevance:
             return Flow(relevance=flow.tensor.sum_to_size(operation.shapes[0]))
-        if operation.operator.rectifies:
+        if operation.row.rectifies:
             return Flow(coefficient=flow.tensor, rectified=residual)
-        if operation.operator.ratio is not None:
-            ratio = operation.operator.ratio(residual, *operation.arguments[1:], **operation.keywords)
+        if operation.row.ratio is not None:
+            ratio = operation.row.ratio(residual, *operation.arguments[1:], **operation.keywords)
             return Flow(coefficient=multiply(ratio, flow.tensor))
         return Flow(relevance=flow.relevance(residual).sum_to_size(operation.shapes[0]))
 

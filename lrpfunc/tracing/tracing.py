@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
 from lrpfunc.errors import InputError, TraceError
-from lrpfunc.operations import OPERATORS, UNKNOWN, Immovable, Structure, batch_norms, is_active, leftwards, places
+from lrpfunc.operations import Immovable, batch_norms, facts, is_active, leftwards, positions, row_of, takes_scale
 from lrpfunc.program import (
     DEVICE,
     DTYPE,
@@ -336,8 +336,8 @@ def _parents(path: str) -> Iterator[str]:
 
 
 def _parameter_name(equation: Equation) -> str | None:
-    layout = OPERATORS.get(equation.operator, UNKNOWN).layout
-    weights = [] if layout is None else list(variables_in(equation.arguments[: layout.weight + 1]))
+    found = row_of(equation).positions
+    weights = [] if found is None else list(variables_in(equation.arguments[: found.weight + 1]))
     leaves = [v.name.removeprefix(PARAMETER) for v in weights if v.name.startswith(PARAMETER)]
     return leaves[-1].removesuffix(".weight") if leaves and leaves[-1] != "weight" else None
 
@@ -439,7 +439,7 @@ def _match_frozen_batch_norm(program: Program, equation: Equation) -> tuple | No
     if equation.operator != "add" or equation.keywords:
         return None
     product, shift = (made_by(a, o) for a, o in zip(equation.arguments, ("mul", "sub"), strict=False))
-    if product is None or shift is None or product.arguments[0].name not in program.active:
+    if product is None or shift is None or product.arguments[0].name not in facts(program).active:
         return None
     x, scale = product.arguments
     if x.shape != equation.outputs[0].shape:
@@ -490,7 +490,7 @@ def _lift(program: Program, params: Parameters) -> tuple[Program, Parameters]:
         name = (owner or "").rpartition(".")[0] or equation.name
         change(equation, 5, leaf(f"{name}.eps", torch.tensor(eps, dtype=torch.float64, device=device), eps))
     for layer, position, channels in _missing_biases(program):
-        weight = layer.arguments[places(layer).weight]
+        weight = layer.arguments[positions(layer).weight]
         name = (_leaf_name(weight) or layer.name).removesuffix(".weight")
         zeros = torch.zeros(channels, dtype=weight.dtype, device=next(iter(params.values())).device)
         change(layer, position, leaf(f"{name}.bias", zeros, channels))
@@ -499,11 +499,11 @@ def _lift(program: Program, params: Parameters) -> tuple[Program, Parameters]:
 
 def _missing_biases(program: Program) -> Iterator[tuple[Equation, int, int]]:
     """The layers that a batch norm could be merged into, had they a bias; where it belongs, and its size."""
-    structure = Structure(program)
+    known = facts(program)
     for norm in batch_norms(program):
         with contextlib.suppress(Immovable):
-            for layer, channels, share in leftwards(structure, norm):
-                position = places(layer).bias if structure.is_layer(layer) else None
+            for layer, channels, share in leftwards(known, norm):
+                position = positions(layer).bias if takes_scale(known, layer) else None
                 if share and position is not None and layer.arguments[position] is None:
                     yield layer, position, channels.size
 

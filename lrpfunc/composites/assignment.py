@@ -1,0 +1,117 @@
+"""Assignment: the rule of every equation that relevance comes to.
+
+What a composite leaves open gets the default of its kind, in the end input times gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lrpfunc import rules
+from lrpfunc.composites.combinators import Assignment, Entries, as_composite, check_rules
+from lrpfunc.errors import RuleError, near_misses
+from lrpfunc.operations import (
+    ACTIVATION,
+    AFFINE,
+    ATTENTION,
+    AVERAGE_POOL,
+    BATCH_NORM,
+    BILINEAR,
+    CONVOLUTION,
+    DENSE,
+    ELEMENTWISE,
+    EMBEDDING,
+    GATE,
+    MAX_POOL,
+    MOVEMENT,
+    NORMALIZATION,
+    PRODUCT,
+    SLOPE,
+    SOFTMAX,
+    SUM,
+    Facts,
+    active_equations,
+    bind_nothing,
+    facts,
+)
+from lrpfunc.program import Equation, Program
+from lrpfunc.rules import Rule, nothing
+
+FALLBACK = rules.input_times_gradient()._replace(label="gradient (fallback)")
+GATED = rules.gate()
+DEFAULT_LINEAR = rules.epsilon()
+DEFAULTS = {
+    BATCH_NORM: rules.pass_through(),
+    ACTIVATION: rules.pass_through(),
+    ELEMENTWISE: rules.pass_through(),
+    AFFINE: rules.affine(),
+    PRODUCT: rules.halve(),
+    SUM: rules.norm(),
+    AVERAGE_POOL: rules.norm(),
+    MAX_POOL: rules.gradient(),
+    BILINEAR: rules.halve(),
+    SOFTMAX: rules.softmax(),
+    ATTENTION: rules.attention(),
+    NORMALIZATION: rules.normalization(),
+    EMBEDDING: rules.embedding(),
+    MOVEMENT: rules.gradient(),
+    CONVOLUTION: DEFAULT_LINEAR,
+    DENSE: DEFAULT_LINEAR,
+}
+
+
+def assign(program: Program, entries: Entries, strict: bool = False) -> Assignment:
+    """The rule of every equation that relevance comes to: the composite's, else its kind's default, else the gradient.
+
+    Behind a factor that counts as a constant no relevance comes to what the factor alone was made of.
+    Errors: with `strict`, `RuleError` if an equation is left to the gradient.
+    """
+    given = as_composite(entries)(program)
+    if not isinstance(given, Mapping):
+        raise RuleError(
+            f"a composite must return a mapping {{equation name: rule}}, but returned {type(given).__name__}. "
+            "A constructor must be called: composites.epsilon_plus()."
+        )
+    check_rules(given)
+    _check_names(program, given)
+    known = facts(program)
+    everywhere = {e.name: given.get(e.name) or _default(known, e) for e in active_equations(program)}
+    assigned = _reached(program, everywhere)
+    fallbacks = [e for e in active_equations(program) if assigned.get(e.name) is FALLBACK]
+    if strict and fallbacks:
+        listed = ", ".join(f"'{equation.name}' ({equation.operator})" for equation in fallbacks[:5])
+        more = f" and {len(fallbacks) - 5} more" if len(fallbacks) > 5 else ""
+        raise RuleError(
+            f"no rule for {listed}{more}: strict=True allows no fallback to the gradient. Name them in rules."
+        )
+    return assigned
+
+
+def _default(known: Facts, equation: Equation) -> Rule:
+    kind, constant = known.kind_of(equation), known.factor_of(equation)
+    if kind == PRODUCT and constant is not None and constant.role in (SLOPE, GATE):
+        return GATED
+    return DEFAULTS.get(kind, FALLBACK)
+
+
+def _reached(program: Program, assigned: Assignment) -> Assignment:
+    """The rules of the equations that relevance comes to from an output."""
+    known = facts(program)
+    reached = set(known.results)
+    names = set()
+    for equation in reversed(program.equations):
+        rule = assigned.get(equation.name)
+        if rule is None or not any(variable.name in reached for variable in equation.outputs):
+            continue
+        names.add(equation.name)
+        inputs = known.inputs_of(equation)
+        stopped = () if rule.stops is nothing else rule.stops(bind_nothing(program, equation))
+        reached.update(variable.name for position, variable in enumerate(inputs) if position not in stopped)
+    return {name: rule for name, rule in assigned.items() if name in names}
+
+
+def _check_names(program: Program, given: Mapping[str, Rule]) -> None:
+    names = {equation.name for equation in active_equations(program)}
+    if unknown := [name for name in given if name not in names]:
+        hint = near_misses(unknown[0], names)
+        raise RuleError(f"a composite names '{unknown[0]}', which is no layer.{hint} `print(fmodel)` lists all names.")

@@ -1,0 +1,128 @@
+"""Combinators: composites made of rules, names and other composites.
+
+A composite is a function `Program -> {equation name: Rule}`. It need not cover every equation: combinators lay one over
+another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from lrpfunc.composites.names import Names
+from lrpfunc.errors import RuleError, near_misses
+from lrpfunc.operations import CONVOLUTION, DENSE, EMBEDDING, KINDS, LINEAR, active_equations, facts
+from lrpfunc.program import Program
+from lrpfunc.rules import Rule
+
+Assignment = dict[str, Rule]
+Composite = Callable[[Program], Assignment]
+Entries = Composite | Mapping[str, Rule] | Rule | None
+
+
+def by_kind(kinds: Mapping[str, Rule]) -> Composite:
+    """A rule for every equation of a kind: `by_kind({"convolution": zplus(), "dense": epsilon()})`.
+
+    "linear" covers convolutions and dense layers, "*" whatever is not named but embeddings of tokens, which no other
+    rule fits. Errors: `RuleError` for an unknown kind.
+    """
+    for name in kinds:
+        if name not in (*KINDS, LINEAR, "*"):
+            raise RuleError(
+                f"no kind is called '{name}': there are {', '.join((*KINDS, LINEAR))}.{near_misses(name, KINDS)}"
+            )
+    check_rules(kinds)
+
+    def composite(program):
+        assigned, known = {}, facts(program)
+        for equation in active_equations(program):
+            kind = known.kind_of(equation)
+            group = LINEAR if kind in (CONVOLUTION, DENSE) else kind
+            rule = kinds.get(kind, kinds.get(group, None if kind == EMBEDDING else kinds.get("*")))
+            if rule is not None:
+                assigned[equation.name] = rule
+        return assigned
+
+    return composite
+
+
+def by_name(patterns: Mapping[str, Rule]) -> Composite:
+    """A rule for every equation whose name matches: an fnmatch pattern, or a prefix such as "layer1" for all below it.
+
+    Below a prefix, and where a pattern has wildcards, only weighted equations are meant, unless nothing there has
+    weights. The first pattern that matches counts. Errors: `RuleError` for a pattern that matches no equation.
+    """
+    check_rules(patterns)
+
+    def composite(program):
+        assigned: Assignment = {}
+        names = Names(program)
+        for pattern, rule in patterns.items():
+            for name in names.matching(pattern):
+                assigned.setdefault(name, rule)
+        return assigned
+
+    return composite
+
+
+def first_layer(rule: Rule) -> Composite:
+    """A rule for the first weighted equations on the way from each input, by data flow."""
+    check_rules({"first_layer": rule})
+
+    def composite(program):
+        return dict.fromkeys(_first(program), rule)
+
+    return composite
+
+
+def first_match(*composites: Entries) -> Composite:
+    """Composites one over another: each equation gets the rule of the first composite that has one for it."""
+    parts = [as_composite(part) for part in composites if part is not None]
+
+    def composite(program):
+        assigned: Assignment = {}
+        for part in parts:
+            assigned = {**part(program), **assigned}
+        return assigned
+
+    return composite
+
+
+def as_composite(entries: Entries) -> Composite:
+    """A composite of whatever may be given as rules: a composite, a mapping from patterns, or one rule for all weights.
+
+    Errors: `RuleError` for anything else.
+    """
+    if isinstance(entries, Rule):
+        return by_kind({LINEAR: entries})
+    if isinstance(entries, Mapping):
+        return by_name(entries)
+    if callable(entries):
+        return entries
+    raise RuleError(
+        f"rules must be a composite, a mapping {{name pattern: rule}} or one rule, but is {type(entries).__name__}. "
+        "Call the constructor: rules.epsilon(), composites.epsilon_plus()."
+    )
+
+
+def _first(program: Program) -> list[str]:
+    """Weighted equations that no other weighted equation comes before."""
+    known = facts(program)
+    below: set[str] = set()
+    first = []
+    for equation in active_equations(program):
+        is_weighted = known.kind_of(equation) in (CONVOLUTION, DENSE)
+        comes_after = any(variable.name in below for variable in known.inputs_of(equation))
+        if is_weighted and not comes_after:
+            first.append(equation.name)
+        if is_weighted or comes_after:
+            below.update(variable.name for variable in equation.outputs)
+    return first
+
+
+def check_rules(entries: Mapping[str, Rule]) -> None:
+    """Errors: `RuleError` unless these are rules by name."""
+    for name, rule in entries.items():
+        if not isinstance(name, str):
+            raise RuleError(f"rules are given by name, but one key is {name!r}.")
+        if not isinstance(rule, Rule):
+            raise RuleError(f"'{name}' must be given a rule such as rules.epsilon(), but got {type(rule).__name__}.")

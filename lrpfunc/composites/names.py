@@ -1,0 +1,60 @@
+"""What patterns of names mean in a program."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Collection
+
+from lrpfunc.errors import RuleError, near_misses
+from lrpfunc.operations import CONVOLUTION, DENSE, active_equations, facts
+from lrpfunc.program import Program
+
+WILDCARDS = "*?["
+
+
+class Names:
+    """The names of a program's active equations, to look up patterns in: by name, by prefix, by wildcards.
+
+    `weighted`: those of layers.
+    """
+
+    def __init__(self, program: Program):
+        known = facts(program)
+        equations = list(active_equations(program))
+        self.all = [equation.name for equation in equations]
+        self.weighted = {e.name for e in equations if known.kind_of(e) in (CONVOLUTION, DENSE)}
+        self.below: dict[str, list[str]] = {}  # by a module's path; "layer1:2" is below "layer1"
+        for name in self.all:
+            for end, character in enumerate(name):
+                if character in ".:":
+                    self.below.setdefault(name[:end], []).append(name)
+        self.exact = set(self.all)
+
+    def matching(self, pattern: str) -> list[str]:
+        """The names that a pattern means. Errors: `RuleError` with near misses if there are none."""
+        if pattern in self.exact:
+            start = f"{pattern}:"
+            matches = [pattern, *(name for name in self.below.get(pattern, ()) if name.startswith(start))]
+        else:
+            matches = list(self.below.get(pattern, ()))
+            if any(character in pattern for character in WILDCARDS):
+                also = set(matches)
+                matches = [name for name in self.all if name in also or _matches(name, pattern)]
+        if not matches:
+            raise RuleError(_no_match(pattern, self.all))
+        return [name for name in matches if name in self.weighted] or matches
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(name, pattern)
+
+
+# torch.compile cannot look into fnmatch. This is all that torch.compiler.assume_constant_result does, but for importing
+# torch._dynamo, which takes a second.
+_matches._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _no_match(pattern: str, names: Collection[str]) -> str:
+    prefixes = {".".join(name.split(".")[:i]) for name in names for i in range(1, name.count(".") + 1)}
+    hint = near_misses(pattern, [*names, *(f"{prefix}.*" for prefix in prefixes), *prefixes])
+    return f"no layer matches the pattern '{pattern}'.{hint} `print(fmodel)` lists all names."

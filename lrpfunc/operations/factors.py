@@ -1,0 +1,189 @@
+"""Which factor of a product counts as a constant, and why: found by data flow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from numbers import Real
+from typing import TYPE_CHECKING, NamedTuple
+
+from lrpfunc.operations.kinds import (
+    ACTIVATION,
+    AFFINE,
+    AVERAGE_POOL,
+    BILINEAR,
+    CONVOLUTION,
+    DENSE,
+    ELEMENTWISE,
+    MAX_POOL,
+    MOVEMENT,
+    PRODUCT,
+    SUM,
+)
+from lrpfunc.operations.table import row_of
+from lrpfunc.program import Equation, Variable
+
+if TYPE_CHECKING:
+    from lrpfunc.operations.facts import Facts
+
+# What makes a factor a constant. A denominator: of a division, or the reciprocal root, norm, ... that a normalization
+# written out multiplies by. A slope: f(x) / x of an activation written out, such as the sigmoid(x) in x * sigmoid(x).
+# A gate: what comes from a sigmoid, tanh, erf or softmax. An activated factor: what comes from any other activation,
+# where the other factor does not, as in SwiGLU.
+DENOMINATOR, SLOPE, GATE, ACTIVATED = "denominator", "slope", "gate", "activated"
+
+
+class Constant(NamedTuple):
+    """The factor of a product that may count as a constant, 0 or 1, and why."""
+
+    factor: int
+    role: str
+
+
+def constant_factor(facts: Facts, equation: Equation) -> Constant | None:
+    """Which of two active factors counts as a constant to rules that want one; None if neither does."""
+    factors = facts.inputs_of(equation)
+    if len(factors) != 2:
+        return None
+    if facts.kind_of(equation) == BILINEAR:
+        return _one_of(GATE, [_comes_from(facts, factor, _is_softmax, THROUGH_LAYERS) for factor in factors])
+    if equation.operator == "div":
+        return Constant(1, DENOMINATOR)
+    return (
+        _one_of(DENOMINATOR, [_normalizes(facts, *pair) for pair in (factors, factors[::-1])])
+        or _slope(facts, factors)
+        or _gate(facts, factors)
+        or _one_of(ACTIVATED, [_comes_from(facts, factor, _is_activation, THROUGH) for factor in factors])
+    )
+
+
+def _one_of(role: str, has_role: list[bool]) -> Constant | None:
+    return Constant(has_role.index(True), role) if has_role.count(True) == 1 else None
+
+
+def _gate(facts: Facts, factors: Sequence[Variable]) -> Constant | None:
+    """Between two gates a tanh is the signal."""
+    gates = [_comes_from(facts, factor, _is_gate, THROUGH) for factor in factors]
+    if all(gates):
+        gates = [not _comes_from(facts, factor, _is_tanh, THROUGH) for factor in factors]
+    return _one_of(GATE, gates)
+
+
+# What a factor's origin is seen through: 1 - sigmoid(x) is a gate too, and so are the largest of some, or some divided
+# by their sum. Attention's probabilities may pass layers that mix its heads.
+THROUGH = (MOVEMENT, AFFINE, MAX_POOL)
+THROUGH_LAYERS = (*THROUGH, DENSE, CONVOLUTION)
+
+Test = Callable[["Facts", Equation], bool]
+
+
+def _comes_from(facts: Facts, variable: Variable, is_origin: Test, through: Collection[str]) -> bool:
+    """Whether a value, all of it, was made by such equations and then only moved, scaled, shifted or clamped."""
+    pending, seen = [variable], set()
+    while pending:
+        variable = pending.pop()
+        equation = facts.program.producers.get(variable.name)
+        if equation is None:
+            return False
+        if variable.name in seen or is_origin(facts, equation):
+            continue
+        seen.add(variable.name)
+        if facts.kind_of(equation) not in through and not (row_of(equation).is_clamp or equation.operator == "div"):
+            return False
+        sources = facts.inputs_of(equation)
+        pending += sources[:1] if equation.operator == "div" else sources  # the numerator
+    return True
+
+
+def _normalizes(facts: Facts, factor: Variable, other: Variable) -> bool:
+    """Whether a factor comes from the reciprocal, root or norm of something that the other factor was made of."""
+    if not _comes_from(facts, factor, _is_normalizer, THROUGH):
+        return False
+    made_of = {v.name for v in _sources(facts, other, (MOVEMENT, AFFINE, SUM))}
+    kinds = (MOVEMENT, AFFINE, SUM, ELEMENTWISE, AVERAGE_POOL, PRODUCT)
+    return any(v.name in made_of for v in _sources(facts, factor, kinds))
+
+
+def _sources(facts: Facts, variable: Variable, through: Collection[str]) -> Iterator[Variable]:
+    """A value and what it was made of by equations of such kinds, by statistics and by clamps."""
+    pending, seen = [variable], set()
+    while pending:
+        variable = pending.pop()
+        if variable.name in seen:
+            continue
+        seen.add(variable.name)
+        yield variable
+        equation = facts.program.producers.get(variable.name)
+        if equation is not None and (_is_statistic(equation) or facts.kind_of(equation) in through):
+            pending += facts.inputs_of(equation)
+
+
+def _is_statistic(equation: Equation) -> bool:
+    row = row_of(equation)
+    return row.is_statistic or row.is_clamp
+
+
+def _is_normalizer(facts: Facts, equation: Equation) -> bool:
+    if equation.operator == "pow":
+        exponent = equation.arguments[1]
+        return isinstance(exponent, Real) and float(exponent) < 0
+    return row_of(equation).is_normalizer
+
+
+def _is_gate(facts: Facts, equation: Equation) -> bool:
+    return row_of(equation).is_gate
+
+
+def _is_softmax(facts: Facts, equation: Equation) -> bool:
+    return equation.operator == "softmax"
+
+
+def _is_tanh(facts: Facts, equation: Equation) -> bool:
+    return equation.operator == "tanh"
+
+
+def _is_activation(facts: Facts, equation: Equation) -> bool:
+    if facts.kind_of(equation) == ACTIVATION:
+        return not row_of(equation).is_clamp
+    return facts.kind_of(equation) == PRODUCT and _slope(facts, facts.inputs_of(equation)) is not None
+
+
+def _slope(facts: Facts, factors: Sequence[Variable]) -> Constant | None:
+    """Of a product of x, but for a scale, and something that was made of the same x element by element."""
+    for position, factor in enumerate(factors):
+        other = factors[1 - position]
+        if any(_is_function_of(facts, other, root) for root in _unscaled(facts, factor)):
+            return Constant(1 - position, SLOPE)
+    return None
+
+
+def _unscaled(facts: Facts, variable: Variable) -> Iterator[Variable]:
+    """A value and what it was, times constants, before."""
+    yield variable
+    equation = facts.program.producers.get(variable.name)
+    while equation is not None and row_of(equation).rescales:
+        sources = facts.inputs_of(equation)
+        if len(sources) != 1 or sources[0].shape != variable.shape:
+            return
+        yield sources[0]
+        equation = facts.program.producers.get(sources[0].name)
+
+
+def _is_function_of(facts: Facts, variable: Variable, root: Variable) -> bool:
+    """Whether a value was made of `root` alone, element by element."""
+    pending, seen = [variable], {root.name}
+    while pending:
+        variable = pending.pop()
+        if variable.name in seen:
+            continue
+        seen.add(variable.name)
+        equation = facts.program.producers.get(variable.name)
+        if equation is None or variable.shape != root.shape or not _is_elementwise(facts, equation):
+            return False
+        pending += facts.inputs_of(equation)
+    return True
+
+
+def _is_elementwise(facts: Facts, equation: Equation) -> bool:
+    row = row_of(equation)
+    kinds = (ACTIVATION, ELEMENTWISE, AFFINE, SUM, PRODUCT)
+    return row.is_elementwise or (facts.kind_of(equation) in kinds and not row.reduces)
