@@ -13,9 +13,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torchvision.ops import FrozenBatchNorm2d
 
 import lrpfunc
-from lrpfunc import canonizers, composites, rules
+from lrpfunc import canonizers, composites, operations, rules
 from lrpfunc.errors import CanonizeError, InputError, ParameterError, RuleError, TraceError
-from lrpfunc.operations import kinds
 from tests.helpers import randomize, relative_error
 
 DOUBLE = torch.float64
@@ -783,7 +782,7 @@ def test_equations_are_replaced_by_traced_functions():
     expected = 2 * model(x) - model[6].bias[:, None, None]
     assert relative_error(program(leaves, x), expected) < 1e-13
     assert leaves.keys() > params.keys()  # the constant
-    names = [equation.name for equation in kinds.active_equations(program)]
+    names = [equation.name for equation in operations.active_equations(program)]
     assert [name for name in names if name.startswith("6")] == ["6.6", "6.conv2d", "6.add"]
 
 

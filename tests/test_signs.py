@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import lrpfunc
 from lrpfunc import composites, rules
 from lrpfunc.errors import InputError
-from lrpfunc.operations import signs
+from lrpfunc.operations import TABLE, nonnegative
 
 X = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -73,7 +73,7 @@ MAY_BE = {
 def known(function, ranges=None) -> tuple[bool, torch.Tensor]:
     fmodel, params = lrpfunc.trace(lambda params, x: function(x), {}, X)
     variable = fmodel.output_leaves[0]
-    return variable.name in signs.nonnegative(fmodel, ranges or {}), fmodel(params, X)
+    return variable.name in nonnegative(fmodel, ranges or {}), fmodel(params, X)
 
 
 @pytest.mark.parametrize("name", NEVER_BELOW_ZERO)
@@ -95,7 +95,7 @@ def test_a_threshold_relu_may_be_below_zero():
     fmodel, *_ = lrpfunc.canonize(*lrpfunc.functionalize(model.eval().double(), X))
     thresholds = [e for e in fmodel.equations if e.operator == "threshold_relu"]
     assert thresholds
-    assert not {e.outputs[0].name for e in thresholds} & signs.nonnegative(fmodel, {})
+    assert not {e.outputs[0].name for e in thresholds} & nonnegative(fmodel, {})
 
 
 def test_the_range_of_the_input_counts():
@@ -130,7 +130,7 @@ def test_a_stated_range_changes_nothing_but_the_time(given, composite):
 def test_a_stated_range_saves_convolutions():
     fmodel, params = pair()
     steps = lrpfunc.prepare(fmodel, params, rules.zplus(), input_range={"depth": (0, 1)}).plan.steps
-    assert [step.is_nonnegative for step in steps if step.equation.operator == "conv2d"] == [False, True]
+    assert [step.context.is_nonnegative for step in steps if step.equation.operator == "conv2d"] == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_a_range_is_not_looked_at_where_values_are_not_known():
 
 
 def test_every_row_is_an_operation():
-    assert not [name for name in signs.SIGNS if not hasattr(torch.ops.aten, name)]
+    assert not [name for name, row in TABLE.items() if row.sign and not hasattr(torch.ops.aten, name)]
 
 
 NOT_WHAT_THEY_SEEM = {
