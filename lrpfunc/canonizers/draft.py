@@ -14,8 +14,6 @@ from lrpfunc.program import DEVICE, DTYPE, NAMESPACE, PARAMETER, Equation, Progr
 
 Parameters = dict[str, Tensor]
 
-IDENTITY = (1.0, 0.0, 0.0, 1.0, 0.0)  # weight, bias, mean, var and eps of a batch norm that does nothing
-
 
 class Draft:
     """Changes to a program and its parameters, collected one by one and made at once."""
@@ -27,21 +25,26 @@ class Draft:
         self.leaves = dict(params)
         self.variables = dict(program.parameters)
         self.computed: dict[str, Tensor] = {}
-        self.put_in: dict[str, list[Equation]] = {}
+        self.exchanged: dict[str, list[Equation]] = {}  # both by the name of the old equation's first output
         self.bypassed: dict[str, Variable] = {}
+        self.left_behind: dict[str, Sequence[float]] = {}
         self.notes = dict(program.notes)
         self.names = {variable.name for equation in program.equations for variable in equation.outputs}
         self.names |= {equation.name for equation in program.equations}
 
-    def is_free(self, equations: Iterable[Equation]) -> bool:
+    @property
+    def has_changes(self) -> bool:
+        return bool(self.exchanged or self.bypassed)
+
+    def is_unchanged(self, equations: Iterable[Equation]) -> bool:
         """Whether none of the equations is changed yet."""
         names = [equation.outputs[0].name for equation in equations]
-        return not any(name in self.put_in or name in self.bypassed for name in names)
+        return not any(name in self.exchanged or name in self.bypassed for name in names)
 
     # -- values
 
     def value(self, argument):
-        """The value of an argument that depends on parameters alone."""
+        """The value of a fixed argument, one that depends on parameters only."""
         if not isinstance(argument, Variable):
             return argument
         if argument.name.startswith(PARAMETER):
@@ -60,31 +63,22 @@ class Draft:
             return reference.device if variable.name == DEVICE else reference.dtype
         return self.value(variable)
 
-    def scale_and_shift(self, batch_norm: Equation) -> tuple[Tensor, Tensor]:
-        """a and b of a batch norm y = a x + b, in float32 at least: half precision is rounded once, at the end."""
-        gamma, beta, mean, var, eps = (_single(self.value(argument)) for argument in batch_norm.arguments[1:])
-        scale = (var + eps).rsqrt()
-        scale = scale if gamma is None else scale * gamma
-        shift = -scale * mean if beta is None else beta - scale * mean
-        _check(batch_norm.name, var + eps, scale, shift)
-        return scale, shift
-
     # -- changes
 
-    def own_leaf(self, equation: Equation, old, part: str, tensor: Tensor, like: Variable) -> Variable:
+    def write_leaf(self, equation: Equation, part: str, old, tensor: Tensor, like: Variable) -> Variable:
         """A leaf with a new value for a part of an equation: the old one if it fits and nothing else reads it."""
         is_leaf = isinstance(old, Variable) and old.name.startswith(PARAMETER)
         if is_leaf and old.shape == tuple(tensor.shape) and self._is_read_once(old, equation):
             name = old.name.removeprefix(PARAMETER)
             self.leaves[name] = tensor.to(self.params[name].dtype)
             return old
-        return self.new_leaf(f"{equation.name}.{part}", tensor, like)
+        return self.add_leaf(f"{equation.name}.{part}", tensor, like)
 
     def _is_read_once(self, leaf: Variable, by: Equation) -> bool:
         is_read_by_others = self.facts.readers[leaf.name] != [by] or leaf.name in self.facts.results
         return not is_read_by_others and [variable.name for variable in by.reads].count(leaf.name) == 1
 
-    def new_leaf(self, name: str, tensor: Tensor, like: Variable) -> Variable:
+    def add_leaf(self, name: str, tensor: Tensor, like: Variable) -> Variable:
         """A leaf of a new name, in the dtype of another one, which need not be that of the trace any more."""
         while name in self.variables:
             name += "'"
@@ -92,7 +86,7 @@ class Draft:
         self.variables[name] = Variable(PARAMETER + name, tuple(tensor.shape), like.dtype)
         return self.variables[name]
 
-    def equation(self, name: str, function: Callable, arguments: tuple, shape: tuple, keywords=None) -> Equation:
+    def new_equation(self, name: str, function: Callable, arguments: tuple, shape: tuple, keywords=None) -> Equation:
         """A new equation with one output, like its first argument in dtype."""
         fresh = name
         while fresh in self.names:
@@ -101,37 +95,43 @@ class Draft:
         output = Variable(fresh, shape, arguments[0].dtype)
         return Equation(fresh, function, arguments, keywords or {}, (output,))
 
-    def put(self, equation: Equation, before: Sequence[Equation] = ()) -> None:
-        """Put an equation in the place of the one with the same output, and others before it."""
-        self.put_in[equation.outputs[0].name] = [*before, equation]
+    def exchange(self, equation: Equation, before: Sequence[Equation] = ()) -> None:
+        """Exchange the equation that has the same output for this one, and put others before it."""
+        self.exchanged[equation.outputs[0].name] = [*before, equation]
 
-    def bypass(self, batch_norm: Equation, became: str, where: str) -> None:
-        """Take a batch norm away: what reads its output now reads its input."""
-        self.bypassed[batch_norm.outputs[0].name] = batch_norm.arguments[0]
-        self.notes[batch_norm.name] = (became, where)
+    def bypass(self, equation: Equation, became: str, where: str, leaves: Sequence[float] = ()) -> None:
+        """Take an equation away: what reads its output now reads its first argument.
+
+        `leaves` says for its other arguments what the leaves among them become, if nothing reads them any more.
+        """
+        name = equation.outputs[0].name
+        self.bypassed[name] = equation.arguments[0]
+        self.left_behind[name] = leaves
+        self.notes[equation.name] = (became, where)
 
     def finish(self) -> tuple[Program, Parameters]:
-        """The new program and its parameters, where what went away leaves an identity batch norm behind."""
+        """The new program and its parameters, with all changes."""
         kept, gone = [], []
         for old in self.program.equations:
             name = old.outputs[0].name
             if name in self.bypassed:
                 gone.append(old)
             else:
-                kept += [equation.renamed(self.bypassed) for equation in self.put_in.get(name, [old])]
+                kept += [equation.renamed(self.bypassed) for equation in self.exchanged.get(name, [old])]
         output = optree.tree_map(lambda leaf: rename(leaf, self.bypassed), self.program.output, namespace=NAMESPACE)
         program = self.program.replace(equations=tuple(kept), output=output, notes=self.notes)
         read = {v.name for e in program.equations for v in e.reads} | self.facts.results
-        for batch_norm in gone:
-            self._reset(batch_norm, read)
+        for equation in gone:
+            self._reset(equation, read)
         return program.with_parameters(self.variables, self.leaves), self.leaves
 
-    def _reset(self, batch_norm: Equation, read: set[str]) -> None:
-        leaves = [v if isinstance(v, Variable) and v.name.startswith(PARAMETER) else None for v in batch_norm.arguments]
-        for variable, identity in zip(leaves[1:], IDENTITY, strict=True):
+    def _reset(self, equation: Equation, read: set[str]) -> None:
+        """Give the leaves that an equation leaves behind the values that it was bypassed with."""
+        leaves = [v if isinstance(v, Variable) and v.name.startswith(PARAMETER) else None for v in equation.arguments]
+        for variable, value in zip(leaves[1:], self.left_behind[equation.outputs[0].name], strict=False):
             if variable is not None and variable.name not in read and leaves.count(variable) == 1:
                 name = variable.name.removeprefix(PARAMETER)
-                self.leaves[name] = torch.full_like(self.params[name], identity)
+                self.leaves[name] = torch.full_like(self.params[name], value)
 
 
 def check_flat(program: Program, params: Parameters) -> None:
@@ -144,25 +144,4 @@ def check_flat(program: Program, params: Parameters) -> None:
     if not isinstance(params, dict) or set(params) != set(program.parameters):
         raise CanonizeError(
             "canonization needs the parameters as a flat dict {name: tensor}, as functionalize returns them."
-        )
-
-
-def _single(value):
-    return value.to(torch.promote_types(value.dtype, torch.float32)) if isinstance(value, Tensor) else value
-
-
-def _check(name: str, variance: Tensor, scale: Tensor, shift: Tensor) -> None:
-    """Refuse what cannot be folded. Inside vmap and torch.compile, and on fake tensors, there are no values to see."""
-    if torch.compiler.is_compiling():
-        return
-    try:
-        wrong = (~((variance > 0) & scale.isfinite() & shift.isfinite())).nonzero()[:1].tolist()
-    except RuntimeError:
-        return
-    if wrong:
-        channel = wrong[0][0]
-        raise CanonizeError(
-            f"batch norm '{name}' cannot be folded: its variance + eps must be positive and all finite, but channel "
-            f"{channel} has variance + eps {variance[channel].item():g}, scale {scale[channel].item():g} and shift "
-            f"{shift[channel].item():g}."
         )

@@ -11,23 +11,52 @@ import optree
 import torch
 from torch import Tensor
 
+from lrpfunc.canonizers.chains import Pass
 from lrpfunc.canonizers.draft import Parameters, check_flat
 from lrpfunc.errors import CanonizeError, InputError, TraceError, near_misses
 from lrpfunc.operations import facts, is_active
 from lrpfunc.program import DEVICE, DTYPE, NAMESPACE, PARAMETER, Equation, Program, Variable, rename
 from lrpfunc.tracing import trace_along
 
+REPLACED = "replaced"
 
-def splice(program: Program, params: Parameters, name: str, function: Callable) -> tuple[Program, Parameters]:
-    """The program with `f(params, *inputs)` in the place of the equations that a name means, and its parameters.
+
+def replace(name: str, function: Callable) -> Pass:
+    """Replace an equation, or all equations below a module's path, by a function `f(params, *inputs)`.
+
+    The function is traced: the rules see its operations. An equation that has a name of its own is replaced at each
+    call ("relu", "relu:1"); all equations below a module's path make one block.
+
+    Args:
+        name: an equation's name or a module's path, as `print(fmodel)` lists them.
+        function: `f(params, *inputs)`. `params` are all parameters, as canonize has them; `inputs` are the values that
+            the equations read from outside, in the order in which they read them (one for an activation). f returns
+            what others read from them: one tensor, or a tuple of several.
 
     Errors: `CanonizeError` for an unknown name, a block with others in between, a function that cannot be traced, and
     results of another shape or dtype.
+
+    >>> import lrpfunc, torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU())
+    >>> fmodel, params = lrpfunc.functionalize(model, torch.ones(1, 2))
+    >>> smooth = lrpfunc.canonizers.replace("1", lambda params, x: torch.nn.functional.softplus(x))
+    >>> program, params = smooth(fmodel, params)
+    >>> print(program)
+    name  operation  input       output
+    0     linear     (batch, 2)  (batch, 2)
+    1     softplus   (batch, 2)  (batch, 2)
     """
-    check_flat(program, params)
-    for block in _blocks(program, name):
-        program, params = _exchange(program, params, block, name, function)
-    return program, params
+    if not isinstance(name, str) or not callable(function):
+        given = f"{type(name).__name__} and {type(function).__name__}"
+        raise CanonizeError(f"replace needs a name and a function f(params, *inputs), but got {given}.")
+
+    def replaced(program: Program, params: Parameters) -> tuple[Program, Parameters]:
+        check_flat(program, params)
+        for block in _blocks(program, name):
+            program, params = _exchange(program, params, block, name, function)
+        return program, params
+
+    return replaced
 
 
 def _exchange(program: Program, params: Parameters, block: Sequence[Equation], name: str, function: Callable):
@@ -40,7 +69,7 @@ def _exchange(program: Program, params: Parameters, block: Sequence[Equation], n
     renamed = {old.name: new for old, new in zip(outputs, results, strict=True)}
     ordered = _ordered([*(equation.renamed(renamed) for equation in others), *equations], name)
     output = optree.tree_map(lambda leaf: rename(leaf, renamed), program.output, namespace=NAMESPACE)
-    notes = {**program.notes, **{e.name: ("replaced", f"by {_label(function)}") for e in block}}
+    notes = {**program.notes, **{e.name: (REPLACED, f"by {_label(function)}") for e in block}}
     ranges = _joint_ranges(program, inner, inputs, name)
     leaves = {**params, **captured}
     changed = program.replace(equations=ordered, output=output, notes=notes, size_ranges=ranges)
@@ -93,19 +122,19 @@ def _label(function: Callable) -> str:
 
 def _blocks(program: Program, name: str) -> list[list[Equation]]:
     """The equations that a name means: those of a name of their own one by one, those below a path together."""
-    own = [e for e in program.equations if e.name == name or re.fullmatch(re.escape(name) + r":\d+", e.name)]
+    named = [e for e in program.equations if e.name == name or re.fullmatch(re.escape(name) + r":\d+", e.name)]
     below = [e for e in program.equations if e.name.startswith(f"{name}.")]
-    if not any(is_active(program, equation) for equation in (*own, *below)):
+    if not any(is_active(program, equation) for equation in (*named, *below)):
         names = [equation.name for equation in program.equations if is_active(program, equation)]
         paths = {known.rpartition(".")[0] for known in names} - {""}
         raise CanonizeError(
             f"no layer is called '{name}'.{near_misses(name, [*names, *paths])} `print(fmodel)` lists all names."
         )
-    return [[*own, *below]] if below else [[equation] for equation in own]
+    return [[*named, *below]] if below else [[equation] for equation in named]
 
 
 def _inputs(program: Program, block: Sequence[Equation], made: set[str]) -> list[Variable]:
-    """What a block reads from outside that is no constant, in the order of reading."""
+    """What a block reads from outside that is not fixed, in the order of reading."""
     known = facts(program)
     read = {v.name: v for equation in block for v in equation.reads if v.is_tensor and v.name not in made}
     return [variable for variable in read.values() if not known.is_fixed(variable)]
@@ -155,7 +184,7 @@ def _symbols(inner: Program, inputs: Sequence[Variable]) -> dict[str, str]:
 def _embedded(
     inner: Program, name: str, inputs: Sequence[Variable], others: Sequence[Equation]
 ) -> tuple[list[Equation], list[Variable]]:
-    """The equations and results of a program whose inputs are variables of another one, under names of their own."""
+    """The equations and results of a program whose inputs are variables of another one, under names that are free."""
     variables = {leaf.value.name: outside for leaf, outside in zip(inner.input_leaves, inputs, strict=True)}
     symbols = _symbols(inner, inputs)
     taken = {variable.name for equation in others for variable in equation.outputs}
@@ -167,9 +196,9 @@ def _embedded(
     is_single = sum(is_active(inner, equation) for equation in inner.equations) == 1
     equations = []
     for equation in inner.equations:
-        own = name if is_single and is_active(inner, equation) else f"{name}.{equation.name}"
+        wanted = name if is_single and is_active(inner, equation) else f"{name}.{equation.name}"
         outputs = tuple(variables[variable.name] for variable in equation.outputs)
-        equations.append(dataclasses.replace(equation.renamed(variables), name=_fresh(own, names), outputs=outputs))
+        equations.append(dataclasses.replace(equation.renamed(variables), name=_fresh(wanted, names), outputs=outputs))
     return equations, [variables.get(leaf.name, leaf) for leaf in inner.output_leaves if isinstance(leaf, Variable)]
 
 

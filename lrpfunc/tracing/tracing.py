@@ -153,7 +153,7 @@ class _Boundary:
         self.own_leaves, self.own_structure = _flatten(own)
         self.own_names = _checked_names(own, self.own_leaves)
         self.is_flat = type(own) is dict and all(isinstance(leaf, Tensor) for leaf in own.values())
-        self.leaves, self.structure = _flatten(inputs.values)
+        self.leaves, self.facts = _flatten(inputs.values)
         if not any(isinstance(leaf, Tensor) for leaf in self.leaves):
             raise TraceError("there is no tensor among the example inputs: give at least one.")
 
@@ -166,7 +166,7 @@ class _Boundary:
         filled = iter(tensors)
         own = optree.tree_unflatten(self.own_structure, [next(filled) for _ in self.own_leaves])
         values = [next(filled) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
-        result = self.function(own, *optree.tree_unflatten(self.structure, values))
+        result = self.function(own, *optree.tree_unflatten(self.facts, values))
         leaves, self.result_structure = _flatten(result)
         self.results = [leaf if _varies(leaf) or isinstance(leaf, PLAIN) else None for leaf in leaves]
         return [leaf for leaf in self.results if _varies(leaf)]

@@ -1,0 +1,60 @@
+"""The canonical form: the same function in a form that LRP can explain, as a new program and new parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from lrpfunc.canonizers.chains import Pass, chain
+from lrpfunc.canonizers.draft import Parameters, check_flat
+from lrpfunc.canonizers.passes import PASSES
+from lrpfunc.canonizers.report import Report, report_on
+from lrpfunc.program import Program
+
+
+class Canonical(NamedTuple):
+    """The result of `canonize`. `restore(params)` turns canonical parameters back into the original ones."""
+
+    fmodel: Program
+    params: Parameters
+    restore: Callable[[Parameters], Parameters]
+    report: Report
+
+
+def canonize(fmodel: Program, params: Parameters, passes: Pass | Sequence[Pass] | None = None) -> Canonical:
+    """The canonical form: batch norms folded into layers, the same function, nothing mutated.
+
+    Args:
+        fmodel: a program, as `functionalize` and `trace` return it.
+        params: its parameters, a flat dict {name: tensor}.
+        passes: what to do, a pass or a list of them. By default `merge_batch_norm`, `merge_batch_norm_right` and
+            `threshold_relu`, in this order.
+
+    Returns: the canonical `fmodel` and `params`; `restore` and `report`. `restore(params)` gives the original
+    parameters bit for bit: what a pass changed comes from the original, everything else from the parameters that are
+    given to it. `report` says what became of each batch norm. The canonical parameters alone, given to the original
+    `fmodel`, give the same function wherever only `merge_batch_norm` was needed and no weight is shared or computed.
+
+    Errors: `ParameterError` for parameters that do not fit; `CanonizeError` if they are no flat dict, for passes that
+    are none or whose result is ill-formed, and if a batch norm's variance + eps is not positive or its scale or shift
+    not finite (which nobody can see inside vmap and torch.compile).
+
+    >>> import lrpfunc, torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3), torch.nn.ReLU()).eval()
+    >>> canonical = lrpfunc.canonize(*lrpfunc.functionalize(model, torch.ones(1, 2)))
+    >>> print(canonical.report)
+    batch norm  became  where
+    1           merged  0
+    >>> x = torch.randn(4, 2)
+    >>> torch.testing.assert_close(canonical.fmodel(canonical.params, x), model(x))
+    """
+    check_flat(fmodel, params)
+    given = PASSES if passes is None else passes if isinstance(passes, (list, tuple)) else (passes,)
+    program, new = chain(*given)(fmodel, params)
+    originals = {name: params[name] for name in params if new[name] is not params[name]}
+
+    def restore(canonical_params: Parameters) -> Parameters:
+        program.flatten_params(canonical_params)
+        return {name: originals.get(name, canonical_params[name]) for name in params}
+
+    return Canonical(program, new, restore, report_on(fmodel, program))
