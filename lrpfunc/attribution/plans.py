@@ -150,12 +150,11 @@ STRIDED = ("as_strided", "view", "view_as", "view_as_complex", "view_as_real", "
 
 
 def _lays_out(program: Program, assigned: Mapping[str, Rule]) -> bool:
-    """Neither the model nor a rule of the user's own may see the layout; `view` would fail in one."""
+    """Neither the model nor a rule may see the layout; `view` would fail in one."""
     if not fast_paths.taken:
         return False
-    is_own = all(getattr(rule.forward, "__module__", "").startswith("lrpfunc.") for rule in assigned.values())
-    is_own = is_own and all(getattr(r.backward, "__module__", "").startswith("lrpfunc.") for r in assigned.values())
-    return is_own and not any(equation.operator in STRIDED for equation in program.equations)
+    any_layout = all(rule.any_layout for rule in assigned.values())
+    return any_layout and not any(equation.operator in STRIDED for equation in program.equations)
 
 
 def _outputs(program: Program) -> set[str]:
