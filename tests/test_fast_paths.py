@@ -1,10 +1,11 @@
 """Law 9: fast paths equal the generic path, elementwise.
 
-What makes a path fast is switched off piece by piece: what is known of signs and of ReLUs, writing over temporaries,
-the layout of convolutions, closed forms of denominators, what is hoisted, and segments.
+One switch turns off all that makes a path fast: what is known of signs and of ReLUs, writing over temporaries, the
+layout of convolutions, closed forms, epsilon in biases. The pieces that plans decide are turned off one by one, too.
 """
 
 import contextlib
+import re
 from functools import partial
 from unittest import mock
 
@@ -19,26 +20,18 @@ import lrpfunc
 from lrpfunc import Flow, composites, rules
 from lrpfunc.attribution import plans
 from lrpfunc.errors import RuleError
-from lrpfunc.program import arithmetic
-from lrpfunc.rules.rule import COEFFICIENTS, RECTIFIED
+from lrpfunc.program import arithmetic, fast_paths
+from lrpfunc.rules.rule import COEFFICIENTS, RECTIFIED, SAME
 from tests.helpers import randomize, relative_error
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-4}
 
-SWITCHES = {
-    "signs": lambda: mock.patch.object(plans, "nonnegative", return_value=frozenset()),
-    "forms": lambda: mock.patch.object(plans, "_forms", return_value=(set(), set())),
-    "overwriting": lambda: mock.patch.object(arithmetic, "is_plain", return_value=False),
-    "layout": lambda: mock.patch.object(plans, "_lays_out", return_value=False),
-}
+# What a plan knows, by the function that decides it and what it says of a program of which nothing is known.
+PIECES = {"nonnegative": frozenset(), "_forms": (set(), set()), "_lays_out": False}
 
 
-@contextlib.contextmanager
-def without(*names):
-    with contextlib.ExitStack() as stack:
-        for name in names:
-            stack.enter_context(SWITCHES[name]())
-        yield
+def generic_path():
+    return mock.patch.object(fast_paths, "taken", False)
 
 
 def plain(z, epsilon=1e-6):
@@ -135,10 +128,11 @@ def test_each_piece_changes_nothing_but_the_time(name, dtype):
     fmodel, params, x = network(dtype)
     rules = COMPOSITES[name](1e-6)
     expected = COMPOSITES[name](plain)
-    with without(*SWITCHES):
+    with generic_path():
         generic, inner = lrpfunc.attribute(fmodel, params, x, expected, at=["stem", "narrow", "grouped", "up", "dense"])
-    for off in ((), *((switch,) for switch in SWITCHES), tuple(SWITCHES)):
-        with without(*off):
+    pieces = [mock.patch.object(plans, name, return_value=nothing) for name, nothing in PIECES.items()]
+    for off in (contextlib.nullcontext(), generic_path(), *pieces):
+        with off:
             fast, fast_inner = lrpfunc.attribute(fmodel, params, x, rules, at=list(inner))
         assert relative_error(fast, generic) <= TOLERANCE[dtype], off
         for layer in inner:
@@ -154,7 +148,7 @@ def test_the_pieces_have_derivatives_of_their_own(name):
         return (lrpfunc.attribute(fmodel, params, x, rules, target=1) * x.cos()).sum()
 
     fast = torch.func.grad(lambda p, x: total(COMPOSITES[name](1e-6), p, x), (0, 1))(params, x)
-    with without(*SWITCHES):
+    with generic_path():
         generic = torch.func.grad(lambda p, x: total(COMPOSITES[name](plain), p, x), (0, 1))(params, x)
     assert relative_error(fast[1], generic[1]) <= 1e-9
     size = max(leaf.abs().max() for leaf in generic[0].values())
@@ -258,7 +252,7 @@ def test_single_layers(case, name, form):
 
     fast = relevance(epsilon)
     assert fast.isfinite().all()
-    with without(*SWITCHES):
+    with generic_path():
         generic = relevance(lambda z: plain(z, epsilon))
     assert relative_error(fast, generic) <= (1e-8 if case["dtype"] == torch.float64 else 2e-3)
 
@@ -281,7 +275,7 @@ def test_outputs_that_are_exactly_zero(name, rectified):
     assert (y == 0).any()
     for seed in (torch.ones_like(y), y):
         fast = lrpfunc.vjp(fmodel, params, x, RULES[name](1e-6))[1](seed)
-        with without(*SWITCHES):
+        with generic_path():
             generic = lrpfunc.vjp(fmodel, params, x, RULES[name](plain))[1](seed)
         assert relative_error(fast, generic) <= 1e-11
 
@@ -386,29 +380,64 @@ def test_a_rule_of_layers_at_a_product_of_two_inputs(name):
         lrpfunc.prepare(fmodel, params, everywhere)(torch.randn(2, 3, 3), target=(0, 0))
 
 
-@pytest.mark.parametrize("form", ["relevance", "coefficient"])
-@pytest.mark.parametrize("gives", [COEFFICIENTS, RECTIFIED])
-@pytest.mark.parametrize("name", ["epsilon", "zplus", "alpha_beta", "gamma"])
-def test_a_rule_that_breaks_its_word_is_never_believed(name, gives, form):
-    """Layers below keep what they need for the form that is declared; another is an error, or works all the same."""
+@pytest.mark.parametrize("form", ["relevance", "coefficient", "rectified"])
+@pytest.mark.parametrize("gives", [COEFFICIENTS, SAME, RECTIFIED])
+def test_a_rule_that_breaks_its_word_is_named(gives, form):
+    """Layers below keep only what they need for the form that is declared."""
     torch.manual_seed(0)
     x = torch.randn(2, 4)
     fmodel, params = lrpfunc.functionalize(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)), x)
 
     def backward(operation, x, flow):
         moved = operation.adjoint(flow.tensor) if operation.is_weighted else flow.tensor
-        return Flow(**{form: moved})
-
-    above = {COEFFICIENTS: "2", RECTIFIED: "1"}[gives]
+        forms = {"relevance": {"relevance": moved}, "coefficient": {"coefficient": moved}}
+        return Flow(**forms.get(form, {"coefficient": moved, "rectified": x.relu()}))
 
     def run(declared):
-        mine = rules.Rule("mine", lambda operation, x: (operation(x), x), backward, gives=declared)
-        return lrpfunc.attribute(fmodel, params, x, {above: mine, "0": RULES[name](1e-6)}, target=0)
+        mine = rules.Rule("mine()", lambda operation, x: (operation(x), x), backward, gives=declared)
+        return lrpfunc.attribute(fmodel, params, x, {"2" if gives == COEFFICIENTS else "1": mine}, target=0)
 
-    broken = (gives, form) == (COEFFICIENTS, "relevance") or gives == RECTIFIED
-    needs_more = name in ("epsilon", "gamma") if form == "relevance" else gives == RECTIFIED
-    if broken and needs_more:
-        with pytest.raises(RuleError, match="a rule above returned another form of flow than it declares by `gives`"):
-            run(gives)
-    else:
+    needed = {COEFFICIENTS: "a coefficient", SAME: "a coefficient", RECTIFIED: "a rectified coefficient"}[gives]
+    returned = {"relevance": "a relevance", "coefficient": "a coefficient", "rectified": "a rectified coefficient"}[
+        form
+    ]
+    if needed in returned:
         torch.testing.assert_close(run(gives), run(""))
+        return
+    layer, arrived = ("2", "a relevance") if gives == COEFFICIENTS else ("1", "a coefficient")
+    message = (
+        f"mine() at layer '{layer}' declares gives='{gives}': where {arrived} arrives it must return {needed}, but "
+        f"returned {returned}. Return that, or leave `gives` out."
+    )
+    with pytest.raises(RuleError, match=re.escape(message)):
+        run(gives)
+
+
+@pytest.mark.parametrize("gives", [SAME, RECTIFIED])
+def test_a_rule_that_turns_a_relevance_into_what_it_does_not_declare_is_named(gives):
+    x = torch.randn(2, 4)
+    fmodel, params = lrpfunc.functionalize(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), x)
+    mine = rules.Rule(
+        "mine()",
+        lambda operation, x: (operation(x), None),
+        lambda operation, _, flow: Flow(coefficient=flow.tensor),
+        gives=gives,
+    )
+    with pytest.raises(RuleError, match="where a relevance arrives it must return a relevance, but returned a coeff"):
+        lrpfunc.attribute(fmodel, params, x, {"1": mine}, target=0)
+
+
+def test_a_flow_for_an_input_that_gets_none_is_named():
+    x = torch.randn(2, 4)
+    fmodel, params = lrpfunc.trace(lambda p, x: x * x.sigmoid(), {}, x)
+    gate = rules.gate()
+
+    def backward(operation, residuals, flow):
+        return [each or flow for each in gate.backward(operation, residuals, flow)]
+
+    message = (
+        "gate() at layer 'mul' declares by `stops` that its input 1 gets no flow, but returned one for it. Return None "
+        "there, or do not name it."
+    )
+    with pytest.raises(RuleError, match=re.escape(message)):
+        lrpfunc.attribute(fmodel, params, x, {"mul": gate._replace(backward=backward)}, target=0)

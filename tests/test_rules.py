@@ -174,7 +174,7 @@ def test_a_mask_of_minus_infinity_and_a_scale_leave_lrp_0_the_gradient():
     for function in (scores_scaled, query_scaled):
         fmodel, own = lrpfunc.trace(function, params, x)
         # The relevance y * s, whose coefficient at the output is s.
-        fallback = composites.FALLBACK._replace(backward=rules.input_times_gradient(0).backward)
+        fallback = rules.input_times_gradient(0)
         y, pullback = lrpfunc.vjp(fmodel, own, x, composites.first_match(
             composites.by_kind({"bilinear": fallback, "softmax": fallback}), rules.epsilon(0)))  # fmt: skip
         torch.testing.assert_close(pullback(y * seed), expected, rtol=1e-4, atol=1e-5)
@@ -282,11 +282,69 @@ def test_a_scaled_stabilizer_of_zeros_stays_finite():
     assert (1 / rules.stabilizer(1e-6, norm_scale=True)(torch.zeros(2, 3))).isfinite().all()
 
 
-def test_every_rule_prints_its_hyperparameters():
-    labels = [rules.epsilon(1e-3), rules.gamma(0.1), rules.alpha_beta(2, 1), rules.zplus(zero_bias=True), rules.flat()]
-    assert [rule.label for rule in labels] == [
-        "epsilon(0.001)", "gamma(0.1)", "alpha_beta(2, 1)", "zplus(zero_bias)", "flat",
-    ]  # fmt: skip
+LABELS = {
+    "epsilon(1e-06)": lambda: rules.epsilon(),
+    "epsilon(0.001, zero_bias=True)": lambda: rules.epsilon(1e-3, zero_bias=True),
+    "epsilon(0.1234567)": lambda: rules.epsilon(0.1234567),
+    "epsilon(stabilizer(0.01, clip=True))": lambda: rules.epsilon(rules.stabilizer(0.01, clip=True)),
+    "norm()": lambda: rules.norm(),
+    "norm(0.01)": lambda: rules.norm(1e-2),
+    "norm(stabilizer(0.01, norm_scale=True, dim=1))": lambda: rules.norm(
+        rules.stabilizer(1e-2, norm_scale=True, dim=1)
+    ),
+    "zplus()": lambda: rules.zplus(1e-6),
+    "zplus(stabilizer=0.01, zero_bias=True)": lambda: rules.zplus(0.01, zero_bias=True),
+    "alpha_beta(2, 1)": lambda: rules.alpha_beta(),
+    "alpha_beta(1.5, 0.5, stabilizer=0)": lambda: rules.alpha_beta(1.5, 0.5, 0),
+    "gamma(0.25)": lambda: rules.gamma(),
+    "gamma(0.1, stabilizer=stabilizer(0.001, clip=True, norm_scale=True, dim=(1, 2)), zero_bias=True)": lambda: (
+        rules.gamma(0.1, rules.stabilizer(1e-3, True, True, [1, 2]), True)
+    ),
+    "zbox(-1, 1)": lambda: rules.zbox(-1.0, 1.0),
+    "zbox(-2.1, 2.6, stabilizer=0.01)": lambda: rules.zbox(-2.1, 2.6, 0.01),
+    "wsquare(zero_bias=True)": lambda: rules.wsquare(zero_bias=True),
+    "flat()": lambda: rules.flat(),
+    "flat(stabilizer=1)": lambda: rules.flat(1),
+    "pass_through()": lambda: rules.pass_through(),
+    "gradient()": lambda: rules.gradient(),
+    "input_times_gradient()": lambda: rules.input_times_gradient(),
+    "input_times_gradient(stabilizer=0.01)": lambda: rules.input_times_gradient(0.01),
+    "affine()": lambda: rules.affine(),
+    "relu_deconvnet()": lambda: rules.relu_deconvnet(),
+    "relu_guided_backprop()": lambda: rules.relu_guided_backprop(),
+    "relu_beta_smooth(10)": lambda: rules.relu_beta_smooth(),
+    "halve()": lambda: rules.halve(),
+    "halve(stabilizer=0)": lambda: rules.halve(0.0),
+    "gate()": lambda: rules.gate(),
+    "gate(1, stabilizer=0.01)": lambda: rules.gate(1, 0.01),
+    "attention()": lambda: rules.attention(),
+    "attention('value')": lambda: rules.attention("value"),
+    "attention('value', stabilizer=0)": lambda: rules.attention("value", 0),
+    "softmax()": lambda: rules.softmax(),
+    "softmax(stabilizer=stabilizer(0.01, clip=True))": lambda: rules.softmax(rules.stabilizer(1e-2, clip=True)),
+    "normalization()": lambda: rules.normalization(),
+    "normalization(stabilizer=0.01)": lambda: rules.normalization(1e-2),
+    "embedding()": lambda: rules.embedding(),
+}
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_a_label_is_the_call_that_makes_the_rule(label):
+    assert LABELS[label]().label == label
+    assert eval(label, dict(vars(rules))).label == label
+
+
+def test_every_constructor_has_a_label():
+    constructors = {name for name in rules.__all__ if name not in ("Rule", "Stabilizer", "stabilizer")}
+    assert {label.partition("(")[0] for label in LABELS} == constructors
+
+
+def test_tensors_and_functions_are_shown_by_name():
+    def mine(z):
+        return z + 1
+
+    assert rules.zbox(torch.zeros(3, 1, 1), 1.0).label == "zbox(tensor, 1)"
+    assert rules.epsilon(mine).label == "epsilon(mine)"
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------

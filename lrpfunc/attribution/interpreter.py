@@ -17,6 +17,7 @@ from lrpfunc.errors import InputError, RuleError, TargetError, near_misses
 from lrpfunc.operations import InputRange, Operation, active_equations, facts
 from lrpfunc.program import NAMESPACE, Equation, Program, Variable, is_plain
 from lrpfunc.rules import Flow
+from lrpfunc.rules.declarations import check_declared
 
 
 def attribute(
@@ -394,7 +395,9 @@ def _retreat(run: _Run, segment: _Segment, flows: dict[str, Flow], inner: dict[s
             moved = step.rule.backward(operation, residuals, flow)
         del residuals
         who = f"{step.rule.label} at layer '{step.equation.name}'"
-        for variable, flow in zip(step.inputs, checked_flows(who, moved, operation.shapes), strict=True):
+        sent = checked_flows(who, moved, operation.shapes)
+        check_declared(step.rule, who, operation, flow, sent)
+        for variable, flow in zip(step.inputs, sent, strict=True):
             if flow is not None:
                 _add(flows, variable, flow, values)
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -104,21 +103,18 @@ def _recording(rules: Entries, entries: list[Entry]) -> Composite:
 def _recorded(rule: Rule, program: Program, equation: Equation, entries: list[Entry]) -> Rule:
     """A rule that keeps inputs and output besides its residuals, and adds an entry when relevance passes.
 
-    It computes and hands on what the rule does, so what that declares (`hoists`, `gives`) is true of it as well.
-    `wraps` keeps the module, by which a plan tells rules of the user's own.
+    It computes and hands on what the rule does, so what that declares (`hoists`, `gives`, ...) is true of it as well.
     """
     kind = kind_of(program, equation)
 
-    @functools.wraps(rule.forward)
     def forward(operation, *inputs):
         output, residuals = checked_pair(rule.forward(operation, *inputs))
         return output, (inputs, output, residuals)
 
-    @functools.wraps(rule.backward)
     def backward(operation, residuals, flow):
-        inputs, output, own = residuals
+        inputs, output, kept = residuals
         arrived = _of_outputs(flow, output)
-        moved = rule.backward(operation, own, flow)
+        moved = rule.backward(operation, kept, flow)
         flows = checked_flows("backward", moved, operation.shapes)
         passed_on = sum(_sum(flow.relevance(x)) for flow, x in zip(flows, inputs, strict=True) if flow is not None)
         entries.append(Entry(equation.name, kind, rule.label, arrived, float(passed_on)))

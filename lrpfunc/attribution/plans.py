@@ -144,9 +144,8 @@ def _meeting_points(program: Program, coefficients: set[str]) -> frozenset[str]:
 
 
 def _lays_out(program: Program, assigned: Mapping[str, Rule]) -> bool:
-    """Neither the model nor a rule of the user's own may see the layout; `view` would fail in one."""
+    """Neither the model nor a rule may see the layout; `view` would fail in one."""
     if not fast_paths.taken:
         return False
-    is_own = all(getattr(rule.forward, "__module__", "").startswith("lrpfunc.") for rule in assigned.values())
-    is_own = is_own and all(getattr(r.backward, "__module__", "").startswith("lrpfunc.") for r in assigned.values())
-    return is_own and not any(row_of(equation).reads_strides for equation in program.equations)
+    any_layout = all(rule.any_layout for rule in assigned.values())
+    return any_layout and not any(row_of(equation).reads_strides for equation in program.equations)

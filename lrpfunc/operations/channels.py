@@ -16,7 +16,7 @@ from lrpfunc.operations import forms
 from lrpfunc.operations.facts import Facts, facts
 from lrpfunc.operations.kinds import CONVOLUTION, DENSE
 from lrpfunc.operations.moves import Bounds, Immovable, described, source_of, spatial_axes
-from lrpfunc.operations.row import Index, Positions
+from lrpfunc.operations.row import Index
 from lrpfunc.operations.table import row_of
 from lrpfunc.program import Equation, Program, Variable
 
@@ -85,11 +85,22 @@ def is_convolution(layer: Equation) -> bool:
     return layer.operator.startswith("conv")
 
 
-def positions(layer: Equation) -> Positions:
+class LayerPositions(NamedTuple):
+    """The positions of a layer that has an input, a weight and a bias; see `row.Positions`."""
+
+    input: int
+    weight: int
+    bias: int
+    output_axis: int | None
+
+
+def positions(layer: Equation) -> LayerPositions:
     """Where a layer has its input, weight and bias among its arguments."""
     found = row_of(layer).positions
     assert found is not None
-    return found
+    assert found.input is not None
+    assert found.bias is not None
+    return LayerPositions(found.input, found.weight, found.bias, found.output_axis)
 
 
 def channel_axis(layer: Equation) -> int:

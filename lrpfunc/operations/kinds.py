@@ -24,7 +24,7 @@ class Activity(NamedTuple):
     """Which arguments of an equation are active: by their positions, and how many active inputs there are in all."""
 
     positions: tuple[bool, ...]
-    count: int
+    total: int
 
     def at(self, position: int | None) -> bool:
         return position is not None and position < len(self.positions) and self.positions[position]
@@ -38,7 +38,7 @@ def by_count(one: str, several: str) -> KindOf:
     """A kind with one active input and another with several."""
 
     def kind(arguments: Sequence, active: Activity) -> str:
-        return several if active.count > 1 else one
+        return several if active.total > 1 else one
 
     return kind
 
@@ -47,7 +47,7 @@ def of_first(one: str) -> KindOf:
     """A kind if the first argument alone is active: what normalizes a fixed value by an active one is another thing."""
 
     def kind(arguments: Sequence, active: Activity) -> str:
-        return one if active.count == 1 and active.at(0) else OTHER
+        return one if active.total == 1 and active.at(0) else OTHER
 
     return kind
 
@@ -60,8 +60,8 @@ def layer(one: str, input: int | None, weight: int, bias: int | None) -> KindOf:
     """
 
     def kind(arguments: Sequence, active: Activity) -> str:
-        if active.count > 1:
-            return OTHER if active.count > 2 or active.at(bias) else BILINEAR
+        if active.total > 1:
+            return OTHER if active.total > 2 or active.at(bias) else BILINEAR
         is_layer = weight < len(arguments) and (input is None or active.at(input))
         return one if is_layer else OTHER
 
@@ -70,13 +70,13 @@ def layer(one: str, input: int | None, weight: int, bias: int | None) -> KindOf:
 
 def power(arguments: Sequence, active: Activity) -> str:
     """Of an active base and a number."""
-    is_of_base = active.count == 1 and active.at(0) and isinstance(arguments[1], Real)
+    is_of_base = active.total == 1 and active.at(0) and isinstance(arguments[1], Real)
     return ELEMENTWISE if is_of_base else OTHER
 
 
 def quotient(arguments: Sequence, active: Activity) -> str:
     """Affine in the numerator; a fixed value divided by x is no multiple of x."""
-    if active.count > 1:
+    if active.total > 1:
         return PRODUCT
     return AFFINE if active.at(0) else ELEMENTWISE
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from lrpfunc.errors import RuleError
 from lrpfunc.operations import ATTENTION, EMBEDDING, SOFTMAX, Operation
 from lrpfunc.rules.flows import Flow
+from lrpfunc.rules.labels import call
 from lrpfunc.rules.rule import Rule, as_coefficients
-from lrpfunc.rules.stabilizers import StabilizerLike, stabilizer
+from lrpfunc.rules.stabilizers import StabilizerLike, as_stabilizer
 
 QUERY, KEY, VALUE, MASK = range(4)
 
@@ -16,13 +17,26 @@ def attention(to: str = "all", stabilizer: StabilizerLike = 1e-6) -> Rule:
 
     With g the vector-Jacobian product at c: c_Q = g_Q / 4, c_K = g_K / 4, c_V = g_V / 2, as both matrix products halve
     and the softmax has its Jacobian. Where one side of a product is a constant, the other one takes all.
-    `to="value"`: query and key count as constants, c_V = g_V, which conserves (CP-LRP).
+
+    Args:
+        to: "all"; or "value", where query and key count as constants: c_V = g_V, which conserves (CP-LRP).
+        stabilizer: S, by which the output is stabilized where a relevance arrives: an epsilon in units of the output, a
+            `stabilizer` or a function.
     Errors: `RuleError` for an equation that is no attention.
     Source: Achtibat et al. 2024, arXiv:2402.05602; for "value" Ali et al. 2022, arXiv:2202.07304.
+
+    >>> import lrpfunc, torch
+    >>> query, key, value = torch.randn(3, 1, 1, 4, 2, generator=torch.Generator().manual_seed(0))
+    >>> attend = torch.nn.functional.scaled_dot_product_attention
+    >>> fmodel, params = lrpfunc.trace(lambda p, q, k, v: attend(q, k, v), {}, query, key, value)
+    >>> rules = lrpfunc.composites.by_kind({"attention": lrpfunc.rules.attention("value")})
+    >>> of_query, of_key, _ = lrpfunc.attribute(fmodel, params, (query, key, value), rules, target=(0, 0, 0))
+    >>> of_query.any() | of_key.any()
+    tensor(False)
     """
     if to not in ("all", "value"):
         raise RuleError(f'attention passes relevance to="all" or to="value", but not to {to!r}.')
-    stabilize = _stabilizer(stabilizer)
+    stabilize = as_stabilizer(stabilizer)
 
     def forward(operation, *inputs):
         if operation.kind != ATTENTION:
@@ -32,7 +46,7 @@ def attention(to: str = "all", stabilizer: StabilizerLike = 1e-6) -> Rule:
 
     def backward(operation, residuals, flow):
         inputs, memory, output = residuals
-        c = flow.carried(output, stabilize)
+        c = flow.coefficient(output, stabilize, as_it_is=True)
         moved = operation.recall(memory, inputs, c)
         moved = moved if isinstance(moved, tuple) else (moved,)
         flows = [Flow(coefficient=g if share == 1 else g * share) if share else None
@@ -40,30 +54,40 @@ def attention(to: str = "all", stabilizer: StabilizerLike = 1e-6) -> Rule:
         return flows
 
     def stops(operation):
-        return [place for place, share in enumerate(_shares(operation, to)) if not share]
+        return [position for position, share in enumerate(_shares(operation, to)) if not share]
 
-    label = "attention" if to == "all" else f"attention(to={to})"
-    return Rule(label, forward, backward, stops=stops)
+    label = call("attention", *([] if to == "all" else [to]), stabilizer=stabilize)
+    return Rule(label, forward, backward, stops=stops, any_layout=True)
 
 
 def _shares(operation: Operation, to: str) -> list[float]:
     """By what the vector-Jacobian product of each input is multiplied."""
-    places = operation.slots
-    if to == "value" and VALUE in places:
-        return [1.0 if place == VALUE else 0.0 for place in places]
-    scores = 1.0 if VALUE not in places else 0.5
-    both = 0.5 if QUERY in places and KEY in places else 1.0
-    has_scores = any(place != VALUE for place in places)
+    active = operation.slots
+    if to == "value" and VALUE in active:
+        return [1.0 if argument == VALUE else 0.0 for argument in active]
+    scores = 1.0 if VALUE not in active else 0.5
+    both = 0.5 if QUERY in active and KEY in active else 1.0
+    has_scores = any(argument != VALUE for argument in active)
     shares = {QUERY: scores * both, KEY: scores * both, VALUE: 0.5 if has_scores else 1.0, MASK: scores}
-    return [shares[place] for place in places]
+    return [shares[argument] for argument in active]
 
 
 def softmax(stabilizer: StabilizerLike = 1e-6) -> Rule:
     """The vector-Jacobian product of a coefficient: of y = softmax(x), c_x = y (c - sum y c).
 
+    Args:
+        stabilizer: S, by which y is stabilized where a relevance arrives: an epsilon in units of y, a `stabilizer` or a
+            function.
+    Errors: `RuleError` for an equation that is no softmax.
     Source: Achtibat et al. 2024, arXiv:2402.05602, proposition 3.1.
+
+    >>> import lrpfunc, torch
+    >>> f = lrpfunc.custom_vjp(lrpfunc.rules.softmax(0), torch.softmax)
+    >>> x = torch.tensor([[0.0, 0.0]])
+    >>> torch.func.vjp(lambda x: f(x, 1), x + 1.0)[1](torch.tensor([[0.5, 0.0]]))[0]  # c = (1, 0), y = (1/2, 1/2)
+    tensor([[ 0.2500, -0.2500]])
     """
-    stabilize = _stabilizer(stabilizer)
+    stabilize = as_stabilizer(stabilizer)
 
     def forward(operation, *inputs):
         if operation.kind != SOFTMAX:
@@ -72,7 +96,7 @@ def softmax(stabilizer: StabilizerLike = 1e-6) -> Rule:
         return output, output
 
     def backward(operation, y, flow):
-        c = flow.carried(y, stabilize)
+        c = flow.coefficient(y, stabilize, as_it_is=True)
         axis = operation.arguments[1]
         if _is_logarithm(operation):
             moved = c - y.exp() * c.sum(axis, keepdim=True)
@@ -80,7 +104,7 @@ def softmax(stabilizer: StabilizerLike = 1e-6) -> Rule:
             moved = y * (c - (y * c).sum(axis, keepdim=True))
         return as_coefficients(moved.to(operation.dtypes[0]))
 
-    return Rule("softmax", forward, backward)
+    return Rule(call("softmax", stabilizer=stabilize), forward, backward, any_layout=True)
 
 
 def _is_logarithm(operation: Operation) -> bool:
@@ -91,6 +115,13 @@ def embedding() -> Rule:
     """A token has the relevance of its row: R_t = sum_d R_td.
 
     Errors: `RuleError` for an equation that is no embedding of tokens.
+
+    >>> import lrpfunc, torch
+    >>> table, ids = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1, 0, 1]])
+    >>> fmodel, params = lrpfunc.trace(lambda p, ids: torch.embedding(p, ids).sum((1, 2)), table, ids)
+    >>> rules = lrpfunc.composites.by_kind({"embedding": lrpfunc.rules.embedding()})
+    >>> lrpfunc.attribute(fmodel, params, ids, rules, target=lambda y: y)
+    tensor([[7.0000, 3.0000, 7.0000]])
     """
 
     def forward(operation, *inputs):
@@ -102,7 +133,4 @@ def embedding() -> Rule:
     def backward(operation, output, flow):
         return Flow(relevance=flow.relevance(output).sum(-1))
 
-    return Rule("embedding", forward, backward)
-
-
-_stabilizer = stabilizer  # the rules' own argument has the same name
+    return Rule(call("embedding"), forward, backward, any_layout=True)

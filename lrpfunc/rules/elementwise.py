@@ -6,6 +6,7 @@ import torch
 
 from lrpfunc.errors import RuleError
 from lrpfunc.rules.flows import Flow
+from lrpfunc.rules.labels import call
 from lrpfunc.rules.rule import SAME, Rule
 from lrpfunc.rules.stabilizers import number
 
@@ -14,17 +15,27 @@ def relu_deconvnet() -> Rule:
     """Keep what is positive on its way back, whatever the input was: R_x = R+.
 
     Source: Zeiler and Fergus 2014, doi:10.1007/978-3-319-10590-1_53.
+
+    >>> import lrpfunc, torch
+    >>> f = lrpfunc.custom_vjp(lrpfunc.rules.relu_deconvnet(), torch.relu)
+    >>> torch.func.vjp(f, torch.tensor([-1.0, 2.0, 3.0]))[1](torch.tensor([1.0, 3.0, -4.0]))[0]
+    tensor([1., 3., 0.])
     """
-    return _of_input("relu_deconvnet", lambda operation, x, relevance: relevance.clamp(min=0))
+    return _of_input(call("relu_deconvnet"), lambda operation, x, relevance: relevance.clamp(min=0))
 
 
 def relu_guided_backprop() -> Rule:
     """The gradient where R is positive: R_x = f'(x) R where R > 0, else 0.
 
     Source: Springenberg et al. 2015, arXiv:1412.6806.
+
+    >>> import lrpfunc, torch
+    >>> f = lrpfunc.custom_vjp(lrpfunc.rules.relu_guided_backprop(), torch.relu)
+    >>> torch.func.vjp(f, torch.tensor([-1.0, 2.0, 3.0]))[1](torch.tensor([1.0, 3.0, -4.0]))[0]
+    tensor([0., 3., 0.])
     """
     return _of_input(
-        "relu_guided_backprop",
+        call("relu_guided_backprop"),
         lambda operation, x, relevance: torch.where(relevance > 0, operation.vjp([x], relevance), 0.0),
     )
 
@@ -32,10 +43,20 @@ def relu_guided_backprop() -> Rule:
 def relu_beta_smooth(beta: float = 10.0) -> Rule:
     """The gradient of a softplus in a ReLU's place: R_x = sigmoid(beta x) R.
 
+    Args:
+        beta: how sharply the softplus bends, in units of 1 / x; the larger, the more it is a ReLU.
+    Errors: `RuleError` for a negative beta.
     Source: Dombrowski et al. 2019, arXiv:1906.07983.
+
+    >>> import lrpfunc, torch
+    >>> f = lrpfunc.custom_vjp(lrpfunc.rules.relu_beta_smooth(0), torch.relu)
+    >>> torch.func.vjp(f, torch.tensor([-1.0, 2.0, 3.0]))[1](torch.tensor([1.0, 3.0, -4.0]))[0]
+    tensor([ 0.5000,  1.5000, -2.0000])
     """
     beta = number("beta", beta)
-    return _of_input(f"relu_beta_smooth({beta:g})", lambda operation, x, relevance: torch.sigmoid(beta * x) * relevance)
+    return _of_input(
+        call("relu_beta_smooth", beta), lambda operation, x, relevance: torch.sigmoid(beta * x) * relevance
+    )
 
 
 def _of_input(label: str, move) -> Rule:
@@ -51,7 +72,7 @@ def _of_input(label: str, move) -> Rule:
         x, output = residuals
         return Flow(relevance=move(operation, x, flow.relevance(output)))
 
-    return Rule(label, forward, backward)
+    return Rule(label, forward, backward, any_layout=True)
 
 
 def affine() -> Rule:
@@ -60,6 +81,12 @@ def affine() -> Rule:
     A coefficient is moved by the adjoint, y = a x + b: c_x = a c; a relevance passes unchanged, R_x = R. So what is
     shifted and cancels to zero (attention scores under a mask, say) is never divided by.
     Errors: `RuleError` for an equation with several inputs.
+
+    >>> import lrpfunc, torch
+    >>> fmodel, params = lrpfunc.trace(lambda p, x: x * 3 + 2, {}, torch.ones(1, 2))
+    >>> rules = lrpfunc.composites.by_kind({"affine": lrpfunc.rules.affine()})
+    >>> lrpfunc.attribute(fmodel, params, torch.ones(1, 2), rules, target=0)
+    tensor([[5., 0.]])
     """
 
     def forward(operation, *inputs):
@@ -73,4 +100,4 @@ def affine() -> Rule:
         moved = operation.adjoint(flow.tensor) if operation.is_linear else operation.vjp(inputs, flow.tensor)
         return Flow(coefficient=moved)
 
-    return Rule("affine", forward, backward, gives=SAME)
+    return Rule(call("affine"), forward, backward, gives=SAME, any_layout=True)

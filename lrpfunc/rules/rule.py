@@ -11,26 +11,46 @@ from lrpfunc.errors import RuleError
 from lrpfunc.operations import Operation
 from lrpfunc.program import multiply
 from lrpfunc.rules.flows import Flow
-from lrpfunc.rules.stabilizers import StabilizerLike, stabilizer
+from lrpfunc.rules.labels import call
+from lrpfunc.rules.stabilizers import StabilizerLike, as_stabilizer
 
-COEFFICIENTS, SAME, RECTIFIED = "coefficients", "same", "rectified"
+COEFFICIENTS, SAME, RECTIFIED = "coefficients", "same", "rectified"  # what a rule may declare by `gives`
 
 
 def nothing(operation: Operation) -> Sequence[int]:
+    """No input is stopped."""
     return ()
 
 
 class Rule(NamedTuple):
-    """One LRP rule: two pure functions and a printable label, in the manner of `jax.custom_vjp`.
+    """One LRP rule: two pure functions and a label, in the manner of `jax.custom_vjp`. The other fields promise things.
 
-    `forward(operation, *inputs) -> (output, residuals)` and `backward(operation, residuals, flow) -> flows`, one flow
-    (or None) for each input, a single one unwrapped. The output is the operation's value, whatever the rule. Residuals
-    are pytrees of tensors, never closures.
-    Each of `hoists` makes something of an operation's parameters only; the other two get it by `operation.hoisted`.
-    `gives` declares the form of the flows that backward returns: `COEFFICIENTS`, whatever arrives; `SAME`, the form
-    that arrives; `RECTIFIED`, the same, but a rectified flow for a coefficient at a ReLU; "", unknown. Layers below
-    keep less in memory where they know. `stops` names the inputs, by their place among the active ones, that get no
-    flow whatever happens, so that nothing is kept for what they were made of.
+    Args:
+        label: the call that makes the rule, for listings and errors.
+        forward: `forward(operation, *inputs) -> (output, residuals)`. The output is the operation's value, whatever the
+            rule. Residuals are pytrees of tensors, never closures.
+        backward: `backward(operation, residuals, flow) -> flows`, one flow (or None) for each input, a single one
+            unwrapped.
+        hoists: functions of an operation that make something of its parameters only, so that it is fixed: `prepare`
+            calls them once, and the rule gets it by `operation.hoisted`.
+        gives: the form of the flows that backward returns: "coefficients", whatever arrives; "same", the form that
+            arrives; "rectified", the same, but a rectified flow for a coefficient at a ReLU; "", unknown. Layers below
+            keep less in memory where they know.
+        stops: `stops(operation)` names the inputs, by their positions among the active ones, that get no flow whatever
+            happens, so that nothing is kept for what they were made of.
+        any_layout: its functions take tensors in any memory layout, so images may be laid out with their channels last.
+
+    >>> import lrpfunc, torch
+    >>> def forward(operation, x):
+    ...     z = operation(x)
+    ...     return z, z
+    >>> def backward(operation, z, flow):
+    ...     return lrpfunc.Flow(coefficient=operation.adjoint(flow.coefficient(z, lrpfunc.stabilizer(0))))
+    >>> rule = lrpfunc.Rule("lrp_0()", forward, backward)
+    >>> f = lrpfunc.custom_vjp(rule, torch.nn.functional.linear)
+    >>> x, w = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 1.0], [2.0, -0.5]])
+    >>> torch.func.vjp(lambda x: f(x, w), x)[1](torch.tensor([[3.0, 1.0]]))[0]
+    tensor([[3., 1.]])
     """
 
     label: str
@@ -39,6 +59,7 @@ class Rule(NamedTuple):
     hoists: tuple[Callable[[Operation], Any], ...] = ()
     gives: str = ""
     stops: Callable[[Operation], Sequence[int]] = nothing
+    any_layout: bool = False
 
 
 def as_coefficients(moved) -> Flow | tuple[Flow, ...]:
@@ -53,6 +74,11 @@ def gradient() -> Rule:
 
     For movements and maximum pooling (winner takes all) the two agree; LRP composites use it there. Assigned to every
     equation it gives the plain gradient of a relevance seed.
+
+    >>> import lrpfunc, torch
+    >>> f = lrpfunc.custom_vjp(lrpfunc.rules.gradient(), torch.relu)
+    >>> torch.func.vjp(f, torch.tensor([-1.0, 2.0]))[1](torch.tensor([3.0, 4.0]))[0]
+    tensor([0., 4.])
     """
 
     def forward(operation, *inputs):
@@ -69,15 +95,23 @@ def gradient() -> Rule:
             moved = operation.recall(memory, inputs, flow.tensor)
         return tuple(map(flow.moved, moved)) if isinstance(moved, tuple) else flow.moved(moved)
 
-    return Rule("gradient", forward, backward, gives=SAME)
+    return Rule(call("gradient"), forward, backward, gives=SAME, any_layout=True)
 
 
 def input_times_gradient(stabilizer: StabilizerLike = 1e-6) -> Rule:
     """R_x = x * J^T (R / S(y)): the first-order share of each input, for what no rule is known of. It conserves little.
 
     A coefficient is moved as it is; a relevance is first divided by the output, so that scales do not add up.
+
+    Args:
+        stabilizer: S, an epsilon in units of the output, a `stabilizer` or a function.
+
+    >>> import lrpfunc, torch
+    >>> f = lrpfunc.custom_vjp(lrpfunc.rules.input_times_gradient(0), torch.square)
+    >>> torch.func.vjp(f, torch.tensor([1.0, 3.0]))[1](torch.tensor([1.0, 9.0]))[0]
+    tensor([ 2., 18.])
     """
-    stabilize = _stabilizer(stabilizer)
+    stabilize = as_stabilizer(stabilizer)
 
     def forward(operation, *inputs):
         output = operation(*inputs)
@@ -88,15 +122,20 @@ def input_times_gradient(stabilizer: StabilizerLike = 1e-6) -> Rule:
         if isinstance(output, (tuple, list)):  # of several outputs whichever form arrives is moved
             moved = operation.vjp(inputs, flow.tensor)
             return tuple(map(flow.moved, moved)) if isinstance(moved, tuple) else flow.moved(moved)
-        return as_coefficients(operation.vjp(inputs, flow.carried(output, stabilize)))
+        return as_coefficients(operation.vjp(inputs, flow.coefficient(output, stabilize, as_it_is=True)))
 
-    return Rule(f"input_times_gradient({stabilize.label})", forward, backward)
+    return Rule(call("input_times_gradient", stabilizer=stabilize), forward, backward, any_layout=True)
 
 
 def pass_through() -> Rule:
     """R_x = R: relevance goes through unchanged, as activations and batch norms let it.
 
     Errors: `RuleError` for an equation with several inputs or whose output does not have its input's shape.
+
+    >>> import lrpfunc, torch
+    >>> f = lrpfunc.custom_vjp(lrpfunc.rules.pass_through(), torch.relu)
+    >>> torch.func.vjp(f, torch.tensor([-1.0, 2.0]))[1](torch.tensor([3.0, 4.0]))[0]
+    tensor([3., 4.])
     """
 
     def forward(operation, *inputs):
@@ -117,12 +156,9 @@ def pass_through() -> Rule:
             return Flow(coefficient=multiply(ratio, flow.tensor))
         return Flow(relevance=flow.relevance(residual).sum_to_size(operation.shapes[0]))
 
-    return Rule("pass_through", forward, backward, gives=RECTIFIED)
+    return Rule(call("pass_through"), forward, backward, gives=RECTIFIED, any_layout=True)
 
 
 def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
     sizes = zip(reversed(shape), reversed(to), strict=False)
     return len(shape) <= len(to) and all(size in (1, full) for size, full in sizes)
-
-
-_stabilizer = stabilizer  # rules have an argument of the same name

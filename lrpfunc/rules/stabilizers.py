@@ -16,7 +16,7 @@ from lrpfunc.program import add, divide, is_plain
 
 @dataclass(frozen=True)
 class Stabilizer:
-    """A function S that keeps a denominator away from zero, with a label.
+    """A function S that keeps a denominator away from zero, with a label: what one would write to have it.
 
     `epsilon`: if not None, S(z) = z + sign(z) epsilon, with sign(0) = +1, which fast paths know how to write.
     """
@@ -57,30 +57,42 @@ class Stabilizer:
 StabilizerLike = float | Stabilizer | Callable[[Tensor], Tensor]
 
 
+def as_stabilizer(stabilizer: StabilizerLike) -> Stabilizer:
+    """The stabilizer that is meant by an epsilon, by a function of z, or by a stabilizer, which is taken as it is."""
+    if isinstance(stabilizer, Stabilizer):
+        return stabilizer
+    if not callable(stabilizer):
+        return _usual(number("a stabilizer that is not a function", stabilizer))
+    given = stabilizer  # which need not know that z may have its channels last in memory
+    return Stabilizer(getattr(given, "__name__", type(given).__name__), lambda z: given(z.contiguous()))
+
+
 def stabilizer(
     epsilon: StabilizerLike = 1e-6, clip: bool = False, norm_scale: bool = False, dim: int | Sequence[int] | None = None
 ) -> Stabilizer:
     """A stabilizer of denominators: S(z) = z + sign(z) epsilon, where sign(0) = +1.
 
-    With `clip`, S(z) = sign(z) max(|z|, epsilon). With `norm_scale`, epsilon is in units of the root mean square of z
-    over `dim` (default: all dimensions but the first). A stabilizer or a function of z is taken as it is. In a dtype in
-    which epsilon would vanish it is raised to the dtype's smallest normal number.
+    Args:
+        epsilon: what |S(z)| is at least, in units of z; 0 for none. In a dtype in which it would vanish it is raised to
+            the dtype's smallest normal number. A stabilizer or a function of z is taken as it is.
+        clip: S(z) = sign(z) max(|z|, epsilon) instead.
+        norm_scale: epsilon is in units of the root mean square of z over `dim`.
+        dim: dimensions of z, by default all but the first.
     Errors: `RuleError` for a negative epsilon or one that is no number.
+
+    >>> import lrpfunc, torch
+    >>> lrpfunc.stabilizer(1.0)(torch.tensor([-2.0, 0.0, 0.5]))
+    tensor([-3.0000,  1.0000,  1.5000])
+    >>> lrpfunc.stabilizer(1.0, clip=True)(torch.tensor([-2.0, 0.0, 0.5]))
+    tensor([-2.,  1.,  1.])
     """
-    if isinstance(epsilon, Stabilizer):
-        return epsilon
-    if callable(epsilon):
-        given = epsilon  # which need not know that z may have its channels last in memory
-        return Stabilizer(getattr(given, "__name__", type(given).__name__), lambda z: given(z.contiguous()))
+    if isinstance(epsilon, Stabilizer) or callable(epsilon) or not (clip or norm_scale):
+        return as_stabilizer(epsilon)
     size = number("a stabilizer that is not a function", epsilon)
-    extras = [name for name, given in (("clip", clip), ("norm_scale", norm_scale)) if given]
 
     def function(z: Tensor) -> Tensor:
         info = torch.finfo(z.dtype)
-        smallest = max(size, info.smallest_normal)
-        if not extras:
-            return add(_away(z + 0.0, smallest, is_spare=True), z)  # -0.0 + 0.0 is 0.0, whose sign is +
-        threshold: float | Tensor = smallest
+        threshold: float | Tensor = max(size, info.smallest_normal)
         if norm_scale:
             axes = tuple(range(1, z.dim())) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
             floor = max(size * info.eps, info.smallest_normal)  # for a z that is zero everywhere
@@ -88,7 +100,20 @@ def stabilizer(
         magnitude = z.abs().clamp(min=threshold) if clip else z.abs() + threshold
         return torch.where(z < 0, -magnitude, magnitude)
 
-    return Stabilizer(", ".join([f"{epsilon:g}", *extras]), function, None if extras and size else size)
+    extras = [f"{name}=True" for name, given in (("clip", clip), ("norm_scale", norm_scale)) if given]
+    axes = [] if dim is None else [f"dim={dim if isinstance(dim, int) else tuple(dim)}"]
+    label = f"stabilizer({', '.join([literal(size), *extras, *axes])})"
+    return Stabilizer(label, function, None if size else size)
+
+
+def _usual(size: float) -> Stabilizer:
+    """S(z) = z + sign(z) size."""
+
+    def function(z: Tensor) -> Tensor:
+        # -0.0 + 0.0 is 0.0, whose sign is +
+        return add(_away(z + 0.0, max(size, torch.finfo(z.dtype).smallest_normal), is_spare=True), z)
+
+    return Stabilizer(literal(size), function, size)
 
 
 def number(name: str, value) -> float:
@@ -96,6 +121,12 @@ def number(name: str, value) -> float:
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < math.inf:
         raise RuleError(f"{name} must be a number >= 0, but is {value!r}.")
     return float(value)
+
+
+def literal(value: float) -> str:
+    """A number as one would write it: as short as it may be without being another one."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(float(value))
 
 
 def _away(z: Tensor, threshold: float, is_spare: bool = False) -> Tensor:

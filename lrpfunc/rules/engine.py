@@ -1,0 +1,382 @@
+"""The engine of the linear rules: a rule states its branches, the engine runs them.
+
+A branch shares R / S(d) among the terms of its denominator d, each of which is a weight made of W times a part of x.
+With s = R / S(d) a term of x itself gets the coefficient (its weight)^T s, one of another function of x that function
+times it. The engine sees to what has nothing to do with a rule's formula, all of it fast paths: where an input is never
+below zero its negative part is left out; as little is kept as the flow that will come back needs; what depends on
+parameters only is made by one function, which `prepare` calls once; epsilon is added by the bias where it can be; and
+temporaries are written over.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lrpfunc.errors import RuleError
+from lrpfunc.operations import CONVOLUTION, DENSE, Operation
+from lrpfunc.program import add, divide, fast_paths, multiply
+from lrpfunc.rules.flows import Flow, factors
+from lrpfunc.rules.rule import COEFFICIENTS, Rule, as_coefficients
+from lrpfunc.rules.stabilizers import Stabilizer
+
+Make = Callable[[Tensor], Tensor]
+
+# -- what a rule states -----------------------------------------------------------------------------------------------
+
+ALL, POSITIVE, NEGATIVE, ONES = "all", "positive", "negative", "ones"  # parts of x: x, x+, x-, as many ones
+
+
+def whole(w: Tensor) -> Tensor:
+    """The weight or the bias as it is."""
+    return w
+
+
+def positive(w: Tensor) -> Tensor:
+    return w.clamp(min=0)
+
+
+def negative(w: Tensor) -> Tensor:
+    return w.clamp(max=0)
+
+
+class Term(NamedTuple):
+    """A weight made of W, times a part of x: one of the above, or a function of x, of which it sends relevance."""
+
+    weight: Make
+    x: str | Make
+
+
+class Branch(NamedTuple):
+    """`share` R / S(d) is shared among the terms of d. `bias`: made of b, the part of d that keeps its share.
+
+    `sign`: +1 or -1 if its terms are all the contributions of that sign, and so d has it. `where`: +1 or -1 if only
+    outputs of that sign are shared here.
+    """
+
+    terms: tuple[Term, ...]
+    bias: Make | None = None
+    share: float = 1.0
+    sign: int = 0
+    where: int = 0
+
+
+class Statement(NamedTuple):
+    """Branches and a stabilizer, and what follows from them.
+
+    `gives_coefficients`: all terms are parts of x; `is_signed`: some are x+ or x-; `is_whole`: there is but W x.
+    `fixed` makes what depends on parameters only.
+    """
+
+    branches: tuple[Branch, ...]
+    stabilize: Stabilizer
+    needs_weight: bool
+    gives_coefficients: bool
+    is_signed: bool
+    is_whole: bool
+    fixed: Callable[[Operation], tuple[_Fixed, ...]]
+
+
+class ClosedForm(NamedTuple):
+    """A faster way to what the engine does: functions as a rule has them, for the operations that it `fits`."""
+
+    fits: Callable[[Operation], bool]
+    forward: Callable[..., tuple[Any, Any]]
+    backward: Callable[[Operation, Any, Flow], Any]
+    hoists: tuple[Callable[[Operation], Any], ...] = ()
+
+
+def state(branches: Sequence[Branch], stabilize: Stabilizer, needs_weight: bool = True) -> Statement:
+    """A statement of these branches. Without `needs_weight` an operation that has no weight stands for any of it."""
+    terms = [term for branch in branches for term in branch.terms]
+    makers = list(dict.fromkeys(term.weight for term in terms))
+    of_branches = [[makers.index(term.weight) for term in branch.terms] for branch in branches]
+
+    def fixed(operation: Operation) -> tuple[_Fixed, ...]:
+        made = [make(operation.weight) if operation.is_weighted else None for make in makers]
+        return tuple(
+            _with_offset(operation, branch, stabilize, tuple([made[number] for number in numbers]))
+            for branch, numbers in zip(branches, of_branches, strict=True)
+        )
+
+    return Statement(
+        tuple(branches),
+        stabilize,
+        needs_weight,
+        gives_coefficients=all(term.x in (ALL, POSITIVE, NEGATIVE) for term in terms),
+        is_signed=any(term.x in (POSITIVE, NEGATIVE) for term in terms),
+        is_whole=terms == [Term(whole, ALL)],
+        fixed=fixed,
+    )
+
+
+def rule(label: str, statement: Statement, closed: ClosedForm | None = None) -> Rule:
+    """The rule that runs a statement, or its closed form where that fits."""
+
+    def is_closed(operation: Operation) -> bool:
+        return fast_paths.taken and closed is not None and closed.fits(operation)
+
+    def forward(operation, *inputs):
+        is_layer = operation.kind in (CONVOLUTION, DENSE)
+        if not statement.is_whole and (statement.needs_weight or is_layer):
+            _check_weighted(operation, inputs)
+        if is_closed(operation):
+            return closed.forward(operation, *inputs)
+        return run(statement, operation, inputs)
+
+    def backward(operation, residuals, flow):
+        if is_closed(operation):
+            return closed.backward(operation, residuals, flow)
+        return move(statement, operation, residuals, flow)
+
+    gives = COEFFICIENTS if statement.gives_coefficients else ""
+    hoists = (statement.fixed,) if closed is None else closed.hoists
+    return Rule(label, forward, backward, hoists, gives, any_layout=True)
+
+
+def _check_weighted(operation: Operation, inputs: Sequence[Tensor]) -> None:
+    """Errors: `RuleError` but for an equation with a weight and one input."""
+    if not operation.is_weighted or len(inputs) != 1:
+        raise RuleError(f"{operation.description} has no weight, but the rule needs a weighted equation.")
+    if any(operation.keywords.get(factor, 1) < 0 for factor in ("alpha", "beta")):
+        raise RuleError(
+            f"{operation.description} multiplies its weight or bias by a negative number, so that their signs say "
+            "nothing of its contributions. Write the number into them."
+        )
+
+
+# -- what depends on parameters only ----------------------------------------------------------------------------------
+
+
+class _Fixed(NamedTuple):
+    """A branch's weights, one a term (None: the operation has none), and its bias. `holds_epsilon`: S(d) = d + `rest`,
+    where what is not in the rest is in the bias."""
+
+    weights: tuple[Tensor | None, ...]
+    bias: Tensor | None
+    holds_epsilon: bool = False
+    rest: float = 0.0
+
+
+def _with_offset(operation: Operation, branch: Branch, stabilize: Stabilizer, weights: tuple) -> _Fixed:
+    """Where the sign of d is known S(d) = d + sign epsilon, which the bias can hold, if the operation has one."""
+    bias = None if branch.bias is None or operation.bias is None else branch.bias(operation.bias)
+    if not (fast_paths.taken and branch.sign and stabilize.epsilon):
+        return _Fixed(weights, bias)
+    size = branch.sign * stabilize.threshold(operation.weight.dtype)
+    shifted = operation.offset(bias, size)
+    return _Fixed(weights, bias, True, size) if shifted is None else _Fixed(weights, shifted, True)
+
+
+def _with_weight(operation: Operation, weight: Tensor | None, bias: Tensor | None = None) -> Operation:
+    return operation if weight is None else operation.linear(weight, bias)
+
+
+# -- forwards ---------------------------------------------------------------------------------------------------------
+
+
+class Residuals(NamedTuple):
+    """What `move` needs. `ratios`: S(d) of each branch, but output / S(d) where a coefficient is known to come back."""
+
+    inputs: tuple[Tensor, ...]
+    output: Tensor | None
+    ratios: tuple[Tensor | None, ...]
+
+
+def never_negative(operation: Operation) -> bool:
+    """Whether its inputs are known to have no negative part."""
+    return fast_paths.taken and operation.is_nonnegative
+
+
+def gets_coefficients(operation: Operation) -> bool:
+    """Whether what comes back is known to be a coefficient of its output."""
+    return fast_paths.taken and operation.gets_coefficients
+
+
+def is_rectified(operation: Operation) -> bool:
+    """Whether what comes back is known to be a rectified flow, which brings relu(output)."""
+    return fast_paths.taken and operation.is_rectified
+
+
+def run(statement: Statement, operation: Operation, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Residuals]:
+    """The output and residuals of a statement's branches."""
+    if _shares_output(statement, operation):
+        output = operation(*inputs)
+        return output, Residuals((), kept_output(operation, output, statement.stabilize), ())
+    stables = denominators(statement, operation, inputs)
+    output = stables[0] + stables[1] if _adds_up(statement, operation) else operation(*inputs)
+    return output, keep(statement, operation, inputs, output, stables)
+
+
+def denominators(statement: Statement, operation: Operation, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    """S(d) of each branch, d itself where S(d) = d; None if no relevance can come to the branch."""
+    both = zip(statement.branches, operation.hoisted(statement.fixed), strict=True)
+    return tuple(
+        None
+        if branch.where < 0 and is_rectified(operation)
+        else _denominator(operation, branch, fixed, inputs, statement.stabilize)
+        for branch, fixed in both
+    )
+
+
+def _denominator(operation: Operation, branch: Branch, fixed: _Fixed, inputs, stabilize: Stabilizer) -> Tensor:
+    d: Any = None
+    bias = fixed.bias
+    for term, weight in zip(branch.terms, fixed.weights, strict=True):
+        if isinstance(term.x, str) and term.x == NEGATIVE and never_negative(operation):
+            continue
+        value = _with_weight(operation, weight, bias)(*(_part(operation, x, term.x) for x in inputs))
+        d, bias = value if d is None else add(d, value), None
+    if fixed.rest:
+        d = d + fixed.rest
+    return d if fixed.holds_epsilon or stabilize.is_identity else stabilize(d)
+
+
+def _part(operation: Operation, x: Tensor, part: str | Make) -> Tensor:
+    if not isinstance(part, str):
+        return part(x)
+    if part == ALL or (part == POSITIVE and never_negative(operation)):
+        return x
+    if part == ONES:
+        return torch.ones_like(x)
+    return x.clamp(min=0) if part == POSITIVE else x.clamp(max=0)
+
+
+def keep(
+    statement: Statement, operation: Operation, inputs: tuple[Tensor, ...], output, stables, is_spare: bool = True
+) -> Residuals:
+    """Residuals: as little as the flow that will come back needs. `is_spare`: nobody else needs the denominators."""
+    needs_sign = statement.is_signed and not never_negative(operation)
+    kept = () if statement.gives_coefficients and not needs_sign else inputs
+    if gets_coefficients(operation):
+        ratios = [_ratio(output, stable, statement.stabilize, is_spare) for stable in stables]
+        both = zip(statement.branches, ratios, strict=True)
+        return Residuals(kept, None, tuple([_where(branch, output, ratio) for branch, ratio in both]))
+    return Residuals(kept, None if is_rectified(operation) else output, stables)
+
+
+def kept_output(operation: Operation, output: Tensor, stabilize: Stabilizer) -> Tensor | None:
+    """The output as a residual of what is divided by it, None where the flow will bring relu(output), which is all that
+    is needed of it, or a coefficient that is not stabilized, which needs nothing."""
+    if is_rectified(operation) and stabilize.epsilon is not None:
+        return None
+    return None if gets_coefficients(operation) and stabilize.is_identity else output
+
+
+def _shares_output(statement: Statement, operation: Operation) -> bool:
+    """Whether the only denominator is the output."""
+    return statement.is_whole and (statement.branches[0].bias is not None or operation.bias is None)
+
+
+def _adds_up(statement: Statement, operation: Operation) -> bool:
+    """Whether the denominators of both signs, of which epsilon is added to one and subtracted of the other, are all
+    that there is of the output. In half precision they may overflow where it does not."""
+    signs = [branch.sign for branch in statement.branches]
+    has_biases = operation.bias is None or all(branch.bias is not None for branch in statement.branches)
+    is_exact = statement.stabilize.epsilon is not None and has_biases and torch.finfo(operation.dtypes[0]).bits >= 32
+    return fast_paths.taken and signs == [1, -1] and is_exact
+
+
+def _ratio(output: Tensor, stable: Tensor, stabilize: Stabilizer, is_spare: bool) -> Tensor:
+    """output / S(d), all that is needed of both for a coefficient that comes back."""
+    if stabilize.is_identity:
+        return stabilize.quotient(output, stable)
+    return divide(output, stable) if is_spare and stabilize.epsilon is not None else output / stable
+
+
+# -- backwards --------------------------------------------------------------------------------------------------------
+
+
+def move(statement: Statement, operation: Operation, residuals: Residuals, flow: Flow, is_spare: bool = True):
+    """What the branches send to the inputs. `is_spare`: nobody else needs the denominators."""
+    inputs, output, ratios = residuals
+    if _shares_output(statement, operation):
+        return as_coefficients(operation.adjoint(flow.coefficient(output, statement.stabilize)))
+    sent = []
+    for branch, fixed, kept in zip(statement.branches, operation.hoisted(statement.fixed), ratios, strict=True):
+        if kept is not None:
+            maps = [_with_weight(operation, weight) for weight in fixed.weights]
+            s = _shared(statement, operation, branch, kept, output, flow, is_spare)
+            sent.append((branch, list(zip(branch.terms, maps, strict=True)), s))
+    if not statement.gives_coefficients:
+        return _as_relevances(_combined([(b, _values(terms, s, inputs)) for b, terms, s in sent]))
+    moved = _side(sent, POSITIVE)
+    if not statement.is_signed or never_negative(operation):
+        return as_coefficients(moved)
+    return as_coefficients(_by_sign(inputs[0], moved, _side(sent, NEGATIVE)))
+
+
+def _shared(statement: Statement, operation: Operation, branch: Branch, kept, output, flow: Flow, is_spare: bool):
+    """R / S(d)."""
+    stabilize, is_spare = statement.stabilize, is_spare and operation.is_final
+    if gets_coefficients(operation):
+        return times(operation, kept, flow)
+    if stabilize.is_identity:
+        return _where(branch, output, stabilize.quotient(flow.relevance(output), kept))
+    is_spare = is_spare and stabilize.epsilon is not None  # what a function of the user's own returns may be kept there
+    return _where(branch, output, over(flow, kept, output, is_spare))
+
+
+def _where(branch: Branch, output: Tensor | None, s: Tensor) -> Tensor:
+    """Only at outputs of the branch's sign. Where none is kept the flow is rectified, so that only s > 0 is left."""
+    if not branch.where or output is None:
+        return s
+    return torch.where(output > 0 if branch.where > 0 else output < 0, s, 0.0)
+
+
+def over(flow: Flow, stable: Tensor, value: Tensor | None, is_spare: bool = False) -> Tensor:
+    """R / d, where d is a stabilized denominator. `is_spare`: nobody else needs it."""
+    ratio = divide if is_spare else torch.div
+    if flow.is_relevance:
+        return ratio(flow.tensor, stable)
+    factor, c = factors(flow, value)
+    return multiply(ratio(factor, stable), c)
+
+
+def times(operation: Operation, ratio: Tensor, flow: Flow) -> Tensor:
+    """A ratio that was kept times the coefficient that came back."""
+    return multiply(ratio, flow.tensor) if operation.is_final else ratio * flow.tensor
+
+
+def _side(sent: list, part: str) -> Any:
+    """The coefficients of x where it has a sign: from the terms of that part of it, or of all."""
+    return _combined(
+        [(branch, _sum([a.adjoint(s) for term, a in terms if term.x in (ALL, part)])) for branch, terms, s in sent]
+    )
+
+
+def _values(terms: list, s: Tensor, inputs: tuple[Tensor, ...]) -> Any:
+    """The relevance of terms that are no part of x: the part times its coefficient."""
+    moved = ((term, a.adjoint(s)) for term, a in terms)
+    return _sum([m if isinstance(term.x, str) else multiply(m, term.x(inputs[0])) for term, m in moved])
+
+
+def _combined(moved: list[tuple[Branch, Any]]) -> Any:
+    """The sum of what the branches send, by their shares; one pass where these are (1 + beta, -beta)."""
+    shares = [branch.share for branch, _ in moved]
+    if len(moved) == 2 and math.isclose(sum(shares), 1.0):
+        return torch.lerp(moved[0][1], moved[1][1], shares[1])
+    return _sum([m if branch.share == 1 else m * branch.share for branch, m in moved])
+
+
+def _sum(tensors: Sequence) -> Any:
+    """Of temporaries, written over the first; of one, which may be a tuple for several inputs, itself."""
+    total = tensors[0]
+    for tensor in tensors[1:]:
+        total = add(total, tensor)
+    return total
+
+
+def _by_sign(x: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    """`negative` where x < 0, else `positive`; torch.where takes several times as long on a CPU."""
+    return torch.lerp(positive, negative, (x < 0).to(positive.dtype))
+
+
+def _as_relevances(moved) -> Flow | tuple[Flow, ...]:
+    if isinstance(moved, tuple):
+        return tuple(Flow(relevance=tensor) for tensor in moved)
+    return Flow(relevance=moved)
