@@ -38,7 +38,12 @@ def may_overwrite(spare: Tensor, *others: Tensor) -> bool:
 
 def is_plain(*tensors: Tensor) -> bool:
     """Whether these are just numbers in memory: not batched, differentiated, traced or of a subclass of tensors."""
-    if not fast_paths.taken or torch.compiler.is_compiling() or forward_ad._current_level >= 0 or _get_current_dispatch_mode() is not None:
+    if (
+        not fast_paths.taken
+        or torch.compiler.is_compiling()
+        or forward_ad._current_level >= 0
+        or _get_current_dispatch_mode() is not None
+    ):
         return False
     is_differentiating = torch.is_grad_enabled()
     return not any(

@@ -102,7 +102,9 @@ def _check_order(program: Program, declared: dict[str, Variable], who: str) -> N
     names: set[str] = set()
     for equation in program.equations:
         if equation.name in names:
-            raise _error(who, f"two equations are called '{equation.name}'", "A pass must give new equations new names.")
+            raise _error(
+                who, f"two equations are called '{equation.name}'", "A pass must give new equations new names."
+            )
         names.add(equation.name)
         for variable in equation.reads:
             if variable.name not in (DEVICE, DTYPE):
