@@ -12,6 +12,10 @@ class TraceError(LrpError):
     """A model or function cannot be turned into a program."""
 
 
+class ProgramError(LrpError):
+    """A program is ill-formed: something is read before it is made, named twice, or not what its equation declares."""
+
+
 class ParameterError(LrpError):
     """A parameter pytree does not fit the program: leaves missing, left over, or of a wrong shape."""
 

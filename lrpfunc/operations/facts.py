@@ -55,11 +55,11 @@ class Facts:
 
 def facts(program: Program) -> Facts:
     """The facts of a program: made at the first call, kept with the program."""
-    known = getattr(program, "_facts", None)
+    known = program.facts
     if known is None:
         known = _made(program)
         if not torch.compiler.is_compiling():  # a compiled call must leave nothing behind
-            object.__setattr__(program, "_facts", known)
+            object.__setattr__(program, "facts", known)
     return known
 
 

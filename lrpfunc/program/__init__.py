@@ -1,6 +1,17 @@
-"""A model as data: equations, programs, and what evaluates them."""
+"""A model as data: equations, programs, and what evaluates and checks them."""
 
 from lrpfunc.program.arithmetic import add, divide, is_plain, may_overwrite, multiply
+from lrpfunc.program.check import check
+from lrpfunc.program.equations import (
+    DEVICE,
+    DTYPE,
+    PARAMETER,
+    Equation,
+    Variable,
+    operator_name,
+    rename,
+    variables_in,
+)
 from lrpfunc.program.functions import (
     BIAS_MAPS,
     batch_norm,
@@ -11,20 +22,6 @@ from lrpfunc.program.functions import (
     size,
     smooth_attention,
 )
-from lrpfunc.program.program import (
-    DEVICE,
-    DTYPE,
-    NAMESPACE,
-    PARAMETER,
-    Equation,
-    Leaf,
-    Program,
-    Variable,
-    equation_row,
-    format_table,
-    label_inputs,
-    leaf_names,
-    operator_name,
-    rename,
-    variables_in,
-)
+from lrpfunc.program.program import Program
+from lrpfunc.program.pytrees import NAMESPACE, Leaf, label_inputs, leaf_names
+from lrpfunc.program.tables import equation_row, format_table

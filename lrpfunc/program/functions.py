@@ -104,11 +104,11 @@ BIAS_MAPS: dict[str, Callable] = {
 
 def overwrite(base: Tensor, value: Tensor, views: Sequence[tuple[Callable, tuple]]) -> Tensor:
     """`base` after `value` was written into a view of it; `views` leads from the base to the view."""
-    places = torch.arange(base.numel(), device=base.device).reshape(base.shape)
+    positions = torch.arange(base.numel(), device=base.device).reshape(base.shape)
     for view, arguments in views:
-        places = view(places, *arguments)
-    written = value.to(base.dtype).expand(places.shape).reshape(-1)
-    return base.reshape(-1).scatter(0, places.reshape(-1), written).reshape(base.shape)
+        positions = view(positions, *arguments)
+    written = value.to(base.dtype).expand(positions.shape).reshape(-1)
+    return base.reshape(-1).scatter(0, positions.reshape(-1), written).reshape(base.shape)
 
 
 def einsum(equation: str, left: Tensor, right: Tensor) -> Tensor:

@@ -22,7 +22,8 @@ from torch.export.graph_signature import InputKind
 from torch.overrides import TorchFunctionMode
 
 from lrpfunc.errors import LrpError, TraceError
-from lrpfunc.tracing.graphs import INTERNAL, TORCH, is_symbolic, place
+from lrpfunc.tracing.graphs import is_symbolic
+from lrpfunc.tracing.source_lines import INTERNAL, TORCH, source_line
 
 Axes = tuple[int, ...]  # of one input, along which it may have any size
 Ranges = dict[str, tuple[int, int | None]]  # by symbolic size
@@ -239,7 +240,7 @@ def _quiet():
 
 def _explain_failure(error: Exception) -> str:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(INTERNAL)]
-    where = f" at {place(frames[-1].filename, frames[-1].lineno or 0)}" if frames else ""
+    where = f" at {source_line(frames[-1].filename, frames[-1].lineno or 0)}" if frames else ""
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     hint = ""
     if "data-dependent" in str(error):

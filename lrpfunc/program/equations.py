@@ -1,0 +1,100 @@
+"""Variables, equations, and templates: arguments in which variables stand for values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+# Values that no equation makes: factory functions inside a model follow the call, not the machine it was traced on.
+DEVICE, DTYPE = "@device", "@dtype"
+
+PARAMETER = "params."  # how the variables of parameter leaves begin
+
+
+@dataclass(frozen=True, eq=False)
+class Variable:
+    """One edge of a program. `shape` has a name in place of a size that may differ from call to call."""
+
+    name: str
+    shape: tuple[int | str, ...] = ()
+    dtype: torch.dtype | None = None  # None: no tensor but a size
+
+    @property
+    def is_tensor(self) -> bool:
+        return self.dtype is not None
+
+    @property
+    def is_floating(self) -> bool:
+        return self.dtype is not None and self.dtype.is_floating_point
+
+    def __str__(self) -> str:
+        return "(" + ", ".join(map(str, self.shape)) + ")" if self.is_tensor else "size"
+
+
+@dataclass(frozen=True, eq=False)
+class Equation:
+    """`outputs = function(*arguments, **keywords)`, where variables stand for values.
+
+    `operator` is the name of the function without its overload: `conv2d`, `add`, `frozen_batch_norm`; `reads` holds the
+    variables among the arguments.
+    """
+
+    name: str
+    function: Callable
+    arguments: tuple
+    keywords: Mapping[str, Any]
+    outputs: tuple[Variable, ...]
+    source: str = ""
+    operator: str = field(init=False)
+    reads: tuple[Variable, ...] = field(init=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "operator", operator_name(self.function))
+        object.__setattr__(self, "reads", tuple(variables_in((self.arguments, tuple(self.keywords.values())))))
+
+    def renamed(self, variables: Mapping[str, Variable]) -> Equation:
+        """The same equation that reads other variables, by the names of the old ones."""
+        keywords = {key: rename(value, variables) for key, value in self.keywords.items()}
+        return replace(self, arguments=rename(self.arguments, variables), keywords=keywords)
+
+    def evaluate(self, values: Mapping[str, Any]) -> tuple:
+        result = self.function(
+            *substitute(self.arguments, values), **{k: substitute(v, values) for k, v in self.keywords.items()}
+        )
+        return tuple(result) if isinstance(result, (tuple, list)) else (result,)
+
+
+# -- templates -----------------------------------------------------------------------------------------------------------
+
+
+def operator_name(function: Callable) -> str:
+    """The name of a function without its namespace and overload."""
+    packet = getattr(function, "overloadpacket", function)
+    name = getattr(packet, "__name__", type(packet).__name__)
+    return name.removeprefix("aten.")
+
+
+def substitute(template, values: Mapping[str, Any]):
+    """`template` with each variable replaced by its value."""
+    if isinstance(template, Variable):
+        return values[template.name]
+    if isinstance(template, (list, tuple)):
+        return type(template)([substitute(item, values) for item in template])
+    return template
+
+
+def variables_in(template) -> Iterator[Variable]:
+    """The variables of nested lists and tuples, in order."""
+    if isinstance(template, Variable):
+        yield template
+    elif isinstance(template, (list, tuple)):
+        for item in template:
+            yield from variables_in(item)
+
+
+def rename(template, renamed: Mapping[str, Variable]):
+    """`template` with variables exchanged for other variables, by name."""
+    return substitute(template, {v.name: renamed.get(v.name, v) for v in variables_in(template)})

@@ -1,0 +1,31 @@
+"""Pytrees of parameters and inputs: their leaves, and what those are called."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import optree
+
+from lrpfunc.program.equations import Variable
+
+NAMESPACE = "lrpfunc"  # optree's registry of the dataclasses that we met, kept apart from everybody else's
+
+
+class Leaf(NamedTuple):
+    """One leaf of the inputs: its path, also as text for messages, and its variable or the literal of the trace."""
+
+    path: tuple
+    label: str
+    value: Variable | Any
+
+
+def leaf_names(tree) -> list[str]:
+    """Dotted names of a pytree's leaves in flattening order; for a flat dict these are its keys."""
+    return [".".join(map(str, path)) for path in optree.tree_paths(tree, namespace=NAMESPACE)]
+
+
+def label_inputs(names: Sequence[str], inputs: tuple) -> list[str]:
+    """What the leaves of the inputs are called in messages: `x`, `batch['mask']`."""
+    accessors = optree.tree_accessors(inputs, namespace=NAMESPACE)
+    return [names[a[0].entry] + "".join(entry.codify("") for entry in a[1:]) for a in accessors]

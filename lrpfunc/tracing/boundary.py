@@ -1,0 +1,149 @@
+"""Between a function of pytrees and one of lists of tensors: names of inputs, leaves, and dataclasses as nodes."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any, NamedTuple
+
+import optree
+import torch
+from torch import Tensor
+
+from lrpfunc.errors import InputError, TraceError
+from lrpfunc.program import NAMESPACE, Leaf, Variable, label_inputs, leaf_names
+from lrpfunc.tracing.exports import Axes
+
+
+class Inputs(NamedTuple):
+    """All inputs with the names that the signature gives them; the first `positional` ones are passed by position."""
+
+    names: tuple[str, ...]
+    values: tuple
+    positional: int
+
+    @classmethod
+    def of(cls, function: Callable, positional: tuple, keywords: Mapping[str, Any]) -> Inputs:
+        names = _positional_names(function, positional, keywords)
+        return cls((*names, *keywords), (*positional, *keywords.values()), len(positional))
+
+    def without_first(self) -> Inputs:
+        return Inputs(self.names[1:], self.values[1:], self.positional - 1)
+
+    def call(self, function: Callable, values: Sequence, *first):
+        keywords = dict(zip(self.names[self.positional :], values[self.positional :], strict=True))
+        return function(*first, *values[: self.positional], **keywords)
+
+
+def _positional_names(function: Callable, positional: tuple, keywords: Mapping[str, Any]) -> list[str]:
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # builtins, such as torch.conv2d, have none
+        return [f"input{i}" for i in range(len(positional))]
+    try:
+        signature.bind(*positional, **keywords)
+    except TypeError as error:
+        raise InputError(f"the example inputs do not fit the signature {signature}: {error}.") from None
+    names: list[str] = []
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            names += [f"{name}{i}" for i in range(len(positional) - len(names))]
+        elif len(names) < len(positional):
+            names.append(name)
+    return names
+
+
+class Boundary:
+    """Between the pytrees that `function(params, *inputs)` takes and gives and the lists of tensors that export does."""
+
+    def __init__(self, function: Callable, params, inputs: Inputs, axes: Sequence[Axes] | None = None):
+        self.function, self.params, self.inputs, self.axes = function, params, inputs, axes
+        self.param_leaves, self.param_structure = _flatten(params)
+        self.param_names = _checked_names(params, self.param_leaves)
+        self.is_flat = type(params) is dict and all(isinstance(leaf, Tensor) for leaf in params.values())
+        self.leaves, self.structure = _flatten(inputs.values)
+        if not any(isinstance(leaf, Tensor) for leaf in self.leaves):
+            raise TraceError("there is no tensor among the example inputs: give at least one.")
+
+    def examples(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Tensors to trace with, all of them different: one that is given twice is still two inputs."""
+        given = [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
+        return [leaf.detach() for leaf in self.param_leaves], [leaf.detach().clone() for leaf in given]
+
+    def __call__(self, tensors: Sequence[Tensor]) -> list:
+        filled = iter(tensors)
+        params = optree.tree_unflatten(self.param_structure, [next(filled) for _ in self.param_leaves])
+        values = [next(filled) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
+        result = self.function(params, *optree.tree_unflatten(self.structure, values))
+        leaves, self.result_structure = _flatten(result)
+        self.results = [leaf if _varies(leaf) or isinstance(leaf, PLAIN) else None for leaf in leaves]
+        return [leaf for leaf in self.results if _varies(leaf)]
+
+    def input_leaves(self, variables: Sequence[Variable]) -> tuple[Leaf, ...]:
+        filled = iter(variables)
+        values = [next(filled) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
+        paths = optree.tree_paths(self.inputs.values, namespace=NAMESPACE)  # type: ignore[arg-type]
+        return tuple(map(Leaf, paths, label_inputs(self.inputs.names, self.inputs.values), values))
+
+    def output(self, values: Sequence) -> Any:
+        filled = iter(values)
+        leaves = [next(filled) if _varies(leaf) else leaf for leaf in self.results]
+        return optree.tree_unflatten(self.result_structure, leaves)
+
+
+# What an output may hold besides tensors. Caches and other objects hold tensors of the trace and come back as None.
+PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device)
+
+
+def _varies(leaf) -> bool:
+    return isinstance(leaf, (Tensor, torch.SymInt, torch.SymFloat, torch.SymBool))
+
+
+def _checked_names(params, leaves: Sequence) -> list[str]:
+    names = leaf_names(params)
+    counts = Counter(names)
+    for name, leaf in zip(names, leaves, strict=True):
+        if not isinstance(leaf, Tensor):
+            raise TraceError(f"leaf '{name}' of params must be a tensor, but is {type(leaf).__name__}.")
+        if counts[name] > 1:
+            raise TraceError(f"two leaves of params are called '{name}': a dot also joins nested names. Rename one.")
+    return names
+
+
+# -- pytrees ----------------------------------------------------------------------------------------------------------
+
+
+def _flatten(tree) -> tuple[list, optree.PyTreeSpec]:
+    """Flatten a pytree in which dataclasses (Hugging Face's outputs are some) count as nodes."""
+    for node in _dataclasses_in(tree):
+        _register(type(node))
+    return optree.tree_flatten(tree, namespace=NAMESPACE)
+
+
+def _dataclasses_in(tree) -> Iterator[Any]:
+    for leaf in optree.tree_leaves(tree, is_leaf=_is_dataclass_instance, namespace=NAMESPACE):
+        if _is_dataclass_instance(leaf):
+            yield leaf
+            yield from _dataclasses_in([getattr(leaf, f.name) for f in fields(leaf)])
+
+
+def _is_dataclass_instance(node) -> bool:
+    return is_dataclass(node) and not isinstance(node, type)
+
+
+def _register(kind: type) -> None:
+    """Make a dataclass a node of pytrees: its fields that are not None, by name."""
+    names = tuple(f.name for f in fields(kind) if f.init)
+
+    def flatten(node):
+        present = tuple(name for name in names if getattr(node, name) is not None)
+        return [getattr(node, name) for name in present], present, present
+
+    def unflatten(present, children):
+        return kind(**{**dict.fromkeys(names), **dict(zip(present, children, strict=True))})
+
+    with contextlib.suppress(ValueError):  # registered already
+        optree.register_pytree_node(kind, flatten, unflatten, namespace=NAMESPACE)

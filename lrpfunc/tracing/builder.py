@@ -1,0 +1,188 @@
+"""From an exported graph to equations: the value of each of its nodes."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrpfunc.errors import TraceError
+from lrpfunc.operations import TABLE, UNKNOWN
+from lrpfunc.program import PARAMETER, Equation, Variable, batch_norm, einsum, embedding, operator_name, size
+from lrpfunc.tracing.graphs import (
+    Origin,
+    functional_twin,
+    is_symbolic,
+    normalize,
+    origin,
+    usual,
+)
+from lrpfunc.tracing.source_lines import line_of
+from lrpfunc.tracing.writes import Writes
+
+aten = torch.ops.aten
+
+
+class Builder:
+    """Goes through an exported graph once and collects its equations and the value of each of its nodes.
+
+    Leaves come first: `parameter`, `literal`, `input`. A model's tensor goes by the first of its names.
+    """
+
+    def __init__(self, model: nn.Module | None, same: Mapping[str, str]):
+        self.same = same  # symbolic sizes that must agree with another one
+        tensors = [] if model is None else [*model.named_parameters(), *model.named_buffers()]
+        self.first_names = {id(tensor): name for name, tensor in reversed(tensors)}
+        self.params: dict[str, Tensor] = {}
+        self.parameters: dict[str, Variable] = {}
+        self.values: dict[Any, Any] = {}
+        self.equations: list[Equation] = []
+        self.origins: dict[str, Origin] = {}  # by an equation's first output
+        self.symbols: dict[str, str] = {}  # names of symbolic sizes
+        self.writes = Writes(self)
+
+    # -- leaves
+
+    def parameter(self, node, name: str, tensor: Tensor) -> None:
+        name = self.first_names.get(id(tensor), name)
+        self.params[name] = tensor
+        self.values[node] = self.parameters[name] = Variable(PARAMETER + name, tuple(tensor.shape), tensor.dtype)
+
+    def literal(self, node, tensor: Tensor) -> None:
+        keywords = {"dtype": tensor.dtype, "device": tensor.device}
+        self.values[node] = self.emit(node, aten._to_copy.default, (tensor.detach(),), keywords)
+
+    def input(self, node, name: str) -> Variable:
+        for axis, n in enumerate(node.meta["val"].shape):
+            if is_symbolic(n):
+                word = "batch" if axis == 0 else "length"
+                count = len({given for given in self.symbols.values() if given.startswith(word)})
+                symbol = str(n.node.expr)
+                first = self.same.get(symbol, symbol)
+                name_of_first = self.symbols.setdefault(first, f"{word}{count + 1}" if count else word)
+                self.symbols[symbol] = name_of_first
+        self.values[node] = self._variable(name, node.meta["val"])
+        return self.values[node]
+
+    def _variable(self, name: str, value) -> Variable:
+        if not isinstance(value, Tensor):
+            return Variable(name)
+        return Variable(name, tuple(self._size(n) if is_symbolic(n) else int(n) for n in value.shape), value.dtype)
+
+    def _size(self, n) -> str:
+        return re.sub(r"[a-z]\w*", lambda match: self.symbols.get(match[0], match[0]), str(n.node.expr))
+
+    # -- nodes
+
+    def inline(self, graph, owner) -> list:
+        """Convert all nodes of a graph and return what it returns."""
+        self.writes.watch(graph.nodes)
+        for node in graph.nodes:
+            if node.op == "call_function":
+                self._convert(node)
+            elif node.op == "get_attr":
+                self.values[node] = getattr(owner, node.target)
+            elif node.op == "output":
+                return self.read(list(node.args[0]), node)
+        raise AssertionError("a graph without an output")
+
+    def read(self, argument, node):
+        """The value of a node's argument, with plain lists and tuples in place of fx's own, for torch.compile."""
+        if isinstance(argument, (list, tuple)):
+            return (list if isinstance(argument, list) else tuple)(self.read(item, node) for item in argument)
+        if not isinstance(argument, torch.fx.Node):
+            return argument
+        self.writes.refuse_stale(argument, node)
+        return self.values[argument]
+
+    def _convert(self, node) -> None:
+        name = operator_name(node.target)
+        row = TABLE.get(name, UNKNOWN)
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
+            self._inline_region(node, name)
+        elif row.is_assertion:
+            return
+        elif node.target is operator.getitem:
+            self.values[node] = self.read(node.args[0], node)[node.args[1]]
+        elif row.is_identity or (name.removesuffix("_") == "detach" and self._is_parameter(node.args[0])):
+            self.values[node] = self.read(node.args[0], node)
+        elif name == "sym_size":
+            self.values[node] = self.emit(node, size, tuple(self.read(node.args, node)))
+        elif isinstance(node.target, torch._ops.OpOverload):
+            self._convert_operator(node, name)
+        else:  # arithmetic on sizes
+            self.values[node] = self.emit(node, node.target, self.read(node.args, node))
+
+    def _is_parameter(self, node) -> bool:
+        return self.values[node].name.startswith(PARAMETER)
+
+    def _inline_region(self, node, name: str) -> None:
+        """A region under no_grad or a disabled autocast is ordinary code."""
+        values = self.read(node.args, node)
+        position = next((i for i, value in enumerate(values) if isinstance(value, torch.fx.GraphModule)), None)
+        is_plain = name == "wrap_with_set_grad_enabled" or (name == "wrap_with_autocast" and not values[2])
+        if position is None or not is_plain:
+            raise TraceError(f"'{name}' at {line_of(node)} is not supported: remove it from forward.")
+        region = values[position]
+        for inner, outer in zip(region.graph.find_nodes(op="placeholder"), node.args[position + 1 :], strict=True):
+            self.writes.outer[inner] = outer
+            self.values[inner] = self.read(outer, node)
+        self.values[node] = self.inline(region.graph, region)
+
+    def _convert_operator(self, node, name: str) -> None:
+        names, arguments, keywords = normalize(node)
+        arguments = self.read(arguments, node)
+        keywords = {key: self.read(value, node) for key, value in keywords.items()}
+        if name == "batch_norm":
+            x, weight, bias, mean, var, training, _, eps, _ = arguments
+            if training:
+                raise TraceError(
+                    f"batch norm '{origin(node).path or node.name}' is in training mode, in which samples of a batch "
+                    "depend on each other. Call model.eval() first (and give it running statistics)."
+                )
+            self.values[node] = self.emit(node, batch_norm, (x, weight, bias, mean, var, eps))
+            return
+        if name == "instance_norm" and arguments[names.index("use_input_stats")]:
+            arguments[3:5] = None, None  # running statistics, which it would only update
+        deterministic = TABLE.get(name, UNKNOWN).deterministic
+        if deterministic is not None:
+            arguments = [deterministic.get(key, value) for key, value in zip(names, arguments, strict=True)]
+        is_mutable = node.target._schema.is_mutable
+        function: Callable = usual(functional_twin(node) if is_mutable else node.target)
+        if name == "embedding":
+            function = embedding
+        if name == "einsum" and len(arguments[1]) == 2:
+            function, arguments = einsum, [arguments[0], *arguments[1]]
+        shape_giver = TABLE.get(operator_name(function), UNKNOWN).shape_giver
+        if shape_giver is not None:
+            arguments[shape_giver] = self._detached(node, arguments[shape_giver])
+        result = self.emit(node, function, tuple(arguments), keywords)
+        if is_mutable and torch.Tag.inplace_view not in node.target.tags:
+            self.writes.write(node, result)
+        else:
+            self.values[node] = result
+
+    def _detached(self, node, argument):
+        """An argument of which the values do not matter: nothing flows back to it."""
+        is_floating = isinstance(argument, Variable) and argument.is_floating
+        return self.emit(node, aten.detach.default, (argument,), like=argument) if is_floating else argument
+
+    def emit(self, node, function: Callable, arguments: tuple, keywords: dict | None = None, like: Any = None):
+        """The value of a new equation: a variable, or a list of them, like what a node has (or another variable)."""
+        value = node.meta.get("val")
+        name = f"{node.name}.{len(self.equations)}"
+        result: Any
+        if isinstance(like, Variable):
+            result = Variable(name, like.shape, like.dtype)
+        elif isinstance(value, (list, tuple)):
+            result = [self._variable(f"{name}.{i}", part) for i, part in enumerate(value)]
+        else:
+            result = self._variable(name, value)
+        outputs = tuple(result) if isinstance(result, list) else (result,)
+        self.equations.append(Equation("", function, arguments, keywords or {}, outputs, line_of(node)))
+        self.origins[outputs[0].name] = origin(node)
+        return result
