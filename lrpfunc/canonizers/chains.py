@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from lrpfunc.canonizers.draft import Parameters, check_flat
 from lrpfunc.errors import CanonizeError, LrpError
-from lrpfunc.program import PARAMETER, Program, Variable, variables_in
+from lrpfunc.program import PARAMETER, Program, Variable, check, variables_in
 
 Pass = Callable[[Program, Parameters], tuple[Program, Parameters]]
 
@@ -38,7 +38,7 @@ def chain(*passes: Pass) -> Pass:
 
 
 def apply(one: Pass, program: Program, params: Parameters) -> tuple[Program, Parameters]:
-    """What a pass makes of a program, checked. Errors: `CanonizeError`, which names the pass."""
+    """What a pass makes of a program, checked. Errors: `CanonizeError` and `ProgramError`, which name the pass."""
     if not callable(one):
         raise CanonizeError(
             f"a pass is a function (program, params) -> (program, params), but got {type(one).__name__}. "
@@ -53,6 +53,7 @@ def apply(one: Pass, program: Program, params: Parameters) -> tuple[Program, Par
         )
     if made[0] is not program or made[1] is not params:
         _check(name, params, *made)
+        check(made[0], before=program, who=f"the pass '{name}'")
     return made
 
 

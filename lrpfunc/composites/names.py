@@ -20,7 +20,7 @@ class Names:
 
     def __init__(self, program: Program):
         known = facts(program)
-        equations = list(active_equations(program))
+        equations = active_equations(program)
         self.all = [equation.name for equation in equations]
         self.weighted = {e.name for e in equations if known.kind_of(e) in (CONVOLUTION, DENSE)}
         self.below: dict[str, list[str]] = {}  # by a module's path; "layer1:2" is below "layer1"

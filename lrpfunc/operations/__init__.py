@@ -40,4 +40,5 @@ from lrpfunc.operations.moves import Bounds, Immovable
 from lrpfunc.operations.operation import Context, Operation, bind, bind_function, bind_nothing
 from lrpfunc.operations.ranges import InputRange, input_ranges, nonnegative
 from lrpfunc.operations.row import Form, Index, Positions, Row, Slot
+from lrpfunc.operations.spellings import SPELLINGS
 from lrpfunc.operations.table import GROUPS, TABLE, UNKNOWN, USUAL_NAMES, row_of

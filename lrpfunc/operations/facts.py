@@ -18,13 +18,15 @@ class Facts:
     """The facts of one program. Equations are known by their first output, whose name is never given twice.
 
     `active`: the variables that relevance can come to: floating-point ones that depend on an input, and token ids from
-    the input to an embedding. `fixed`: those that depend on parameters alone. `inputs`: each equation's active inputs.
+    the input to an embedding. `equations`: those that relevance can come to. `fixed`: the variables that depend on
+    parameters alone. `inputs`: each equation's active inputs.
     `kinds`: each equation's kind. `factors`: of products, the factor that may count as a constant. `readers`: the
     equations that read a variable, each once, in the program's order. `results`: the variables that leave the program.
     """
 
     program: Program
     active: frozenset[str]
+    equations: tuple[Equation, ...]
     fixed: frozenset[str]
     inputs: Mapping[str, tuple[Variable, ...]]
     readers: Mapping[str, list[Equation]]
@@ -78,10 +80,9 @@ def is_active(program: Program, equation: Equation) -> bool:
     return facts(program).is_active(equation)
 
 
-def active_equations(program: Program) -> Iterator[Equation]:
+def active_equations(program: Program) -> tuple[Equation, ...]:
     """The equations that relevance can come to."""
-    known = facts(program)
-    return (equation for equation in program.equations if known.is_active(equation))
+    return facts(program).equations
 
 
 def is_active_input(equation: Equation, variable: Variable, active: Collection[str]) -> bool:
@@ -98,7 +99,8 @@ def _made(program: Program) -> Facts:
     active = _active(program)
     inputs = {e.outputs[0].name: tuple(v for v in e.reads if is_active_input(e, v, active)) for e in program.equations}
     results = frozenset(variable.name for variable in variables_in(program.output_leaves))
-    known = Facts(program, active, _fixed(program), inputs, program.readers(), results)
+    equations = tuple(e for e in program.equations if any(variable.name in active for variable in e.outputs))
+    known = Facts(program, active, equations, _fixed(program), inputs, program.readers(), results)
     known = replace(known, kinds={e.outputs[0].name: _kind(known, e) for e in program.equations})
     factors = {}
     for equation in program.equations:

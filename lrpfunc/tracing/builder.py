@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lrpfunc.errors import TraceError
-from lrpfunc.operations import TABLE, UNKNOWN
+from lrpfunc.operations import SPELLINGS, TABLE, UNKNOWN
 from lrpfunc.program import PARAMETER, Equation, Variable, batch_norm, einsum, embedding, operator_name, size
 from lrpfunc.tracing.graphs import (
     Origin,
@@ -151,6 +151,10 @@ class Builder:
         deterministic = TABLE.get(name, UNKNOWN).deterministic
         if deterministic is not None:
             arguments = [deterministic.get(key, value) for key, value in zip(names, arguments, strict=True)]
+        spelled = SPELLINGS[name](arguments) if name in SPELLINGS and _is_single(node) else None
+        if spelled is not None:
+            self._emit_spelled(node, *spelled)
+            return
         is_mutable = node.target._schema.is_mutable
         function: Callable = usual(functional_twin(node) if is_mutable else node.target)
         if name == "embedding":
@@ -165,6 +169,13 @@ class Builder:
             self.writes.write(node, result)
         else:
             self.values[node] = result
+
+    def _emit_spelled(self, node, function: Callable, arguments: tuple) -> None:
+        """The equation of a core-ATen spelling under the name that the table has, of its first output alone."""
+        value = node.meta["val"]
+        first = self._variable("", value[0] if isinstance(value, (list, tuple)) else value)
+        result = self.emit(node, function, arguments, like=first)
+        self.values[node] = [result, *value[1:]] if isinstance(value, (list, tuple)) else result
 
     def _detached(self, node, argument):
         """An argument of which the values do not matter: nothing flows back to it."""
@@ -186,3 +197,10 @@ class Builder:
         self.equations.append(Equation("", function, arguments, keywords or {}, outputs, line_of(node)))
         self.origins[outputs[0].name] = origin(node)
         return result
+
+
+def _is_single(node) -> bool:
+    """Whether nobody reads but the first of an operation's outputs."""
+    if not isinstance(node.meta.get("val"), (list, tuple)):
+        return True
+    return all(user.target is operator.getitem and (user.args[1] == 0 or not user.users) for user in node.users)
