@@ -35,9 +35,5 @@ def mish_ratio(x: Tensor) -> Tensor:
     return torch.tanh(F.softplus(x))
 
 
-def softsign_ratio(x: Tensor) -> Tensor:
-    return 1 / (1 + x.abs())
-
-
 def leaky_relu_ratio(x: Tensor, slope: float = 0.01) -> Tensor:
     return torch.where(x > 0, 1.0, slope).to(x.dtype)
