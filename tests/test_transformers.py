@@ -100,7 +100,7 @@ def test_gelu_written_out_is_an_activation_and_never_halved():
     listing = {row[1]: row[-1] for row in lrpfunc.explain(fmodel, composites.attn_lrp()).rows}
     products = {name: rule for name, rule in listing.items() if name.startswith("transformer.h.0.mlp.act.mul")}
     assert "gate(stabilizer=0)" in products.values()
-    assert "halve(stabilizer=0)" not in products.values()
+    assert not any("halve" in rule for rule in products.values())
     assert listing["transformer.h.0.mlp.act.tanh"] == "constant"
 
 
