@@ -362,7 +362,7 @@ def test_batch_norms_that_cannot_be_folded_are_left_and_reported(case):
     assert canonical.fmodel is fmodel
     assert canonical.params is params
     listing = lrpfunc.explain(canonical.fmodel, composites.epsilon())
-    assert {row[1]: row[-1] for row in listing.rows}["bn"] == "pass_through"
+    assert {row[1]: row[-1] for row in listing.rows}["bn"] == "pass_through()"
 
 
 # -- batch norms before layers ----------------------------------------------------------------------------------------
@@ -594,7 +594,7 @@ def test_networks_that_normalize_before_their_layers_have_no_batch_norm_left(bui
     assert canonical.report.left == {}
     assert {fate.became for fate in canonical.report.fates.values()} == {"merged", "threshold"}
     listing = lrpfunc.explain(canonical.fmodel, composites.epsilon_plus(), strict=True)
-    assert {row[-1] for row in listing.rows if row[3] == "threshold_relu"} == {"pass_through"}
+    assert {row[-1] for row in listing.rows if row[3] == "threshold_relu"} == {"pass_through()"}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

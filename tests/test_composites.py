@@ -34,21 +34,21 @@ def labels(program, entries):
 def test_explain_lists_equation_kind_and_rule(program):
     assert str(lrpfunc.explain(program, composites.epsilon_plus_flat(1e-3))) == (
         "  name     kind         operation   input                              output            rule\n"
-        "  stem     convolution  conv2d      (batch, 3, 8, 8)                   (batch, 4, 8, 8)  flat\n"
-        "  relu     activation   relu        (batch, 4, 8, 8)                   (batch, 4, 8, 8)  pass_through\n"
+        "  stem     convolution  conv2d      (batch, 3, 8, 8)                   (batch, 4, 8, 8)  flat()\n"
+        "  relu     activation   relu        (batch, 4, 8, 8)                   (batch, 4, 8, 8)  pass_through()\n"
         "  block    convolution  conv2d      (batch, 4, 8, 8)                   (batch, 4, 8, 8)  zplus()\n"
-        "  relu:1   activation   relu        (batch, 4, 8, 8)                   (batch, 4, 8, 8)  pass_through\n"
-        "  add      sum          add         (batch, 4, 8, 8) (batch, 4, 8, 8)  (batch, 4, 8, 8)  norm(1e-06)\n"
+        "  relu:1   activation   relu        (batch, 4, 8, 8)                   (batch, 4, 8, 8)  pass_through()\n"
+        "  add      sum          add         (batch, 4, 8, 8) (batch, 4, 8, 8)  (batch, 4, 8, 8)  norm()\n"
         "  block:1  convolution  conv2d      (batch, 4, 8, 8)                   (batch, 4, 8, 8)  zplus()\n"
-        "  relu:2   activation   relu        (batch, 4, 8, 8)                   (batch, 4, 8, 8)  pass_through\n"
-        "  add:1    sum          add         (batch, 4, 8, 8) (batch, 4, 8, 8)  (batch, 4, 8, 8)  norm(1e-06)\n"
+        "  relu:2   activation   relu        (batch, 4, 8, 8)                   (batch, 4, 8, 8)  pass_through()\n"
+        "  add:1    sum          add         (batch, 4, 8, 8) (batch, 4, 8, 8)  (batch, 4, 8, 8)  norm()\n"
         "  side     convolution  conv2d      (batch, 4, 8, 8)                   (batch, 3, 8, 8)  zplus()\n"
-        "  relu:3   activation   relu        (batch, 3, 8, 8)                   (batch, 3, 8, 8)  pass_through\n"
-        "  cat      movement     cat         (batch, 4, 8, 8) (batch, 3, 8, 8)  (batch, 7, 8, 8)  gradient\n"
-        "  pool     max_pool     max_pool2d  (batch, 7, 8, 8)                   (batch, 7, 4, 4)  gradient\n"
+        "  relu:3   activation   relu        (batch, 3, 8, 8)                   (batch, 3, 8, 8)  pass_through()\n"
+        "  cat      movement     cat         (batch, 4, 8, 8) (batch, 3, 8, 8)  (batch, 7, 8, 8)  gradient()\n"
+        "  pool     max_pool     max_pool2d  (batch, 7, 8, 8)                   (batch, 7, 4, 4)  gradient()\n"
         "  narrow   convolution  conv2d      (batch, 7, 4, 4)                   (batch, 6, 2, 2)  zplus()\n"
-        "  relu:4   activation   relu        (batch, 6, 2, 2)                   (batch, 6, 2, 2)  pass_through\n"
-        "  mean     sum          mean        (batch, 6, 2, 2)                   (batch, 6)        norm(1e-06)\n"
+        "  relu:4   activation   relu        (batch, 6, 2, 2)                   (batch, 6, 2, 2)  pass_through()\n"
+        "  mean     sum          mean        (batch, 6, 2, 2)                   (batch, 6)        norm()\n"
         "  head     dense        linear      (batch, 6)                         (batch, 5)        epsilon(0.001)"
     )
 
@@ -67,24 +67,24 @@ def test_explain_marks_and_names_the_fallbacks():
 
 def test_a_softmax_is_a_gate_whose_signal_takes_all():
     fmodel, _ = lrpfunc.functionalize(Attention(), torch.randn(2, 4))
-    assert labels(fmodel, composites.epsilon())["mul"] == "gate(to=signal)"
+    assert labels(fmodel, composites.epsilon())["mul"] == "gate()"
 
 
 def test_names_prefixes_and_patterns(program):
     found = labels(program, {"block": rules.flat(), "s*": rules.gamma(), "*": rules.zplus()})
-    assert found["block"] == found["block:1"] == "flat"  # a layer called twice
+    assert found["block"] == found["block:1"] == "flat()"  # a layer called twice
     assert found["stem"] == found["side"] == "gamma(0.25)"  # a pattern: what has weights
     assert found["narrow"] == found["head"] == "zplus()"
-    assert found["relu"] == "pass_through"
+    assert found["relu"] == "pass_through()"
     assert labels(program, {"block:1": rules.flat()})["block"] == "epsilon(1e-06)"
-    assert labels(program, {"relu:1": rules.gradient()})["relu:1"] == "gradient"
+    assert labels(program, {"relu:1": rules.gradient()})["relu:1"] == "gradient()"
 
 
 def test_a_prefix_covers_what_is_below_it():
     model = nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), nn.Linear(4, 2))
     fmodel, _ = lrpfunc.functionalize(model, torch.randn(2, 4))
     found = labels(fmodel, {"0": rules.flat()})
-    assert [found[name] for name in ("0.0", "0.1", "0.2", "1")] == ["flat", "pass_through", "flat", "epsilon(1e-06)"]
+    assert [found[name] for name in ("0.0", "0.1", "0.2", "1")] == ["flat()", "pass_through()", "flat()", "epsilon(1e-06)"]
 
 
 def test_one_rule_is_for_every_weighted_equation(program):
@@ -117,18 +117,18 @@ def test_first_layers_are_found_by_data_flow():
 
     fmodel, _ = lrpfunc.functionalize(Backwards(), torch.randn(2, 4), torch.randn(2, 3))
     found = labels(fmodel, composites.first_layer(rules.flat()))
-    assert [found[name] for name in ("first", "second", "last")] == ["flat", "flat", "epsilon(1e-06)"]
+    assert [found[name] for name in ("first", "second", "last")] == ["flat()", "flat()", "epsilon(1e-06)"]
 
 
 def test_first_match_lays_composites_over_another(program):
     over = composites.first_match({"head": rules.flat()}, composites.by_kind({"linear": rules.gamma()}), rules.zplus())
     found = labels(program, over)
-    assert found["head"] == "flat"
+    assert found["head"] == "flat()"
     assert found["stem"] == "gamma(0.25)"
 
 
 def test_a_composite_may_be_any_function_of_the_program(program):
-    assert labels(program, lambda program: {"head": rules.flat()})["head"] == "flat"
+    assert labels(program, lambda program: {"head": rules.flat()})["head"] == "flat()"
 
 
 @pytest.mark.parametrize(

@@ -183,7 +183,7 @@ def test_layers_without_rules_several_outputs_and_several_inputs():
     assert found.arrived + found.absorbed == pytest.approx(found.seed)
     by_name = {entry.name: entry.rule for entry in found.entries}
     assert {"norm", "mix", "softmax", "chunk", "sort", "rnn"} <= set(by_name)
-    assert by_name["rnn"] == "gradient (fallback)"
+    assert by_name["rnn"] == "input_times_gradient()"
 
 
 def test_inputs_given_by_name_have_their_own_sums():
@@ -208,13 +208,14 @@ def own_rule(backward):
 
 @pytest.mark.parametrize("part", ["forward", "backward"])
 def test_a_rule_of_ones_own_sees_the_layout_that_it_would_see_otherwise(part):
-    """Where all rules are lrpfunc's, images have their channels last, and `view` would fail."""
+    """Where all rules take any layout, images have their channels last, and `view` would fail."""
     model, x = branches(dtype=torch.float32)
     fmodel, params = lrpfunc.functionalize(model, x)
     function = getattr(rules.epsilon(), part)
-    own = rules.epsilon()._replace(**{part: lambda *arguments: function(*arguments)})
+    own = rules.epsilon()._replace(**{part: lambda *arguments: function(*arguments)}, any_layout=False)
     assert not lrpfunc.prepare(fmodel, params, _recording(own, [])).plan.lays_out
     assert lrpfunc.prepare(fmodel, params, _recording(rules.epsilon(), [])).plan.lays_out
+    assert not rules.Rule("own", own.forward, own.backward).any_layout
 
 
 @pytest.mark.parametrize(

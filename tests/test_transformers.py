@@ -80,11 +80,11 @@ def test_what_counts_as_a_constant_is_listed_as_such_and_costs_no_rule():
     assert listing[f"{layer}.self_attn.q_proj"] == listing[f"{layer}.mlp.gate_proj"] == "constant"
     assert listing[f"{layer}.input_layernorm.rsqrt"] == "constant"
     assert listing[f"{layer}.self_attn.v_proj"] == "epsilon(0)"
-    assert listing[f"{layer}.mlp.mul"] == "gate(to=signal)"
+    assert listing[f"{layer}.mlp.mul"] == "gate(stabilizer=0)"
     listing = {row[1]: row[-1] for row in lrpfunc.explain(fmodel, composites.attn_lrp(gamma=0.25)).rows}
     assert listing[f"{layer}.self_attn.q_proj"] == "gamma(0.25)"
-    assert listing[f"{layer}.mlp.mul"] == "halve"
-    assert listing[f"{layer}.input_layernorm.mul"] == "normalization"
+    assert listing[f"{layer}.mlp.mul"] == "halve(stabilizer=0)"
+    assert listing[f"{layer}.input_layernorm.mul"] == "normalization(stabilizer=0)"
 
 
 def test_layers_that_no_relevance_comes_to_have_zeros():
@@ -99,8 +99,8 @@ def test_gelu_written_out_is_an_activation_and_never_halved():
     fmodel, _, _ = traced("gpt2")
     listing = {row[1]: row[-1] for row in lrpfunc.explain(fmodel, composites.attn_lrp()).rows}
     products = {name: rule for name, rule in listing.items() if name.startswith("transformer.h.0.mlp.act.mul")}
-    assert "gate(to=signal)" in products.values()
-    assert "halve" not in products.values()
+    assert "gate(stabilizer=0)" in products.values()
+    assert not any("halve" in rule for rule in products.values())
     assert listing["transformer.h.0.mlp.act.tanh"] == "constant"
 
 

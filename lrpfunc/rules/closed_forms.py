@@ -77,7 +77,7 @@ def gamma(gamma: float, stabilize: Stabilizer) -> ClosedForm:
             odd = multiply(odd, torch.copysign(x.new_ones(()), x))
         return Flow(coefficient=add(even, odd))
 
-    return ClosedForm(lambda operation: True, forward, backward, (favour.fixed, risen, even_and_odd))
+    return ClosedForm(lambda operation: True, forward, backward, (favour.weights, favour.biases, risen, even_and_odd))
 
 
 def _magnitude(z: Tensor, favoured: Tensor, gamma: float) -> Tensor:
@@ -88,31 +88,30 @@ def _magnitude(z: Tensor, favoured: Tensor, gamma: float) -> Tensor:
 # -- one sample for all -----------------------------------------------------------------------------------------------
 
 
-def box(statement: Statement, corner: Callable[[Operation], Tensor], is_batch: Callable[[Operation], bool]):
+def box(
+    statement: Statement, corner: Callable[[Operation, int], Tensor], is_batch: Callable[[Operation], bool]
+) -> ClosedForm:
     """zbox with W+ low + W- high + b of one sample: S(d) = S(z - that).
 
     Args:
-        corner: makes that of an operation.
+        corner: makes that of an operation, for a number of samples.
         is_batch: whether a bound has another value for each sample.
     """
     stabilize = statement.stabilize
 
-    def fits(operation: Operation) -> bool:
-        return _stands_for_all(operation, stabilize) and not is_batch(operation)
-
     def shift(operation: Operation) -> Tensor | None:
-        return corner(operation) if fits(operation) else None
+        return None if is_batch(operation) or not _has_samples(operation) else corner(operation, 1)
 
     def forward(operation, x):
         output = operation(x)
-        z = output - _of_one_sample(operation, shift)
+        z = output - (corner(operation, len(x)) if is_batch(operation) else _of_one_sample(operation, shift))
         stable = z if stabilize.is_identity else stabilize(z)
         return output, engine.keep(statement, operation, (x,), output, (stable,))
 
     def backward(operation, residuals, flow):
         return engine.move(statement, operation, residuals, flow)
 
-    return ClosedForm(fits, forward, backward, (statement.fixed, shift))
+    return ClosedForm(_has_samples, forward, backward, (statement.weights, shift))
 
 
 def one_sample(statement: Statement) -> ClosedForm:
@@ -135,14 +134,18 @@ def one_sample(statement: Statement) -> ClosedForm:
     def backward(operation, residuals, flow):
         return engine.move(statement, operation, residuals, flow, is_spare=False)
 
-    return ClosedForm(fits, forward, backward, (statement.fixed, stables))
+    return ClosedForm(fits, forward, backward, (statement.weights, statement.biases, stables))
 
 
 def _stands_for_all(operation: Operation, stabilize: Stabilizer) -> bool:
-    """Whether a denominator that does not depend on the input is that of one sample, whose shape is known."""
-    if not operation.is_weighted or stabilize.epsilon is None:
-        return False
-    return operation.has_samples and all(isinstance(n, int) for n in operation.sample_shape)
+    """Whether a stabilized denominator that does not depend on the input is that of one sample."""
+    return stabilize.epsilon is not None and _has_samples(operation)
+
+
+def _has_samples(operation: Operation) -> bool:
+    """Whether it treats samples alike, and their shape is known."""
+    is_alike = operation.is_weighted and operation.has_samples
+    return is_alike and all(isinstance(n, int) for n in operation.sample_shape)
 
 
 def _of_one_sample(operation: Operation, make: Callable[[Operation], Any]) -> Any:

@@ -69,7 +69,7 @@ class Statement(NamedTuple):
     """Branches and a stabilizer, and what follows from them.
 
     `gives_coefficients`: all terms are parts of x; `is_signed`: some are x+ or x-; `is_whole`: there is but W x.
-    `fixed` makes what depends on parameters only.
+    `weights` makes those of each branch's terms (None: the operation has none), `biases` the branches' biases.
     """
 
     branches: tuple[Branch, ...]
@@ -78,7 +78,8 @@ class Statement(NamedTuple):
     gives_coefficients: bool
     is_signed: bool
     is_whole: bool
-    fixed: Callable[[Operation], tuple[_Fixed, ...]]
+    weights: Callable[[Operation], tuple[tuple[Tensor | None, ...], ...]]
+    biases: Callable[[Operation], tuple[_Bias, ...]]
 
 
 class ClosedForm(NamedTuple):
@@ -96,12 +97,12 @@ def state(branches: Sequence[Branch], stabilize: Stabilizer, needs_weight: bool 
     makers = list(dict.fromkeys(term.weight for term in terms))
     of_branches = [[makers.index(term.weight) for term in branch.terms] for branch in branches]
 
-    def fixed(operation: Operation) -> tuple[_Fixed, ...]:
+    def weights(operation: Operation) -> tuple[tuple[Tensor | None, ...], ...]:
         made = [make(operation.weight) if operation.is_weighted else None for make in makers]
-        return tuple(
-            _with_offset(operation, branch, stabilize, tuple([made[number] for number in numbers]))
-            for branch, numbers in zip(branches, of_branches, strict=True)
-        )
+        return tuple([tuple([made[number] for number in numbers]) for numbers in of_branches])
+
+    def biases(operation: Operation) -> tuple[_Bias, ...]:
+        return tuple([_bias(operation, branch, stabilize) for branch in branches])
 
     return Statement(
         tuple(branches),
@@ -110,7 +111,8 @@ def state(branches: Sequence[Branch], stabilize: Stabilizer, needs_weight: bool 
         gives_coefficients=all(term.x in (ALL, POSITIVE, NEGATIVE) for term in terms),
         is_signed=any(term.x in (POSITIVE, NEGATIVE) for term in terms),
         is_whole=terms == [Term(whole, ALL)],
-        fixed=fixed,
+        weights=weights,
+        biases=biases,
     )
 
 
@@ -134,7 +136,7 @@ def rule(label: str, statement: Statement, closed: ClosedForm | None = None) -> 
         return move(statement, operation, residuals, flow)
 
     gives = COEFFICIENTS if statement.gives_coefficients else ""
-    hoists = (statement.fixed,) if closed is None else closed.hoists
+    hoists = (statement.weights, statement.biases) if closed is None else closed.hoists
     return Rule(label, forward, backward, hoists, gives, any_layout=True)
 
 
@@ -152,24 +154,22 @@ def _check_weighted(operation: Operation, inputs: Sequence[Tensor]) -> None:
 # -- what depends on parameters only ----------------------------------------------------------------------------------
 
 
-class _Fixed(NamedTuple):
-    """A branch's weights, one a term (None: the operation has none), and its bias. `holds_epsilon`: S(d) = d + `rest`,
-    where what is not in the rest is in the bias."""
+class _Bias(NamedTuple):
+    """A branch's bias. `holds_epsilon`: S(d) = d + `rest`, where what is not in the rest is in the bias."""
 
-    weights: tuple[Tensor | None, ...]
     bias: Tensor | None
     holds_epsilon: bool = False
     rest: float = 0.0
 
 
-def _with_offset(operation: Operation, branch: Branch, stabilize: Stabilizer, weights: tuple) -> _Fixed:
+def _bias(operation: Operation, branch: Branch, stabilize: Stabilizer) -> _Bias:
     """Where the sign of d is known S(d) = d + sign epsilon, which the bias can hold, if the operation has one."""
     bias = None if branch.bias is None or operation.bias is None else branch.bias(operation.bias)
     if not (fast_paths.taken and branch.sign and stabilize.epsilon):
-        return _Fixed(weights, bias)
+        return _Bias(bias)
     size = branch.sign * stabilize.threshold(operation.weight.dtype)
     shifted = operation.offset(bias, size)
-    return _Fixed(weights, bias, True, size) if shifted is None else _Fixed(weights, shifted, True)
+    return _Bias(bias, True, size) if shifted is None else _Bias(shifted, True)
 
 
 def _with_weight(operation: Operation, weight: Tensor | None, bias: Tensor | None = None) -> Operation:
@@ -214,26 +214,30 @@ def run(statement: Statement, operation: Operation, inputs: tuple[Tensor, ...]) 
 
 def denominators(statement: Statement, operation: Operation, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
     """S(d) of each branch, d itself where S(d) = d; None if no relevance can come to the branch."""
-    both = zip(statement.branches, operation.hoisted(statement.fixed), strict=True)
-    return tuple(
-        None
-        if branch.where < 0 and is_rectified(operation)
-        else _denominator(operation, branch, fixed, inputs, statement.stabilize)
-        for branch, fixed in both
-    )
+    weights, biases = operation.hoisted(statement.weights), operation.hoisted(statement.biases)
+    stables: list[Any] = []
+    for branch, own, bias in zip(statement.branches, weights, biases, strict=True):
+        if branch.where < 0 and is_rectified(operation):
+            stables.append(None)
+        else:
+            d = _denominator(operation, branch, own, bias, inputs)
+            is_stable = bias.holds_epsilon or statement.stabilize.is_identity
+            stables.append(d if is_stable else statement.stabilize(d))
+    return tuple(stables)
 
 
-def _denominator(operation: Operation, branch: Branch, fixed: _Fixed, inputs, stabilize: Stabilizer) -> Tensor:
+def _denominator(operation: Operation, branch: Branch, weights: Sequence, bias: _Bias, inputs: Sequence[Tensor]) -> Any:
+    """d, with epsilon where the bias or its rest holds it."""
     d: Any = None
-    bias = fixed.bias
-    for term, weight in zip(branch.terms, fixed.weights, strict=True):
+    for term, weight in zip(branch.terms, weights, strict=True):
         if isinstance(term.x, str) and term.x == NEGATIVE and never_negative(operation):
             continue
-        value = _with_weight(operation, weight, bias)(*(_part(operation, x, term.x) for x in inputs))
-        d, bias = value if d is None else add(d, value), None
-    if fixed.rest:
-        d = d + fixed.rest
-    return d if fixed.holds_epsilon or stabilize.is_identity else stabilize(d)
+        parts = [_part(operation, x, term.x) for x in inputs]
+        if d is None:
+            d = _with_weight(operation, weight, bias.bias)(*parts)
+        else:
+            d = add(d, _with_weight(operation, weight)(*parts))
+    return d + bias.rest if bias.rest else d
 
 
 def _part(operation: Operation, x: Tensor, part: str | Make) -> Tensor:
@@ -297,9 +301,9 @@ def move(statement: Statement, operation: Operation, residuals: Residuals, flow:
     if _shares_output(statement, operation):
         return as_coefficients(operation.adjoint(flow.coefficient(output, statement.stabilize)))
     sent = []
-    for branch, fixed, kept in zip(statement.branches, operation.hoisted(statement.fixed), ratios, strict=True):
+    for branch, weights, kept in zip(statement.branches, operation.hoisted(statement.weights), ratios, strict=True):
         if kept is not None:
-            maps = [_with_weight(operation, weight) for weight in fixed.weights]
+            maps = [_with_weight(operation, weight) for weight in weights]
             s = _shared(statement, operation, branch, kept, output, flow, is_spare)
             sent.append((branch, list(zip(branch.terms, maps, strict=True)), s))
     if not statement.gives_coefficients:

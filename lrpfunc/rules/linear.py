@@ -202,11 +202,11 @@ def zbox(low: float | Tensor, high: float | Tensor, stabilizer: StabilizerLike =
 
     statement = engine.state([Branch((Term(positive, above), Term(negative, below)))], stabilize)
 
-    def corner(operation) -> Tensor:
-        """W+ low + W- high + b of one sample."""
-        shape, weight = (1, *operation.sample_shape), operation.weight
+    def corner(operation, samples: int) -> Tensor:
+        """W+ low + W- high + b."""
+        shape, weight = (samples, *operation.sample_shape), operation.weight
         lows, highs = _bound("low", low, shape, weight), _bound("high", high, shape, weight)
-        (of_low, of_high), *_ = operation.hoisted(statement.fixed)[0]
+        ((of_low, of_high),) = operation.hoisted(statement.weights)
         return operation.linear(of_low, operation.bias)(lows) + operation.linear(of_high)(highs)
 
     def is_batch(operation) -> bool:
