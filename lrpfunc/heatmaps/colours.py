@@ -35,9 +35,15 @@ ZENNIT: dict[str, Sequence[tuple[float, str]]] = {
 def colormap(colors: str | Colormap) -> Colormap:
     """A matplotlib colour map with 257 colours, so that the middle of its range, zero, has one of its own.
 
-    `colors`: a colour map, or the name of one of matplotlib's or of zennit's: wred, wblue, cold, coldnhot, france,
-    coolio, coleus. "gray" and "bwr" are the same in both. "hot" and "seismic" are not, and mean matplotlib's;
-    zennit's are "zennit:hot" and "zennit:seismic". Errors: `InputError` for an unknown name.
+    Args:
+        colors: a colour map, or the name of one of matplotlib's or of zennit's: wred, wblue, cold, coldnhot, france,
+            coolio, coleus. "gray" and "bwr" are the same in both. "hot" and "seismic" are not, and mean matplotlib's;
+            zennit's are "zennit:hot" and "zennit:seismic".
+    Errors: `InputError` for an unknown name.
+
+    >>> from lrpfunc import heatmaps
+    >>> heatmaps.colormap("bwr")([0.0, 0.5, 1.0], bytes=True)[:, :3].tolist()
+    [[0, 0, 255], [255, 255, 255], [255, 0, 0]]
     """
     from matplotlib import colormaps
     from matplotlib.colors import Colormap, LinearSegmentedColormap
@@ -61,7 +67,21 @@ def colorize(
     joint: bool = False,
     quantile: float = 1.0,
 ) -> np.ndarray:
-    """`heatmap` as an array of bytes: (H, W, 3), or (N, H, W, 3) for a batch."""
+    """Relevance as bytes: an array (H, W, 3), or (N, H, W, 3) for a batch. `heatmap` makes images of them.
+
+    Args:
+        relevance: (H, W), (C, H, W) or (N, C, H, W), in any units.
+        colors: see `colormap`.
+        limits: see `heatmap`, as are all that follow.
+        joint: one scale for all maps.
+        quantile: of the magnitudes that the colours reach to.
+    Errors: those of `heatmap`.
+
+    >>> import lrpfunc, torch
+    >>> from lrpfunc import heatmaps
+    >>> heatmaps.colorize(torch.tensor([[-2.0, 0.0, 2.0]]), "bwr").tolist()
+    [[[0, 0, 255], [255, 255, 255], [255, 0, 0]]]
+    """
     values = summed(relevance)
     maps = values.reshape(-1, *values.shape[-2:])
     low, high = scale_of(maps, limits, joint, quantile)

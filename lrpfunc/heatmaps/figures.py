@@ -37,10 +37,24 @@ def figure(
     scale: tuple[str, str, str] | None = None,
     colors: str | Colormap = COLORS,
 ) -> Figure:
-    """A figure of rows of images, as `heatmap` or `colorize` return them, with labels above columns and before rows.
+    """A figure of rows of images, with labels above columns and before rows.
 
-    `scale`: the words for the low end, the middle and the high end of a colour bar in `colors`; without, there is none.
+    Args:
+        images: rows of images or arrays, as `heatmap` or `colorize` return them.
+        columns: a label for each column, or none.
+        rows: a label for each row, or none.
+        title: stands above all.
+        caption: stands below all.
+        scale: the words for the low end, the middle and the high end of a colour bar; without, there is none.
+        colors: of that bar; see `colormap`.
     Errors: `InputError` for no images, for rows of unequal length, and for labels that are not one per column or row.
+
+    >>> import lrpfunc, torch
+    >>> from lrpfunc import heatmaps
+    >>> maps = heatmaps.heatmap(torch.randn(2, 1, 8, 8))
+    >>> drawn = heatmaps.figure([maps], columns=["cat", "dog"], title="Which pixels count?")
+    >>> [axis.get_title() for axis in drawn.axes]
+    ['cat', 'dog']
     """
     across = _columns(images, columns, rows)
     figure = new_figure(1.25 * across + 0.9, 1.25 * len(images) + 1.5)
@@ -73,9 +87,25 @@ def show(
 ) -> Any:
     """A figure of heatmaps with a colour bar in units of the relevance, the input beside each; a batch gives rows.
 
-    It displays itself in a notebook, without pyplot. `figure`: draw into this one, such as `plt.figure()` or a
-    SubFigure, and return it. Relevance, colours and scale as in `heatmap`, images as in `overlay`, of any size.
+    It displays itself in a notebook, without pyplot.
+
+    Args:
+        relevance: as in `heatmap`.
+        image: the input or inputs as in `overlay`, of any size, or None to show none.
+        title: stands above all.
+        colors: see `colormap`.
+        limits: as in `heatmap`, as are the next two.
+        joint: one scale for all maps.
+        quantile: of the magnitudes that the colours reach to.
+        figure: draw into this one, such as `plt.figure()` or a SubFigure, and return it.
     Errors: those of `heatmap` and `overlay`.
+
+    >>> import lrpfunc, torch
+    >>> from lrpfunc import heatmaps
+    >>> drawn = heatmaps.show(torch.tensor([[-2.0, 1.0]]), torch.rand(1, 1, 2))
+    >>> picture, heatmap, bar = drawn.axes
+    >>> bar.get_ylabel(), heatmap.images[0].get_clim()
+    ('relevance', (-2.0, 2.0))
     """
     values = summed(relevance)
     maps = values.reshape(-1, *values.shape[-2:])
@@ -105,6 +135,14 @@ def new_figure(width: float, height: float) -> Figure:
 
     IPython asks an object for `_repr_png_` only if no printer of PNGs is registered for its type; pyplot's inline
     backend registers one, so that a figure is shown once in either case.
+
+    Args:
+        width: in inches.
+        height: in inches.
+
+    >>> from lrpfunc import heatmaps
+    >>> heatmaps.new_figure(4, 3).get_size_inches().tolist()
+    [4.0, 3.0]
     """
     from matplotlib.figure import Figure
 
@@ -150,7 +188,16 @@ def _color_bar(figure: Figure, axes: np.ndarray, words: tuple[str, str, str], co
 
 
 def tail(name: str, length: int = 44) -> str:
-    """The end of a long name: that is where layers differ."""
+    """The end of a long name: that is where layers differ.
+
+    Args:
+        name: of a layer.
+        length: how many letters are kept.
+
+    >>> from lrpfunc import heatmaps
+    >>> heatmaps.tail("encoder.layers.11.attention", length=12)
+    '…11.attention'
+    """
     return name if len(name) <= length else f"…{name[-length:]}"
 
 
@@ -160,7 +207,17 @@ def tail(name: str, length: int = 44) -> str:
 def save(figure: Figure, path: str | Path, dpi: int = 120) -> Path:
     """Write a figure in the format that its path's ending names (.png, .pdf, .svg, .jpg, ...) and return the path.
 
+    Args:
+        figure: as `figure`, `show`, `flow` and `text.layers` return them.
+        path: where to; a file that is there is replaced.
+        dpi: dots per inch, for formats that have dots.
     Errors: as `check_path`; `OSError` where the system refuses to write.
+
+    >>> import lrpfunc, tempfile, torch
+    >>> from lrpfunc import heatmaps
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     heatmaps.save(heatmaps.show(torch.randn(8, 8)), f"{folder}/map.png").name
+    'map.png'
     """
     path = check_path(path)
     _write(figure, path, dpi=dpi)
@@ -174,10 +231,18 @@ def _write(figure: Figure, file: Any, **options: Any) -> None:
 
 
 def check_path(path: str | Path, formats: Collection[str] = ()) -> Path:
-    """A path that a figure, or what has one of these `formats`, can be written to. Ask before long work, not after it.
+    """A path that a figure, or what has one of these formats, can be written to. Ask before long work, not after it.
 
+    Args:
+        path: of the file to write.
+        formats: endings without the dot; those that matplotlib writes, unless given.
     Errors: `InputError` for an ending that names no image format; `FileNotFoundError` for a folder that does not exist;
     `IsADirectoryError` if the path itself is a folder.
+
+    >>> from lrpfunc import heatmaps
+    >>> heatmaps.check_path("map.jpeg2")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    lrpfunc.errors.InputError: cannot write map.jpeg2: its ending must name a format, one of ...
     """
     from matplotlib.backend_bases import FigureCanvasBase
 

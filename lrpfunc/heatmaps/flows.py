@@ -32,7 +32,24 @@ def flow(
     Left: all relevance that is still on its way, from the seed to what arrives at the inputs, with what each layer
     absorbs: red, or blue where that is below zero. Right: what arrives at the layer and what it passes on. Equations
     without weights that absorb less than 0.1% of the seed are not shown; the total counts them. Sums are over the
-    batch. `figure`: as in `show`. Arguments and errors: those of `attribute`.
+    batch.
+
+    Args:
+        fmodel: as in `attribute`, as are the next four.
+        params: the pytree of parameters.
+        x: the input, or a tuple of them.
+        rules: a composite, `{name pattern: rule}`, or one rule.
+        target: what is explained; None for the arg-max.
+        title: stands above all.
+        figure: as in `show`.
+    Errors: those of `attribute`.
+
+    >>> import lrpfunc, torch
+    >>> from lrpfunc import heatmaps
+    >>> fmodel, params = lrpfunc.functionalize(torch.nn.Linear(3, 2), torch.randn(4, 3))
+    >>> drawn = heatmaps.flow(fmodel, params, torch.randn(4, 3), lrpfunc.rules.epsilon(), target=1)
+    >>> [label.get_text() for label in drawn.axes[0].get_yticklabels()]
+    ['output', 'linear', 'inputs']
     """
     return draw(ledger(fmodel, params, x, rules, target), title, figure)
 

@@ -25,13 +25,26 @@ def heatmap(
 ) -> Image | list[Image]:
     """Relevance as an RGB image: one for (H, W) or (C, H, W), a list of them for a batch (N, C, H, W).
 
-    Channels are summed. The colours run from -m to m, m the largest magnitude in each map, so that zero has the middle
-    colour; with `joint` m is that of all maps together, and `quantile=0.99` takes the magnitude that 99% of the pixels
-    stay below, unless it is zero, and clips to it. `limits=(low, high)` sets the scale in units of the relevance; None
-    in place of an end leaves it to the relevance: (0, None) shows what is positive. `colors`: see `colormap`; by
-    default blue for negative, white for zero, red for positive. `colorize` returns arrays.
+    The colours run from -m to m, m the largest magnitude in each map, so that zero has the middle colour.
+
+    Args:
+        relevance: (H, W), (C, H, W) or (N, C, H, W), in any units; channels are summed.
+        colors: see `colormap`; by default blue for negative, white for zero, red for positive.
+        limits: (low, high), the ends of the scale in units of the relevance. None in place of an end leaves it to the
+            relevance: (0, None) shows what is positive.
+        joint: whether m is the largest magnitude of all maps together.
+        quantile: in (0, 1]; m is the magnitude that this part of the pixels stays below, unless that is zero, and what
+            is larger has the colour of the end.
     Errors: `InputError` for another rank, an empty map, values that are not finite, unknown colours, limits that do not
     rise, a quantile outside (0, 1].
+
+    >>> import lrpfunc, torch
+    >>> from lrpfunc import heatmaps
+    >>> image = heatmaps.heatmap(torch.tensor([[-2.0, 0.0, 2.0]]), "bwr")
+    >>> image.size, image.getpixel((2, 0))
+    ((3, 1), (255, 0, 0))
+    >>> len(heatmaps.heatmap(torch.randn(5, 3, 8, 8), joint=True))
+    5
     """
     from PIL import Image
 
@@ -50,12 +63,26 @@ def overlay(
 ) -> Image | list[Image]:
     """Relevance over its input in gray: where it is zero the input shows, where it is largest only the colour.
 
-    Between, the colour of R covers by `opacity` * abs(R) / m, m the end of the scale; relevance as in `heatmap`, one
-    image or a list. `image`: a PIL image or a list of them, an array of bytes (H, W), (H, W, 3) or (N, H, W, 3), or a
-    tensor (H, W), (C, H, W) or (N, C, H, W) of values from 0 to 1 or of bytes, C being 1 or 3; one image serves all
-    maps. Maps of another size are resized to the image's, bilinearly.
+    The colour of R covers by opacity * abs(R) / m, m the end of the scale.
+
+    Args:
+        image: a PIL image or a list of them, an array of bytes (H, W), (H, W, 3) or (N, H, W, 3), or a tensor (H, W),
+            (C, H, W) or (N, C, H, W) of values from 0 to 1 or of bytes, C being 1 or 3; one image serves all maps.
+        relevance: as in `heatmap`; gives one image or a list. Maps of another size are resized to the image's,
+            bilinearly.
+        colors: see `colormap`.
+        limits: as in `heatmap`, as are all that follow but for the last.
+        joint: one scale for all maps.
+        quantile: of the magnitudes that the colours reach to.
+        opacity: from 0, the input alone, to 1.
     Errors: `InputError` for values outside of [0, 1], another shape, number or aspect ratio, an opacity outside of
     [0, 1]; those of `heatmap`.
+
+    >>> import lrpfunc, torch
+    >>> from lrpfunc import heatmaps
+    >>> image = heatmaps.overlay(torch.full((1, 1, 2), 0.6), torch.tensor([[0.0, 3.0]]), "bwr")
+    >>> image.getpixel((0, 0)), image.getpixel((1, 0))
+    ((153, 153, 153), (255, 0, 0))
     """
     from PIL import Image
 
@@ -142,10 +169,21 @@ def grid(
     scale: int = 1,
     background: str = "white",
 ) -> Image:
-    """Rows of images of one size, or a flat list in rows of `columns` (all in one), tiled into one image.
+    """Images of one size tiled into one image. `figure` adds labels.
 
-    `gap`: pixels between images. `scale`: how many times to repeat each pixel of tiny images. `figure` adds labels.
+    Args:
+        images: rows of images, or a flat list.
+        columns: how many images of a flat list stand in a row; all, unless given.
+        gap: pixels between images.
+        scale: how many times to repeat each pixel of tiny images, in both directions.
+        background: the colour of the gaps, as PIL names it.
     Errors: `InputError` for no images, images of several sizes, rows of unequal length, numbers below one.
+
+    >>> import lrpfunc, torch
+    >>> from lrpfunc import heatmaps
+    >>> maps = heatmaps.heatmap(torch.randn(6, 1, 8, 8))
+    >>> heatmaps.grid(maps, columns=3, gap=1, scale=10).size
+    (242, 161)
     """
     from PIL import Image
 

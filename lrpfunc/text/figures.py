@@ -36,11 +36,25 @@ def layers(
 ) -> Any:
     """A figure of layers x tokens, the first layer at the bottom, with a colour bar in units of the relevance.
 
-    `relevances`: by name of the layer, (length,), (length, width), which is summed over the width, or (heads, length,
-    width), which gives a row "name.head" each. The colours run from -m to m, m the largest magnitude of all or `limit`;
-    `scale="each"` divides each layer, its heads together, by its own. `mask` (length,) is zero at tokens to leave out.
-    It displays itself in a notebook; `heatmaps.save` writes it. `figure`: draw into this one and return it.
+    It displays itself in a notebook; `heatmaps.save` writes it. The colours run from -m to m.
+
+    Args:
+        tokens: the strings of one sequence (length,).
+        relevances: by name of the layer, (length,), (length, width), which is summed over the width, or (heads, length,
+            width), which gives a row "name.head" each.
+        mask: (length,), zero at tokens to leave out.
+        title: stands above all.
+        colors: see `heatmaps.colormap`.
+        limit: m, in units of the relevance; the largest magnitude of all, unless given.
+        scale: "each" divides each layer, its heads together, by its own largest magnitude.
+        figure: draw into this one and return it.
     Errors: `InputError` for another shape, values that are not finite, no layers or tokens, a bad scale.
+
+    >>> import lrpfunc, torch
+    >>> from lrpfunc import text
+    >>> drawn = text.layers(["The", " key"], {"block1": torch.randn(2, 8), "block2": torch.randn(2, 8)})
+    >>> [label.get_text() for label in drawn.axes[0].get_yticklabels()]
+    ['block1', 'block2']
     """
     check_scale(limit, scale)
     pieces = check_tokens(tokens)
