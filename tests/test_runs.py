@@ -207,7 +207,7 @@ def test_an_existing_file_is_kept_unless_told_otherwise(folder, classifier, tmp_
     assert runs.run(folder, out, classifier, overwrite=True).rows == 40
 
 
-def test_bad_places_are_errors_before_any_work(folder, classifier, tmp_path):
+def test_bad_paths_are_errors_before_any_work(folder, classifier, tmp_path):
     with pytest.raises(FileError, match="is a folder: name a file in it"):
         runs.run(folder, tmp_path, classifier)
     with pytest.raises(FileError, match="there is no folder"):
@@ -331,13 +331,13 @@ def test_overwriting_begins_anew(folder, classifier, tmp_path):
 class Deadly:
     """Preprocessing that kills the process that does it, as a lack of memory may, unless it is this one."""
 
-    own: Standard
+    standard: Standard
     main: int
 
     def __call__(self, image):
         if os.getpid() != self.main:
             os.kill(os.getpid(), 9)
-        return self.own(image)
+        return self.standard(image)
 
 
 def test_a_reading_process_that_dies_is_an_error_and_no_loss(folder, classifier, tmp_path):
@@ -413,7 +413,7 @@ def test_another_hdf5_file_is_told_from_a_run(tmp_path):
         with h5py.File(path, "w") as file:
             if details is not None:
                 file.attrs[hdf5.DETAILS] = details
-                for name, (shape, dtype) in hdf5.Layout(1, (1, 2, 2), 3, 4).columns().items():
+                for name, (shape, dtype) in hdf5.Schema(1, (1, 2, 2), 3, 4).columns().items():
                     file.create_dataset(name, (1, *shape), dtype)
                 file["category"], file["errors"] = [1], [1]
         with (
@@ -446,14 +446,14 @@ class Slow:
     """Preprocessing that takes a while and notes each image that it sees."""
 
     log: str
-    own: Standard
+    standard: Standard
 
     def __call__(self, image):
         descriptor = os.open(self.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.write(descriptor, b".")
         os.close(descriptor)
         time.sleep(0.003)
-        return self.own(image)
+        return self.standard(image)
 
 
 def clean_processes():

@@ -63,20 +63,27 @@ def layers(
     words = [visible(piece).strip() or SPACE for piece, keep in zip(pieces, kept, strict=True) if keep]
     names = [name for band in bands for name in band.names]
     across, up = min(CELL * len(words), LARGEST[0]), min(CELL * len(names), LARGEST[1])
-    if figure is None:
-        figure = new_figure(max(3.0, across) + 0.08 * _widest(names) + 1.5, max(1.6, up) + 0.08 * _widest(words) + 0.6)
+    figure = _new_figure(words, names, across, up) if figure is None else figure
     axis = figure.subplots()
-    values = np.concatenate([band.values for band in bands])
-    end = end_of(values) if limit is None else limit
-    drawn = axis.imshow(
-        values, cmap=colormap(colors), vmin=-end, vmax=end, aspect="auto", origin="lower", interpolation="nearest"
-    )
+    drawn = _draw(axis, np.concatenate([band.values for band in bands]), colors, limit)
     _name(axis, words, names, across, up)
     _separate(axis, bands)
     _add_bar(figure, axis, drawn, UNITS[scale], max(1.6, up))
     if title:
         figure.suptitle(title, fontsize=12, fontweight="bold", **PLAIN)
     return figure
+
+
+def _new_figure(words: list[str], names: list[str], across: float, up: float) -> Figure:
+    """A figure with room for cells of so many inches and the names of their columns and rows."""
+    return new_figure(max(3.0, across) + 0.08 * _widest(names) + 1.5, max(1.6, up) + 0.08 * _widest(words) + 0.6)
+
+
+def _draw(axis: Any, values: np.ndarray, colors: str | Colormap, limit: float | None) -> Any:
+    end = end_of(values) if limit is None else limit
+    return axis.imshow(
+        values, cmap=colormap(colors), vmin=-end, vmax=end, aspect="auto", origin="lower", interpolation="nearest"
+    )
 
 
 def _add_bar(figure: Figure | SubFigure, axis: Any, drawn: Any, unit: str, up: float) -> None:
