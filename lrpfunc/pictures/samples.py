@@ -89,7 +89,8 @@ def class_numbers(folders: Sequence[str], categories: Sequence[str], classes: in
     """Which class each folder's name means: the class of that name, else of that number, else of that position.
 
     Names count if any fits (the others are unknown, as are names that two classes have); numbers if all do; positions
-    in order if there are as many folders as classes. Errors: `FileError` if numbers and positions contradict each other.
+    in order if there are as many folders as classes.
+    Errors: `FileError` if numbers and positions contradict each other.
     """
     known = [name.casefold() for name in categories]
     named = {folder: known.index(folder.casefold()) for folder in folders if known.count(folder.casefold()) == 1}
@@ -103,8 +104,8 @@ def class_numbers(folders: Sequence[str], categories: Sequence[str], classes: in
         odd = next(folder for folder in folders if numbers[folder] != positions[folder])
         raise FileError(
             f"the folder '{odd}' may be class {numbers[odd]} by its name or class {positions[odd]} by its place among "
-            "the sorted folders, as torchvision's ImageFolder has it. Say which with --categories: a file with the names "
-            "of the folders in the order of the model's classes."
+            "the sorted folders, as torchvision's ImageFolder has it. Say which with --categories: a file with the "
+            "names of the folders in the order of the model's classes."
         )
     return numbers
 
