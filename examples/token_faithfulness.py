@@ -280,7 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     parser.add_argument("--out", type=Path, default=Path("token_faithfulness.png"), help="the picture")
     options = parser.parse_args(arguments)
     if options.quick:
-        options.samples, options.steps, options.networks = 100, 700, 1
+        options.samples, options.steps, options.networks = 100, 400, 1
     heatmaps.check_path(options.out)  # before all the work
 
     console, start = Console(highlight=False), time.perf_counter()
