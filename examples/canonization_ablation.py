@@ -31,7 +31,7 @@ from lrpfunc.pictures import demo
 
 NOISES = 10  # perturbations of each digit, of which the worst counts
 PART = 500  # images that go through a network at once
-WIDTH = 180  # of the tables: in a narrower place rich cuts figures off
+WIDTH = 180  # of the tables: in a narrower terminal rich cuts figures off
 
 Explain = Callable[[Tensor, Tensor], Tensor]
 

@@ -127,7 +127,9 @@ class Explanation(NamedTuple):
     values: dict[str, Tensor]
 
 
-def explain(model: nn.Module, tokenizer, prompts: Sequence[str], words: Sequence[Sequence[str]] | None) -> Explanation:
+def attribute(
+    model: nn.Module, tokenizer, prompts: Sequence[str], words: Sequence[Sequence[str]] | None
+) -> Explanation:
     """The logit of a word less that of another, for each prompt. `words`: pairs; None: the best two of the model."""
     tokenizer.padding_side = "right"
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
@@ -231,7 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> Explanation:
     words = [(options.word, options.other)] * len(prompts) if options.word is not None else None
     if options.prompt is None and options.word is None and options.model is None:
         words = WORDS
-    found = explain(model, tokenizer, prompts, words)
+    found = attribute(model, tokenizer, prompts, words)
     show(found, options.out)
     for (word, other), margin, total in zip(found.words, found.margin, found.relevance.sum(1), strict=True):
         print(f"logit of {word!r} less that of {other!r}: {margin:+.2f}; relevance of all tokens: {total:+.2f}")

@@ -53,8 +53,8 @@ def make_data(n: int, generator: torch.Generator) -> Data:
     brackets = torch.rand(n, LENGTH, generator=generator).argsort(1)[:, :2].sort(1).values
     ids = torch.where(is_evidence, FIRST_EVIDENCE + evidence, fillers)
     ids.scatter_(1, brackets, torch.tensor([OPEN, CLOSE]).expand(n, 2))
-    place = torch.arange(LENGTH)
-    counts = (place > brackets[:, :1]) & (place < brackets[:, 1:]) & is_evidence
+    position = torch.arange(LENGTH)
+    counts = (position > brackets[:, :1]) & (position < brackets[:, 1:]) & is_evidence
     total = (WEIGHTS[evidence] * counts).sum(1)
     kept = (total != 0) & (counts.sum(1) >= 2) & (counts.sum(1) <= 8)
     return Data(ids[kept], (total > 0).float()[kept], counts.scatter(1, brackets, True)[kept])
@@ -280,7 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     parser.add_argument("--out", type=Path, default=Path("token_faithfulness.png"), help="the picture")
     options = parser.parse_args(arguments)
     if options.quick:
-        options.samples, options.steps, options.networks = 100, 700, 1
+        options.samples, options.steps, options.networks = 100, 400, 1
     heatmaps.check_path(options.out)  # before all the work
 
     console, start = Console(highlight=False), time.perf_counter()

@@ -1,7 +1,7 @@
 """A project for ViRelAy (https://github.com/virelay/virelay) around what `lrpfunc dataset` wrote.
 
 `python examples/virelay_project.py run.h5 --out project` takes one file, or all shards of a run. ViRelAy looks samples
-up by their place in the data set, so they are copied to those places; a sample that could not be read stays blank.
+up by their position in the data set, so they are copied to those positions; what could not be read stays blank.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     with hdf5.opened(options.runs[0]) as run:
-        details, categories, classes = run.details, run.categories, run.layout.classes
+        details, categories, classes = run.details, run.categories, run.schema.classes
     copy_samples(options.runs, options.out / "samples.h5", details["samples"])
     names = categories or [str(number) for number in range(classes)]
     labels = [{"index": hdf5.UNKNOWN, "word_net_id": "", "name": "unknown"}]
@@ -48,18 +48,18 @@ def main(arguments=None):
 
 
 def copy_samples(runs, path, count):
-    """The input and the label of every sample, at its place in the data set."""
+    """The input and the label of every sample, at its position in the data set."""
     with h5py.File(path, "w") as file:
         for number, source in enumerate(runs):
             with hdf5.opened(source) as run:
                 if number == 0:
-                    file.create_dataset("data", (count, *run.layout.image), np.uint8)
+                    file.create_dataset("data", (count, *run.schema.image), np.uint8)
                     file.create_dataset("label", (count,), np.int64, fillvalue=hdf5.UNKNOWN)
                 for start in range(0, run.rows, STEP):
                     indices = run.column("index")[start : start + STEP]
-                    places, rows = np.unique(indices, return_index=True)  # several rows may explain one sample
+                    positions, rows = np.unique(indices, return_index=True)  # several rows may explain one sample
                     for name in ("data", "label"):
-                        file[name][places] = run.column(name)[start : start + STEP][rows]
+                        file[name][positions] = run.column(name)[start : start + STEP][rows]
 
 
 if __name__ == "__main__":

@@ -259,7 +259,7 @@ def dataset(
     from lrpfunc.pictures import runs, workfile
 
     part = runs.shard(shard)
-    workfile.check_place(out, resume, overwrite)  # before a model is loaded, or even downloaded
+    workfile.check_workfile(out, resume, overwrite)  # before a model is loaded, or even downloaded
     try:
         with _Bar("explaining") as bar:
             outcome = runs.run(
@@ -400,7 +400,7 @@ def demo(
     from lrpfunc.pictures import demo
 
     console = Console()
-    result = demo.run(out, digits, seed)
+    result = demo.measure(out, digits, seed)
     demo.tables(result, console)
     console.print(f"picture: {result.path}", soft_wrap=True, markup=False, highlight=False)
 

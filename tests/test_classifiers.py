@@ -300,7 +300,7 @@ def test_a_fine_tuned_head_of_larger_models(name, monkeypatch):
     with torch.device("meta"):
         options = {"input_size": (224, 224)} if name == "maxvit_t" else {}
         state = models.get_model(name, weights=None, num_classes=11, **options).state_dict()
-    monkeypatch.setattr(classifiers, "_state", lambda path: state)
+    monkeypatch.setattr(classifiers, "read_state", lambda path: state)
     with torch.device("meta"):
         loaded = classifiers.load(name, "tuned.pt")
     assert classifiers._outputs(loaded.model) == 11

@@ -1,11 +1,13 @@
 """The command line: what each command does, prints and exits with, and that what fails is one line."""
 
+import contextlib
 import errno
 import json
 import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import h5py
@@ -52,12 +54,6 @@ def complaint(answer, code=cli.FAILED):
     assert line.startswith("error: ")
     assert answer.stdout == ""
     return line
-
-
-def process(*arguments, **options):
-    """A command as it is typed."""
-    command = [*COMMAND, *map(str, arguments)]
-    return subprocess.run(command, text=True, encoding="utf-8", capture_output=True, timeout=120, **options)
 
 
 # -- image ------------------------------------------------------------------------------------------------------------
@@ -360,14 +356,18 @@ def test_wrong_usage_is_told_from_failure(arguments):
     assert "Usage" in answer.output
 
 
-def test_debug_shows_where_an_error_came_from(folder):
+def test_debug_shows_where_an_error_came_from(folder, monkeypatch, capsys):
     arguments = ("image", folder / "3" / "003.png", "-m", "absent")
     assert isinstance(lrp("--debug", *arguments).exception, lrpfunc.errors.ModelError)
     assert isinstance(lrp(*arguments, "--debug").exception, lrpfunc.errors.ModelError)
-    debug = process("--debug", *arguments)
-    assert debug.returncode == 1
-    assert debug.stderr.startswith("Traceback")
-    assert "lrpfunc.errors.ModelError: no model is called 'absent'." in debug.stderr
+    monkeypatch.setattr(sys, "argv", ["lrpfunc", "--debug", *map(str, arguments)])
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # which typer replaces
+    with pytest.raises(lrpfunc.errors.ModelError) as raised:
+        cli.main()
+    sys.excepthook(raised.type, raised.value, raised.tb)
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback")
+    assert "lrpfunc.errors.ModelError: no model is called 'absent'." in shown
 
 
 def test_a_device_without_memory_left_is_one_line(folder, tmp_path, monkeypatch):
@@ -407,29 +407,47 @@ def test_help_tells_of_every_option(name):
 # -- terminals and pipes ----------------------------------------------------------------------------------------------
 
 
-def in_a_terminal(*arguments):
+def in_a_terminal(monkeypatch, *arguments):
     """What a command writes to a terminal."""
     import pty
 
     ours, theirs = pty.openpty()
-    env = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"}
-    env = {name: value for name, value in env.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
-    with subprocess.Popen([*COMMAND, *map(str, arguments)], stdin=theirs, stdout=theirs, stderr=theirs, env=env) as run:
-        os.close(theirs)
-        written = b""
-        try:
+    written = []
+
+    def read():
+        with contextlib.suppress(OSError):  # Linux's way to say that the other side is closed
             while data := os.read(ours, 65536):
-                written += data
-        except OSError:  # Linux's way to say that the other side is closed
-            pass
+                written.append(data)
+
+    for name, value in {"TERM": "xterm-256color", "COLUMNS": "100"}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    reader = threading.Thread(target=read)
+    reader.start()
+    with open(theirs, "w", encoding="utf-8") as terminal:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        monkeypatch.setattr(sys, "stderr", terminal)
+        answer = command_ends(monkeypatch, *arguments)
+        monkeypatch.undo()
+    reader.join()
     os.close(ours)
-    assert run.returncode == 0
-    return written.decode()
+    assert answer == 0
+    return b"".join(written).decode()
+
+
+def command_ends(monkeypatch, *arguments):
+    """The exit code of a command with the streams that there are."""
+    monkeypatch.setattr(sys, "argv", ["lrpfunc", *map(str, arguments)])
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # which typer replaces
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return stopped.value.code or 0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudoterminal")
-def test_a_terminal_gets_colours_and_lines_and_a_pipe_plain_text():
-    shown = in_a_terminal("inspect", "-m", "digits", "-c", "deconvnet")
+def test_a_terminal_gets_colours_and_lines_and_a_pipe_plain_text(monkeypatch):
+    shown = in_a_terminal(monkeypatch, "inspect", "-m", "digits", "-c", "deconvnet")
     assert ESCAPE + "[1mdigits, 10 classes, composite deconvnet" in shown
     assert "──" in shown
     piped = CliRunner().invoke(cli.app, ["inspect", "-m", "digits", "-c", "deconvnet"], env={"COLUMNS": "40"})
@@ -439,16 +457,21 @@ def test_a_terminal_gets_colours_and_lines_and_a_pipe_plain_text():
     assert max(map(len, piped.stdout.splitlines())) > 80  # nothing is folded to the width of a terminal
 
 
-def test_the_command_as_it_is_typed(folder, broken, tmp_path):
-    run = process("dataset", broken, "-m", "digits", "-o", "x.h5", cwd=tmp_path)
+def test_the_command_as_it_is_typed(broken, tmp_path):
+    """In a process of its own, the one here that imports everything anew."""
+    command = [*COMMAND, "dataset", str(broken), "-m", "digits", "-o", "x.h5"]
+    run = subprocess.run(command, text=True, encoding="utf-8", capture_output=True, cwd=tmp_path)
     assert run.returncode == 3
     assert run.stdout.startswith("x.h5: 2 explanations\n")
     assert run.stderr.endswith("\nerror: b.png is no image that Pillow can read\n")
 
 
-def test_a_reader_that_has_seen_enough_is_no_error():
-    with subprocess.Popen(
-        [*COMMAND, "inspect", "-m", "digits"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as run:
-        run.stdout.close()
-        assert run.stderr.read() == ""
+def test_a_reader_that_has_seen_enough_is_no_error(monkeypatch, capsys):
+    ours, theirs = os.pipe()
+    os.close(ours)
+    with open(theirs, "w", encoding="utf-8") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        command_ends(monkeypatch, "inspect", "-m", "digits")
+        sys.stdout.flush()  # as Python does at its end, and would complain
+        monkeypatch.undo()
+    assert capsys.readouterr().err == ""

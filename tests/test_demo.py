@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import lrpfunc
 from lrpfunc import digits
 from lrpfunc.cli import app
+from lrpfunc.digits.network import read
 from lrpfunc.pictures import demo
 
 ROOT = Path(__file__).parents[1]
@@ -28,7 +29,7 @@ def shipped():
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
-    return demo.run(tmp_path_factory.mktemp("demo") / "demo.png", count=2)
+    return demo.measure(tmp_path_factory.mktemp("demo") / "demo.png", count=2)
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +200,7 @@ def test_the_sample_digits_are_held_out_ones(shipped, scikit_learn):
     training, held_out = digits.split(len(labels))
     assert not set(training.tolist()) & set(held_out.tolist())
     assert len(training) + len(held_out) == len(labels)
-    indices = digits._read(digits.SAMPLES)["indices"]
+    indices = read(digits.SAMPLES)["indices"]
     assert set(indices.tolist()) <= set(held_out.tolist())
     assert torch.equal(shipped.images, digits.scaled(images[indices]))
     assert torch.equal(shipped.labels, labels[indices])

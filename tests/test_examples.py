@@ -220,25 +220,33 @@ def next_token():
 def small(next_token, tmp_path_factory):
     """The small Llama and its tokenizer, what `main` found, and the folders of the model and of the pictures."""
     kept, out = tmp_path_factory.mktemp("small"), tmp_path_factory.mktemp("new") / "folder"
-    found = next_token.main(["--steps", "250", "--save", str(kept), "--out", str(out)])
+    # So few steps teach it little; what it explains once it has learned is in the slow tests.
+    found = next_token.main(["--steps", "10", "--save", str(kept), "--out", str(out)])
     return SimpleNamespace(model=next_token.load(str(kept)), found=found, folder=str(kept), out=out)
 
 
-def test_the_next_word_is_explained_by_the_word_that_decides_it(small):
-    assert small.found.words == [("red", "blue"), ("blue", "red")]
-    assert (small.found.margin > 2).all()
-    for pieces, relevance, (word, other) in zip(
-        small.found.pieces, small.found.relevance, small.found.words, strict=True
-    ):
+@pytest.fixture(scope="module")
+def trained(next_token):
+    """The small Llama once it has learned its sentences, and its tokenizer."""
+    return next_token.train(250, seed=0)
+
+
+@pytest.mark.slow
+def test_the_next_word_is_explained_by_the_word_that_decides_it(next_token, trained):
+    found = next_token.attribute(*trained, next_token.PROMPTS, next_token.WORDS)
+    assert found.words == [("red", "blue"), ("blue", "red")]
+    assert (found.margin > 2).all()
+    for pieces, relevance, (word, other) in zip(found.pieces, found.relevance, found.words, strict=True):
         before = relevance[: pieces.index("Ġis")]
         assert pieces[before.argmax()] == f"Ġ{word}"
         assert before[pieces.index(f"Ġ{other}")] < 0
 
 
-def test_most_sentences_of_the_small_language_model_are_explained_by_their_subject(next_token, small):
+@pytest.mark.slow
+def test_most_sentences_of_the_small_language_model_are_explained_by_their_subject(next_token, trained):
     draw = random.Random(1)
     split = [next_token.sentence(draw).removesuffix(".").rsplit(" ", 1) for _ in range(50)]
-    found = next_token.explain(*small.model, [prompt for prompt, _ in split], None)
+    found = next_token.attribute(*trained, [prompt for prompt, _ in split], None)
     assert sum(word == answer for (word, _), (_, answer) in zip(found.words, split, strict=True)) >= 48
     before = [relevance[: pieces.index("Ġis")] for pieces, relevance in zip(found.pieces, found.relevance, strict=True)]
     first = [pieces[each.argmax()] for pieces, each in zip(found.pieces, before, strict=True)]
@@ -289,9 +297,9 @@ def test_the_pictures_of_the_next_token_are_written(small):
 def test_relevance_in_the_layers_ends_at_the_last_token(small):
     *_, last = small.found.layers.values()
     for relevance, mask, margin in zip(last.sum(-1), small.found.mask, small.found.margin, strict=True):
-        place = mask.sum() - 1
-        assert relevance[place].item() == pytest.approx(margin.item(), rel=1e-3)
-        assert relevance.abs().sum() == relevance[place].abs()
+        position = mask.sum() - 1
+        assert relevance[position].item() == pytest.approx(margin.item(), rel=1e-3)
+        assert relevance.abs().sum() == relevance[position].abs()
 
 
 @pytest.mark.parametrize(
@@ -343,9 +351,9 @@ def test_nothing_but_the_truth_decides_the_labels_of_the_sequences(faithfulness)
     for sequence, label, true in zip(ids.tolist(), labels, truth, strict=True):
         start, end = sequence.index(faithfulness.OPEN), sequence.index(faithfulness.CLOSE)
         worth = {faithfulness.FIRST_EVIDENCE + i: weight for i, weight in enumerate([-3, -2, -1, 1, 2, 3] * 2)}
-        counted = {place for place in range(start + 1, end) if sequence[place] in worth}
+        counted = {position for position in range(start + 1, end) if sequence[position] in worth}
         assert set(true.nonzero().flatten().tolist()) == {start, end} | counted
-        assert (sum(worth[sequence[place]] for place in counted) > 0) == bool(label)
+        assert (sum(worth[sequence[position]] for position in counted) > 0) == bool(label)
 
 
 def test_tokens_are_removed_in_the_order_that_is_given(faithfulness):

@@ -68,7 +68,7 @@ def mine(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", DIRECT)
 def test_a_composite_by_name_is_the_composite_itself(name, classifier, shipped, canonical):
     x = shipped.images[:6]
-    found = explainer(classifier, x[:1], name).explain(x, [Wanted("top")])
+    found = explainer(classifier, x[:1], name).attribute(x, [Wanted("top")])
     start = (lambda y: (y == y.amax(1, keepdim=True)).float()) if name in explainers.GRADIENTS else None
     relevance = lrpfunc.attribute(*canonical, x, DIRECT[name], start)
     assert relative_error(found.relevance[:, 0], relevance) < 1e-5
@@ -87,14 +87,14 @@ def test_the_box_is_that_of_the_preprocessing():
     high = torch.tensor([(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225])[:, None, None]
     x = low + (high - low) * torch.rand(2, 3, 8, 8)
     expected = lrpfunc.attribute(*lrpfunc.functionalize(model, x), x, composites.epsilon_gamma_box(low, high))
-    found = explainer(rgb, x[:1], "epsilon_gamma_box", canonize=False).explain(x, [Wanted("top")])
+    found = explainer(rgb, x[:1], "epsilon_gamma_box", canonize=False).attribute(x, [Wanted("top")])
     assert relative_error(found.relevance[:, 0], expected) < 1e-5
 
 
 def test_several_classes_are_each_what_they_are_alone(ready, shipped, canonical):
     x, labels = shipped.images[:7], shipped.labels[:7]
     wanted = [Wanted("top"), Wanted("class", 3), Wanted("label"), Wanted("top", 2)]
-    found = ready.explain(x, wanted, labels)
+    found = ready.attribute(x, wanted, labels)
     logits = shipped.model(x).detach()
     order = logits.argsort(1, descending=True)
     assert found.relevance.shape == (7, 4, 1, 8, 8)
@@ -102,7 +102,7 @@ def test_several_classes_are_each_what_they_are_alone(ready, shipped, canonical)
     expected = torch.stack([order[:, 0], torch.full((7,), 3), labels, order[:, 2]], dim=1)
     assert torch.equal(found.target, expected)
     for column, one in enumerate(wanted):
-        alone = ready.explain(x, [one], labels)
+        alone = ready.attribute(x, [one], labels)
         torch.testing.assert_close(alone.prediction, found.prediction, rtol=1e-5, atol=1e-5)
         assert torch.equal(alone.target[:, 0], expected[:, column])
         direct = lrpfunc.attribute(*canonical, x, composites.epsilon_plus_flat(), target=expected[:, column])
@@ -116,22 +116,22 @@ def test_without_canonization_batch_norms_stay(classifier, shipped, ready):
     assert set(ready.report.fates) == {"stem.1", "residual.0.1", "residual.2.1", "widen.1"}
     x = shipped.images[:3]
     expected = lrpfunc.attribute(*lrpfunc.functionalize(shipped.model, x), x, composites.epsilon_plus_flat())
-    found = plain.explain(x, [Wanted("top")])
+    found = plain.attribute(x, [Wanted("top")])
     assert relative_error(found.relevance[:, 0], expected) < 1e-5
-    assert relative_error(ready.explain(x, [Wanted("top")]).relevance[:, 0], expected) > 1e-2
+    assert relative_error(ready.attribute(x, [Wanted("top")]).relevance[:, 0], expected) > 1e-2
 
 
 def test_a_batch_is_its_samples_and_nothing_is_left_to_autograd(ready, shipped):
     x = shipped.images[:5]
-    whole = ready.explain(x, [Wanted("top"), Wanted("class", 0)])
+    whole = ready.attribute(x, [Wanted("top"), Wanted("class", 0)])
     for number in range(5):
-        alone = ready.explain(x[number : number + 1], [Wanted("top"), Wanted("class", 0)])
+        alone = ready.attribute(x[number : number + 1], [Wanted("top"), Wanted("class", 0)])
         torch.testing.assert_close(alone.relevance[0], whole.relevance[number], rtol=1e-4, atol=1e-6)
     assert not whole.prediction.requires_grad
     assert not whole.relevance.requires_grad
 
 
-# -- composites of one's own ------------------------------------------------------------------------------------------
+# -- composites of the user's own --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_a_batch_is_its_samples_and_nothing_is_left_to_autograd(ready, shipped):
 )
 def test_a_composite_of_ones_own(name, entries, mine, classifier, shipped, canonical):
     x = shipped.images[:2]
-    found = explainer(classifier, x[:1], f"rules_d:{name}").explain(x, [Wanted("class", 4)])
+    found = explainer(classifier, x[:1], f"rules_d:{name}").attribute(x, [Wanted("class", 4)])
     expected = lrpfunc.attribute(*canonical, x, entries, target=4)
     assert relative_error(found.relevance[:, 0], expected) < 1e-5
 
@@ -224,7 +224,7 @@ def test_gradients_do_not_start_from_the_logit(classifier, shipped, name):
     ready = explainer(classifier, x[:1], name)
     fmodel, params, *_ = lrpfunc.canonize(*lrpfunc.functionalize(shipped.model, x[:1]))
     for target in range(10):
-        found = ready.explain(x, [Wanted("class", target)])
+        found = ready.attribute(x, [Wanted("class", target)])
         ones = torch.eye(10)[target].expand(4, 10)
         expected = lrpfunc.vjp(fmodel, params, x, DIRECT[name])[1](ones)
         torch.testing.assert_close(found.relevance[:, 0], expected)

@@ -15,8 +15,7 @@ import lrpfunc
 from lrpfunc import composites, digits, rules
 from lrpfunc.attribution.ledgers import Entry, Ledger, ledger
 from lrpfunc.errors import InputError, LrpError
-from lrpfunc.heatmaps.heatmaps import (
-    _draw_ledger,
+from lrpfunc.heatmaps import (
     colorize,
     colormap,
     figure,
@@ -27,6 +26,7 @@ from lrpfunc.heatmaps.heatmaps import (
     save,
     show,
 )
+from lrpfunc.heatmaps.flows import draw
 from tests.helpers import branches
 
 # The ends of bwr are pure blue and pure red, its middle pure white.
@@ -506,7 +506,7 @@ def test_what_absorbs_is_shown_also_without_weights():
         Entry("loud", "sum", "own", 799.5, 900.0),
         Entry("conv", "convolution", "own", 900.0, 900.0),
     )
-    drawn = _draw_ledger(Ledger(entries, 1000.0, {"x": 900.0}), "", None)
+    drawn = draw(Ledger(entries, 1000.0, {"x": 900.0}), "", None)
     total = drawn.axes[0]
     assert [label.get_text() for label in total.get_yticklabels()] == ["output", "act", "loud", "conv", "inputs"]
     assert [width for _, width in bars(total)[:5]] == [1000, 800, 900, 900, 900]
@@ -519,7 +519,7 @@ def test_what_absorbs_is_shown_also_without_weights():
 
 def test_long_names_keep_their_ends_and_long_rules_their_beginnings():
     entries = (Entry("encoder." * 9 + "fc", "dense", "zbox(" + "1" * 50, 1.0, 1.0),)
-    total, parts = _draw_ledger(Ledger(entries, 1.0, {"x": 1.0}), "", None).axes
+    total, parts = draw(Ledger(entries, 1.0, {"x": 1.0}), "", None).axes
     name = total.get_yticklabels()[1].get_text()
     rule = parts.child_axes[0].get_yticklabels()[1].get_text()
     assert name.startswith("…")
@@ -531,9 +531,7 @@ def test_long_names_keep_their_ends_and_long_rules_their_beginnings():
 
 @pytest.mark.parametrize("value", [0.0, -3.0, float("nan")])
 def test_flow_can_be_drawn_of_any_ledger(value, tmp_path):
-    path = save(
-        _draw_ledger(Ledger((Entry("a", "dense", "r", value, 0.0),), value, {"x": 0.0}), "", None), tmp_path / "a.png"
-    )
+    path = save(draw(Ledger((Entry("a", "dense", "r", value, 0.0),), value, {"x": 0.0}), "", None), tmp_path / "a.png")
     assert path.stat().st_size > 1000
 
 

@@ -19,8 +19,8 @@ def quarters(mode="RGB", colors=(RED, GREEN, BLUE, WHITE), size=16):
     """A picture whose four quarters tell how it is turned."""
     image = Image.new(mode, (size, size))
     half = size // 2
-    for place, color in zip([(0, 0), (half, 0), (0, half), (half, half)], colors, strict=True):
-        image.paste(color, (*place, place[0] + half, place[1] + half))
+    for position, color in zip([(0, 0), (half, 0), (0, half), (half, half)], colors, strict=True):
+        image.paste(color, (*position, position[0] + half, position[1] + half))
     return image
 
 

@@ -65,35 +65,35 @@ def test_three_pictures_for_each_image_and_class(written):
         ("017.png", 7, "7"),
         ("017.png", 0, "0"),
     ]
-    for sheet in done:
-        assert {path.parent for path in (sheet.heatmap, sheet.overlay, sheet.panel)} == {out}
+    for one in done:
+        assert {path.parent for path in (one.heatmap, one.overlay, one.panel)} == {out}
 
 
 def test_numbers_and_pixels_are_those_of_the_model(written, folder):
     shipped = digits.load()
     fmodel, params, *_ = lrpfunc.canonize(*lrpfunc.functionalize(shipped.model, shipped.images))
-    for sheet in written[1]:
-        x = shown(folder, f"{sheet.image.parent.name}/{sheet.image.name}")
+    for one in written[1]:
+        x = shown(folder, f"{one.image.parent.name}/{one.image.name}")
         logits = shipped.model(x).detach()
-        relevance = lrpfunc.attribute(fmodel, params, x, composites.epsilon_plus_flat(), target=sheet.target)
-        assert sheet.logit == pytest.approx(logits[0, sheet.target].item(), rel=1e-4)
-        assert sheet.probability == pytest.approx(logits.softmax(1)[0, sheet.target].item(), rel=1e-4)
-        assert sheet.relevance_sum == pytest.approx(relevance.sum().item(), rel=1e-4)
+        relevance = lrpfunc.attribute(fmodel, params, x, composites.epsilon_plus_flat(), target=one.target)
+        assert one.logit == pytest.approx(logits[0, one.target].item(), rel=1e-4)
+        assert one.probability == pytest.approx(logits.softmax(1)[0, one.target].item(), rel=1e-4)
+        assert one.relevance_sum == pytest.approx(relevance.sum().item(), rel=1e-4)
         colored = heatmaps.colorize(relevance[0])
-        difference = pixels(sheet.heatmap).astype(int) - enlarged(colored, 28)  # 8 pixels become 224
+        difference = pixels(one.heatmap).astype(int) - enlarged(colored, 28)  # 8 pixels become 224
         assert np.abs(difference).max() <= 2  # a step of the colour map, where rounding may differ
-        picture = enlarged(pixels(sheet.image), 28)
+        picture = enlarged(pixels(one.image), 28)
         large = relevance[0].repeat_interleave(28, -1).repeat_interleave(28, -2)
         overlay = np.asarray(heatmaps.overlay(Image.fromarray(picture), large))
-        assert np.abs(pixels(sheet.overlay).astype(int) - overlay).max() <= 2
+        assert np.abs(pixels(one.overlay).astype(int) - overlay).max() <= 2
 
 
 def test_panels_have_the_picture_and_the_heatmap_in_them(written):
-    for sheet in written[1]:
-        panel = pixels(sheet.panel)
+    for one in written[1]:
+        panel = pixels(one.panel)
         assert panel.shape[1] > panel.shape[0] > 200
-        for part in (sheet.image, sheet.heatmap, sheet.overlay):
-            assert len(colors(part) & colors(sheet.panel)) > 0.9 * len(colors(part)), part
+        for part in (one.image, one.heatmap, one.overlay):
+            assert len(colors(part) & colors(one.panel)) > 0.9 * len(colors(part)), part
 
 
 def test_large_pictures_are_not_enlarged_and_styles_are_heeded(tmp_path):
@@ -103,18 +103,18 @@ def test_large_pictures_are_not_enlarged_and_styles_are_heeded(tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (230, 230, 3), dtype=np.uint8)
     Image.fromarray(picture).save(tmp_path / "noise.png")
     style = panels.Style("coldnhot", 0.9)
-    (sheet,), _ = panels.write(
+    (one,), _ = panels.write(
         [tmp_path / "noise.png"], tmp_path / "out", own, composite="epsilon", canonize=False, style=style
     )
     x = torch.from_numpy(picture).movedim(-1, 0)[None] / 255
     relevance = lrpfunc.attribute(*lrpfunc.functionalize(model, x), x, composites.epsilon())
     expected = heatmaps.colorize(relevance[0], "coldnhot", quantile=0.9)
-    got = pixels(sheet.heatmap)
+    got = pixels(one.heatmap)
     assert got.shape == (230, 230, 3)
     assert (np.abs(got.astype(int) - expected).max(-1) <= 8).mean() > 0.999
     assert not np.array_equal(expected, heatmaps.colorize(relevance[0], "coldnhot"))
     overlay = np.asarray(heatmaps.overlay(Image.fromarray(picture), relevance[0], "coldnhot", quantile=0.9))
-    assert (np.abs(pixels(sheet.overlay).astype(int) - overlay).max(-1) <= 8).mean() > 0.999
+    assert (np.abs(pixels(one.overlay).astype(int) - overlay).max(-1) <= 8).mean() > 0.999
 
 
 @pytest.mark.parametrize(("side", "factor"), [(8, 28), (100, 3), (223, 2), (224, 1), (300, 1)])
@@ -248,12 +248,12 @@ def test_the_table_prints_what_the_model_says(written):
     panels.table(written[1], Console(file=file, width=1000))
     head, *lines = file.getvalue().splitlines()
     assert head.split() == ["image", "class", "probability", "logit", "relevance", "sum"]
-    for line, sheet in zip(lines, written[1], strict=True):
+    for line, one in zip(lines, written[1], strict=True):
         path, label, probability, logit, total = line.split()
-        assert (path, label) == (str(sheet.image), sheet.label)
-        assert float(probability.removesuffix("%")) / 100 == pytest.approx(sheet.probability, abs=1e-4)
-        assert float(logit) == pytest.approx(sheet.logit, rel=1e-3)
-        assert float(total) == pytest.approx(sheet.relevance_sum, rel=1e-3)
+        assert (path, label) == (str(one.image), one.label)
+        assert float(probability.removesuffix("%")) / 100 == pytest.approx(one.probability, abs=1e-4)
+        assert float(logit) == pytest.approx(one.logit, rel=1e-3)
+        assert float(total) == pytest.approx(one.relevance_sum, rel=1e-3)
 
 
 def test_the_table_takes_names_as_they_are(written):

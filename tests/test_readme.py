@@ -48,10 +48,12 @@ def test_the_commands_of_the_readme_run_one_after_another(tmp_path, monkeypatch)
     blocks = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines() if line.startswith("lrpfunc ")]
     assert [line.split()[1] for line in lines] == ["digits", "image", "inspect", "dataset", "report"]
-    for line in lines:
-        words = [word for part in shlex.split(line)[1:] for word in sorted(glob.glob(part)) or [part]]
+    for line in lines:  # of a pattern the first image: more of them are in test_panels
+        words = [word for part in shlex.split(line)[1:] for word in sorted(glob.glob(part))[:1] or [part]]
         result = CliRunner().invoke(cli.app, words)
         assert result.exit_code == 0, (line, result.output)
-    assert len(list(Path("heatmaps").glob("*.panel.png"))) == 16
+    assert (
+        len(list(Path("heatmaps").glob("*.panel.png"))) == 2 * 2
+    )  # the first image of each pattern, and the two highest classes
     assert Path("run.h5").exists()
     assert Path("report.html").exists()

@@ -358,9 +358,9 @@ def test_arrow_keys_go_through_the_gallery(page):
     assert 1 < across < N
     page.focus("#gallery .card")
     steps = {"ArrowDown": across, "ArrowRight": across + 1, "ArrowUp": 1, "ArrowLeft": 0, "End": N - 1, "Home": 0}
-    for key, place in steps.items():
+    for key, position in steps.items():
         page.keyboard.press(key)
-        assert focused(page, "title") == f"pic-{N - 1 - place:02}.png", key
+        assert focused(page, "title") == f"pic-{N - 1 - position:02}.png", key
     # The gallery is one stop on the way of Tab, with a ring that shows where one is.
     assert page.locator('.card[tabindex="0"]').count() == 1
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"

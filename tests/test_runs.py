@@ -6,12 +6,11 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
-import time
 import traceback
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -207,7 +206,7 @@ def test_an_existing_file_is_kept_unless_told_otherwise(folder, classifier, tmp_
     assert runs.run(folder, out, classifier, overwrite=True).rows == 40
 
 
-def test_bad_places_are_errors_before_any_work(folder, classifier, tmp_path):
+def test_bad_paths_are_errors_before_any_work(folder, classifier, tmp_path):
     with pytest.raises(FileError, match="is a folder: name a file in it"):
         runs.run(folder, tmp_path, classifier)
     with pytest.raises(FileError, match="there is no folder"):
@@ -234,10 +233,9 @@ def test_a_data_set_without_anything_readable_is_an_error(classifier, tmp_path):
 
 def test_another_process_at_the_same_file_is_kept_out(folder, classifier, tmp_path):
     out = tmp_path / "run.h5"
-    code = (
-        "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.lockf(f, 2); print(1, flush=True); time.sleep(60)"
-    )
-    with subprocess.Popen([sys.executable, "-c", code, f"{out}.journal"], stdout=subprocess.PIPE, text=True) as other:
+    code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, 2); print(1, flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, f"{out}.journal"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         other.stdout.readline()
         with pytest.raises(FileError, match="another process is writing"):
             runs.run(folder, out, classifier)
@@ -331,13 +329,13 @@ def test_overwriting_begins_anew(folder, classifier, tmp_path):
 class Deadly:
     """Preprocessing that kills the process that does it, as a lack of memory may, unless it is this one."""
 
-    own: Standard
+    standard: Standard
     main: int
 
     def __call__(self, image):
         if os.getpid() != self.main:
             os.kill(os.getpid(), 9)
-        return self.own(image)
+        return self.standard(image)
 
 
 def test_a_reading_process_that_dies_is_an_error_and_no_loss(folder, classifier, tmp_path):
@@ -413,7 +411,7 @@ def test_another_hdf5_file_is_told_from_a_run(tmp_path):
         with h5py.File(path, "w") as file:
             if details is not None:
                 file.attrs[hdf5.DETAILS] = details
-                for name, (shape, dtype) in hdf5.Layout(1, (1, 2, 2), 3, 4).columns().items():
+                for name, (shape, dtype) in hdf5.Schema(1, (1, 2, 2), 3, 4).columns().items():
                     file.create_dataset(name, (1, *shape), dtype)
                 file["category"], file["errors"] = [1], [1]
         with (
@@ -441,23 +439,8 @@ def test_no_space_left_is_known_at_the_start(folder, classifier, tmp_path, monke
 # -- killed -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Slow:
-    """Preprocessing that takes a while and notes each image that it sees."""
-
-    log: str
-    own: Standard
-
-    def __call__(self, image):
-        descriptor = os.open(self.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        os.write(descriptor, b".")
-        os.close(descriptor)
-        time.sleep(0.003)
-        return self.own(image)
-
-
-def clean_processes():
-    """Processes that come from one in which autograd has no threads yet, which could not be forked."""
+def clean_process(function, *arguments):
+    """Do something in a process in which autograd has no threads yet, for these could not be forked."""
     processes = multiprocessing.get_context("forkserver")
     # What a run imports, once instead of in each process.
     modules = [
@@ -468,61 +451,32 @@ def clean_processes():
         "PIL.PngImagePlugin",
     ]
     processes.set_forkserver_preload([*modules, "tests.test_runs"])
-    return processes
+    process = processes.Process(target=function, args=arguments)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
 
 
-def slow_run(source, out, log):
-    """What a process does that will be killed."""
-    torch.set_num_threads(1)
-    classifier = classifiers.load("digits")
-    slow = classifiers.Classifier(
-        "digits", classifier.model, Slow(log, classifier.preprocess), (1.0,), (-1.0,), classifier.categories
-    )
-    runs.run(Path(source), Path(out), slow, targets=["top2"], batch=4, resume=True)
+def forked(function, *arguments):
+    """A process that does something and has no exit code but 0 if that goes well."""
+    child = os.fork()
+    if child == 0:
+        try:
+            function(*arguments)
+            os._exit(0)
+        finally:
+            traceback.print_exc()
+            os._exit(1)
+    return child
 
 
-def lines(path):
-    return path.read_bytes().count(b"\n") if path.exists() else 0
+def ended(child):
+    """How a process ends: its exit code, or minus the signal that killed it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def test_a_run_killed_twenty_times_ends_like_an_undisturbed_one(broken, tmp_path):
-    for path in list(broken.glob("*/*")):  # more images, so that there is something to kill
-        for copy in "abc":
-            shutil.copy(path, path.with_name(f"{copy}{path.name}"))
-    processes = clean_processes()
-    chance = random.Random(0)
-    out, journal, log = tmp_path / "run.h5", tmp_path / "run.h5.journal", tmp_path / "log"
-    kills = attempts = 0
-    while not out.exists():
-        attempts += 1
-        assert attempts < 100
-        process = processes.Process(target=slow_run, args=(str(broken), str(out), str(log)))
-        process.start()
-        wanted = lines(journal) + chance.choice([0, 1, 2])
-        while kills < 20 and process.is_alive() and lines(journal) < wanted:
-            time.sleep(0.001)
-        if kills < 20:
-            time.sleep(chance.uniform(0, 0.05))
-            process.kill()
-        process.join(60)
-        kills += process.exitcode == -9
-        assert process.exitcode in (-9, 0)
-        part = tmp_path / "run.h5.part"
-        if part.exists():
-            with h5py.File(part, "r") as file:
-                assert "attribution" in file
-    assert kills == 20
-    reads = log.stat().st_size
-    slow_run(str(broken), str(tmp_path / "whole.h5"), str(log))
-    whole_reads = log.stat().st_size - reads
-    # Each kill costs a batch at most, and each start one image more, whose size it wants to know.
-    assert reads <= whole_reads + kills * (4 + 1)
-    assert_same(out, tmp_path / "whole.h5")
-    assert left_behind(out) == ["run.h5"]
-
-
-def die_at(moment):
-    """Let this process die at the n-th thing that it does to files, in the midst of it if that is writing."""
+def interrupt(moment, action):
+    """Do something else at the n-th thing that this process does to files, in the midst of it if that is writing."""
     count = [0]
 
     def at(function, name):
@@ -532,7 +486,7 @@ def die_at(moment):
                 if name == "pwrite":
                     descriptor, data, offset = arguments
                     function(descriptor, data[: len(data) // 2], offset)
-                os._exit(9)
+                action()
             return function(*arguments, **options)
 
         return call
@@ -541,52 +495,114 @@ def die_at(moment):
         setattr(os, name, at(getattr(os, name), name))
 
 
-def forked(function, *arguments):
-    """The exit code of a function that runs in a process of its own."""
-    child = os.fork()
-    if child == 0:
-        try:
-            function(*arguments)
-            os._exit(0)
-        finally:
-            traceback.print_exc()
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+def prepared_once():
+    """A classifier that no run in this process traces again, which would take minutes."""
+    torch.set_num_threads(1)
+    classifier = classifiers.load("digits")
+    ready = runs.explainer(classifier, torch.rand(1, 1, 8, 8))
+    runs.explainer = lambda *arguments: ready
+    return classifier
+
+
+@dataclass(frozen=True)
+class Noting:
+    """Preprocessing that notes each image that it sees."""
+
+    log: str
+    standard: Standard
+
+    def __call__(self, image):
+        descriptor = os.open(self.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.write(descriptor, b".")
+        os.close(descriptor)
+        return self.standard(image)
+
+
+KILLS, BATCH = 20, 4
+
+
+def kill_again_and_again(source, folder):
+    """Kill runs from outside, each at a moment that it has told of and at which it waits; then let one end."""
+    classifier = prepared_once()
+    out, log = folder / "run.h5", folder / "log"
+    noting = replace(classifier, preprocess=Noting(str(log), classifier.preprocess))
+
+    def run(out, moment=0, tell=None):
+        if moment:
+
+            def wait():
+                os.write(tell, b".")
+                while True:
+                    signal.pause()
+
+            interrupt(moment, wait)
+        runs.run(source, out, noting, targets=["top2"], batch=BATCH, resume=True)
+
+    chance = random.Random(0)
+    for _ in range(KILLS):
+        told, tell = os.pipe()
+        child = forked(run, out, chance.randint(1, 25), tell)
+        os.close(tell)
+        assert os.read(told, 1) == b"."  # nothing would come if the run had ended
+        os.close(told)
+        os.kill(child, signal.SIGKILL)
+        assert ended(child) == -signal.SIGKILL
+        assert not out.exists()
+        part = folder / "run.h5.part"
+        if part.exists():
+            with h5py.File(part, "r") as file:
+                assert "attribution" in file
+    assert ended(forked(run, out)) == 0
+    reads = log.stat().st_size
+    assert ended(forked(run, folder / "whole.h5")) == 0
+    whole_reads = log.stat().st_size - reads
+    # Each kill costs a batch at most, and each start one image more, whose size it wants to know.
+    assert whole_reads < reads <= whole_reads + KILLS * (BATCH + 1)
+
+
+def test_a_run_killed_twenty_times_ends_like_an_undisturbed_one(broken, tmp_path):
+    for path in list(broken.glob("*/*")):  # more images, so that there is something to kill
+        for copy in "ab":
+            shutil.copy(path, path.with_name(f"{copy}{path.name}"))
+    clean_process(kill_again_and_again, broken, tmp_path)
+    assert_same(tmp_path / "run.h5", tmp_path / "whole.h5")
+    assert left_behind(tmp_path / "run.h5") == ["run.h5"]
 
 
 def die_at_every_moment(source, folder, batch):
     """One death after the other, each followed by a resumed run and a comparison; a score of them, or it fails."""
-    classifier = classifiers.load("digits")
-    ready = runs.explainer(classifier, torch.rand(1, 1, 8, 8))
-    runs.explainer = lambda *arguments: ready  # tracing it every time would take minutes
+    classifier = prepared_once()
 
     def run(out, moment=0, resume=False):
-        torch.set_num_threads(1)
         if moment:
-            die_at(moment)
+            interrupt(moment, lambda: os._exit(9))
         runs.run(source, out, classifier, batch=batch, resume=resume)
 
-    assert forked(run, folder / "whole.h5") == 0
+    assert ended(forked(run, folder / "whole.h5")) == 0
     moment, code = 0, 9
     while code:
         moment += 1
         out = folder / f"{moment}.h5"
-        code = forked(run, out, moment)
+        code = ended(forked(run, out, moment))
         assert code in (0, 9), code
-        assert forked(run, out, 0, True) == 0
+        assert ended(forked(run, out, 0, True)) == 0
         assert_same(out, folder / "whole.h5")
         assert set(left_behind(out)) <= {out.name, f"{out.name}.part.new", f"{out.name}.part.copy"}
     assert moment > 20
 
 
-@pytest.mark.parametrize(("kind", "batch"), [("whole", 20), ("broken", 32)])
+@pytest.mark.parametrize(("kind", "batch"), [("whole", 2), ("broken", 4)])
 def test_a_death_at_any_moment_costs_nothing(kind, batch, folder, broken, tmp_path):
-    """The moments by one and one: before each system call that changes a file, and in the middle of each write."""
-    source = folder if kind == "whole" else broken
-    process = clean_processes().Process(target=die_at_every_moment, args=(source, tmp_path, batch))
-    process.start()
-    process.join()
-    assert process.exitcode == 0
+    """The moments by one and one: before each system call that changes a file, and in the middle of each write.
+
+    Two batches have all moments that there are. Each has an image that can be read.
+    """
+    few = tmp_path / "few"
+    names = ["1/001.png", "3/003.png", "5/005.png", "8/008.png"]
+    for name in names if kind == "whole" else ["0/000.png", "4/zzz.jpg", "9/a.png", *names]:
+        few.joinpath(name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy((folder if kind == "whole" else broken) / name, few / name)
+    clean_process(die_at_every_moment, few, tmp_path, batch)
 
 
 def test_a_journal_cut_in_the_middle_of_a_line_is_mended(folder, classifier, tmp_path):

@@ -97,7 +97,7 @@ def test_folders_whose_numbers_and_places_differ_need_names():
         FileError, match=r"the folder '10' may be class 10 by its name or class 2 by its place.*--categor"
     ):
         class_numbers(folders, [], 12)
-    assert class_numbers(folders, folders, 12) == {name: place for place, name in enumerate(folders)}
+    assert class_numbers(folders, folders, 12) == {name: position for position, name in enumerate(folders)}
     assert class_numbers(folders, [], 13)["10"] == 10
 
 
@@ -201,7 +201,7 @@ def test_a_file_without_labels(kind, tmp_path):
     ],
     ids=["N3HW", "NHW3", "NHW", "NHW1", "N1HW"],
 )
-def test_layouts_of_bytes(data, expected, tmp_path):
+def test_forms_of_bytes(data, expected, tmp_path):
     torch.save(torch.from_numpy(data), tmp_path / "data.pt")
     # The preprocessing crops and resizes nothing here: what it gets are the pixels.
     own = Classifier("own", nn.Identity(), lambda image: torch.from_numpy(np.array(image)).movedim(-1, 0))
@@ -344,7 +344,7 @@ def test_digits_come_out_of_a_folder_as_they_were(tmp_path):
     shipped, own = digits.load(), classifiers.load("digits")
     found = open_samples(tmp_path / "digits", own)
     assert len(found.names) == 40
-    for place, name in enumerate(found.names):
+    for position, name in enumerate(found.names):
         number = int(name.split(os.sep)[1].removesuffix(".png"))
-        torch.testing.assert_close(found.load(place), shipped.images[number], atol=0.51 / 255, rtol=0)
-        assert found.labels(10)[place] == shipped.labels[number]
+        torch.testing.assert_close(found.load(position), shipped.images[number], atol=0.51 / 255, rtol=0)
+        assert found.labels(10)[position] == shipped.labels[number]

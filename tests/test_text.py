@@ -41,8 +41,8 @@ LOGITS = torch.tensor([
 def sparse(*entries):
     """Zeros but for (sample, position, token, value)."""
     expected = torch.zeros_like(LOGITS)
-    for *place, value in entries:
-        expected[tuple(place)] = value
+    for *position, value in entries:
+        expected[tuple(position)] = value
     return expected
 
 
@@ -97,7 +97,7 @@ class Named(NamedTuple):
 
 
 class Language(nn.Module):
-    """Embeddings to logits (batch, length, 5), in the structure that `wrap` makes of them and the hidden state."""
+    """Embeddings to logits (batch, length, 5), in the pytree that `wrap` makes of them and the hidden state."""
 
     def __init__(self, wrap=lambda logits, hidden: logits):
         super().__init__()
@@ -123,7 +123,7 @@ def embedded():
 
 
 def direct(x, target):
-    """The relevance by LRP-0, which is input times gradient, of a network without its structures."""
+    """The relevance by LRP-0, which is input times gradient, of a network without its pytrees."""
     x = x.clone().requires_grad_()
     logits = Language()(x)
     (gradient,) = torch.autograd.grad(logits, x, target(logits.detach()) / logits.detach())
@@ -140,7 +140,7 @@ def test_outputs_with_a_field_of_logits_are_explained_by_these_alone(wrapped, ta
     torch.testing.assert_close(relevance, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_other_tensors_of_an_output_get_zeros_in_its_structure(embedded):
+def test_the_other_tensors_of_an_output_get_zeros_in_its_pytree(embedded):
     fmodel, params = lrpfunc.functionalize(Language(WRAPPED["dataclass"]), embedded)
     output = fmodel(params, embedded)
     relevance = text.token(3, 1)(output)
@@ -842,8 +842,8 @@ def test_a_figure_of_layers_can_be_written_and_drawn_into_another(tmp_path):
     with Image.open(path) as picture:
         assert picture.width > 300
     assert not pyplot.get_fignums()
-    own = text.layers(["a"], {"b": [1.0]})
-    part = own.subfigures(1, 1)
+    made = text.layers(["a"], {"b": [1.0]})
+    part = made.subfigures(1, 1)
     assert text.layers(["a"], {"b": [1.0]}, figure=part) is part
     assert len(part.axes) == 2
 

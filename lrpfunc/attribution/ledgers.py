@@ -43,7 +43,10 @@ class Entry(NamedTuple):
 class Ledger:
     """Where relevance went; `print` shows it. The seed is what arrives at the inputs and what all entries absorbed.
 
-    `entries`: in the order that relevance takes, the output first. `inputs`: what arrives, by the input's name.
+    Fields:
+        entries: in the order that relevance takes, the output first.
+        seed: the relevance that entered at the output, in its units.
+        inputs: what arrives, by the input's name.
     """
 
     entries: Sequence[Entry]
@@ -76,8 +79,23 @@ def ledger(fmodel: Program, params, x, rules: Entries, target: Target = None) ->
     """What each equation got, passed on and absorbed, in units of the explained output and summed over the batch.
 
     absorbed = arrived - passed on: the share of biases and stabilizers, and what a rule does not conserve. Equations
-    that no relevance comes to have no entry. It reads numbers, which no transform of torch has. Arguments and errors:
-    those of `attribute`.
+    that no relevance comes to have no entry. It reads numbers, which no transform of torch has.
+
+    Args:
+        fmodel: the program, of `functionalize` or `trace`.
+        params: its pytree of parameters.
+        x: the input, or a tuple of them; the first dimension is the batch.
+        rules: a composite, `{name pattern: rule}`, or one rule.
+        target: what is explained, in any form that `attribute` takes; None for the arg-max.
+    Errors: those of `attribute`.
+
+    >>> import lrpfunc, torch
+    >>> layer, x = torch.nn.Linear(2, 1), torch.tensor([[3.0, 1.0]])
+    >>> fmodel, _ = lrpfunc.functionalize(layer, x)
+    >>> params = {"weight": torch.tensor([[2.0, -1.0]]), "bias": torch.tensor([0.5])}
+    >>> found = lrpfunc.ledger(fmodel, params, x, lrpfunc.rules.epsilon(0))
+    >>> found.seed, found.arrived, found.absorbed
+    (5.5, 5.0, 0.5)
     """
     entries: list[Entry] = []
     output, pullback = vjp(fmodel, params, x, _recording(rules, entries))

@@ -1,18 +1,14 @@
-"""Relevance as pictures."""
+"""Heatmaps: relevance as pictures, and where relevance went as a figure.
 
-from lrpfunc.heatmaps.heatmaps import (
-    COLORS,
-    PLAIN,
-    check_path,
-    colorize,
-    colormap,
-    figure,
-    flow,
-    grid,
-    heatmap,
-    new_figure,
-    overlay,
-    save,
-    show,
-    tail,
-)
+    image = heatmaps.heatmap(relevance)                         # PIL images: heatmap, overlay, grid
+    figure = heatmaps.show(relevance, photo)                    # matplotlib figures: show, figure, flow
+    heatmaps.save(figure, "relevance.png")
+
+`colorize` gives arrays. PIL and matplotlib are imported where they are used. Read on in this order: colours, pictures,
+figures, flows.
+"""
+
+from lrpfunc.heatmaps.colours import COLORS, colorize, colormap
+from lrpfunc.heatmaps.figures import PLAIN, check_path, figure, new_figure, save, show, tail
+from lrpfunc.heatmaps.flows import flow
+from lrpfunc.heatmaps.pictures import grid, heatmap, overlay

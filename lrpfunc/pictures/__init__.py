@@ -1,5 +1,5 @@
 """For people with pictures: image files and checkpoints in, heatmaps, HDF5 files and pages out.
 
-What the command line does, as functions. Read on in this order: images, classifiers, explainers, sheets, inspection,
-samples, store, places, runs, reports.
+What the command line does, as functions. Its modules are imported directly, by who needs them. Read on in this order:
+images, weights, classifiers, explainers, panels, inspection, hdf5, samples, workfile, runs, report, demo.
 """

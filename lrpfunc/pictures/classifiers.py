@@ -9,8 +9,7 @@ import importlib
 import json
 import re
 import sys
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +19,13 @@ from torch import Tensor, nn
 
 from lrpfunc import digits
 from lrpfunc.errors import FileError, LrpError, ModelError, near_misses
+from lrpfunc.pictures.weights import fill, read_state, stripped
 
 if TYPE_CHECKING:
     from PIL import Image
 
 DIGITS, DEFAULT, RANDOM = "digits", "DEFAULT", "random"
 IMAGENET_MEAN, IMAGENET_STD, IMAGENET_SIZE = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # where training scripts put a model's state
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ def load(
 def _digits(weights: str | None) -> Classifier:
     model = digits.load().model if weights in (None, DEFAULT) else _initialized(digits.DigitsNet)
     if weights not in (None, DEFAULT, RANDOM):
-        _fill(model, _state(weights), weights)
+        fill(model, read_state(weights), weights)
     # Ink is 1 and paper 0 for the network, but dark and white on pictures.
     preprocess = Standard(size=8, mean=(1.0,), std=(-1.0,))
     names = tuple(map(str, range(10)))
@@ -147,21 +146,20 @@ def _adapted(
     """A classifier with parts of its preprocessing replaced. Errors: `ModelError`."""
     if size is None and mean is None and std is None:
         return classifier
-    own = classifier.preprocess
-    if not isinstance(own, Standard):
+    standard = classifier.preprocess
+    if not isinstance(standard, Standard):
         raise ModelError(f"{classifier.name} brings its own preprocessing, so size, mean and std cannot be changed.")
     if size is not None and size < 1:
         raise ModelError(f"the size of the input must be a number of pixels >= 1, but is {size}.")
-    mean, std = mean or own.mean, std or own.std
+    mean, std = mean or standard.mean, std or standard.std
     if len(mean) != len(std) or len(mean) not in (1, 3) or 0 in std:
         raise ModelError(
             "mean and std must both have one number (gray) or three (RGB), and std none that is 0, "
             f"but are {_listed(mean)} and {_listed(std)}."
         )
-    # With a size of one's own nothing is cropped that need not be; without, resizing and cropping stay as they are.
-    changed = (
-        replace(own, mean=mean, std=std) if size is None else replace(own, size=size, resize=size, mean=mean, std=std)
-    )
+    changed = replace(standard, mean=mean, std=std)
+    if size is not None:  # nothing is cropped that need not be; without a size, resizing and cropping stay as they are
+        changed = replace(changed, size=size, resize=size)
     return replace(classifier, preprocess=changed, mean=mean, std=std)
 
 
@@ -197,9 +195,9 @@ def _of_torchvision(name: str, weights: str | None) -> Classifier:
         model = _initialized(lambda: _empty(name))
     else:
         model = _from_file(name, weights, list(known.__members__))
-    # Fine-tuned heads have classes of their own.
-    own = weights is not None and not is_named and _outputs(model) not in (None, len(entry.meta["categories"]))
-    categories = () if own else tuple(entry.meta["categories"])
+    # A fine-tuned head has other classes than those that the names are of.
+    is_tuned = weights is not None and not is_named and _outputs(model) not in (None, len(entry.meta["categories"]))
+    categories = () if is_tuned else tuple(entry.meta["categories"])
     return Classifier(name, model, preprocess, preprocess.mean, preprocess.std, categories, weights or DEFAULT)
 
 
@@ -233,7 +231,7 @@ def _from_file(name: str, weights: str, known: list[str]) -> nn.Module:
     """A torchvision model with the parameters of a file, and as many classes as they have."""
     if not Path(weights).exists() and "." not in weights:
         raise ModelError(f"{name} has no weights '{weights}': there are {', '.join(known)}, random, or a file.")
-    state = _state(weights)
+    state = read_state(weights)
     if name in ("googlenet", "inception_v3"):
         raise ModelError(
             f"a file does not say whether {name} scales its inputs itself (transform_input): "
@@ -241,14 +239,14 @@ def _from_file(name: str, weights: str, known: list[str]) -> nn.Module:
         )
     with torch.device("meta"):
         expected = _empty(name).state_dict()
-    state = _stripped(state, expected)
+    state = stripped(state, expected)
     heads = {
         len(state[key])
         for key, tensor in expected.items()
         if key in state and tensor.dim() and state[key].dim() == tensor.dim() and len(state[key]) != len(tensor) == 1000
     }
     model = _empty(name, num_classes=heads.pop()) if len(heads) == 1 else _empty(name)
-    return _fill(model, state, weights)
+    return fill(model, state, weights)
 
 
 def _outputs(model: nn.Module) -> int | None:
@@ -261,7 +259,7 @@ def _outputs(model: nn.Module) -> int | None:
     return sizes[-1] if sizes else None
 
 
-# -- one's own --------------------------------------------------------------------------------------------------------
+# -- the user's own ----------------------------------------------------------------------------------------------------
 
 
 def named_object(path: str, what: str) -> Any:
@@ -305,88 +303,10 @@ def _made(name: str, weights: str | None) -> Classifier:
         return replace(made, name=name)
     if weights in (DEFAULT, RANDOM):
         raise ModelError(f"weights of {name} are what it gives, or a file: '{weights}' is for torchvision's models.")
-    return replace(made, name=name, model=_fill(made.model, _state(weights), weights), weights=weights)
+    return replace(made, name=name, model=fill(made.model, read_state(weights), weights), weights=weights)
 
 
-# -- files ------------------------------------------------------------------------------------------------------------
-
-
-def _state(path: str) -> dict[str, Tensor]:
-    """The state dict in a file. Errors: `FileError`."""
-    loaded: Any
-    if not Path(path).is_file():
-        raise FileError(f"there is no file '{path}' to take weights from.")
-    try:
-        if path.endswith(".safetensors"):
-            import safetensors.torch
-
-            loaded = safetensors.torch.load_file(path)
-        else:
-            loaded = unpickled(Path(path))
-    # safetensors, pickle and zip have errors of their own for files that are broken or something else
-    except Exception as error:
-        raise FileError(
-            f"'{path}' holds no weights that can be loaded safely ({first_sentence(error)}). "
-            "Write it by torch.save(model.state_dict(), path) or safetensors."
-        ) from error
-    return _unwrapped(path, loaded)
-
-
-def unpickled(path: Path, mmap: bool = False) -> Any:
-    """What `torch.save` wrote, if it is tensors and plain containers. Errors: nearly any, see `first_sentence`."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns of TorchScript archives before it refuses them
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-
-
-def first_sentence(error: Exception) -> str:
-    """What an error of another library says, in a line, after its type: some say nothing, or just a number."""
-    said = " ".join(str(error).split(". ")[0].split())
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
-
-
-def _unwrapped(path: str, loaded: Any) -> dict[str, Tensor]:
-    if isinstance(loaded, Mapping):
-        for wrapper in WRAPPERS:
-            if isinstance(loaded.get(wrapper), Mapping):
-                return _unwrapped(path, loaded[wrapper])
-        if loaded and all(isinstance(value, Tensor) for value in loaded.values()):
-            return dict(loaded)
-    raise FileError(f"'{path}' must hold a state dict, names with tensors, but holds {type(loaded).__name__}.")
-
-
-def _stripped(state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state without what training put before all names ("module.", "_orig_mod.", "model."), if names fit then."""
-    stripped = state
-    while not any(name in expected for name in stripped):
-        if len({name.partition(".")[0] for name in stripped}) != 1 or not all("." in name for name in stripped):
-            return state
-        stripped = {name.partition(".")[2]: tensor for name, tensor in stripped.items()}
-    return stripped
-
-
-def _fill(model: nn.Module, state: dict[str, Tensor], path: str) -> nn.Module:
-    """A model with the parameters of a state dict. Errors: `ModelError` that says which do not fit."""
-    expected = model.state_dict()
-    state = _stripped(state, expected)
-    complaints = {
-        "missing": [name for name in expected if name not in state and not name.endswith("num_batches_tracked")],
-        "not of this model": [name for name in state if name not in expected],
-        "of another shape": [
-            f"{name} {tuple(state[name].shape)} for {tuple(tensor.shape)}"
-            for name, tensor in expected.items()
-            if name in state and state[name].shape != tensor.shape
-        ],
-    }
-    if any(complaints.values()):
-        listed = "; ".join(f"{what}: {_few(found)}" for what, found in complaints.items() if found)
-        raise ModelError(f"the weights in '{path}' do not fit the model. {listed}.")
-    model.load_state_dict(state, strict=False)
-    return model
-
-
-def _few(found: list[str], most: int = 4) -> str:
-    return ", ".join(found[:most]) + (f" and {len(found) - most} more" if len(found) > most else "")
+# -- names of classes -------------------------------------------------------------------------------------------------
 
 
 def _categories(path: Path) -> tuple[str, ...]:

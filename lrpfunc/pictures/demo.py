@@ -1,6 +1,6 @@
 """The demo: handwritten digits, several composites, one picture, and figures on what the heatmaps are worth.
 
-`run` does the work and returns what it measured, `tables` prints it with rich. `pixel_flipping` is the measurement.
+`measure` does the work and returns what it found, `tables` prints it with rich. `pixel_flipping` is the measurement.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Result(NamedTuple):
     path: Path
 
 
-def run(out: str | Path, count: int = 6, seed: int = 0) -> Result:
+def measure(out: str | Path, count: int = 6, seed: int = 0) -> Result:
     """Explain `count` sample digits under all `COMPOSITES`, write the picture, flip the pixels of all sample digits.
 
     The class explained is the one that the network predicts. `seed` chooses the digits and the random orders.
@@ -99,7 +99,7 @@ def run(out: str | Path, count: int = 6, seed: int = 0) -> Result:
 
 
 def _shuffled_in_tens(count: int, generator: torch.Generator) -> Tensor:
-    """Indices in random order, but ten by ten: as samples come in runs of 0 to 9, the first few differ in class."""
+    """Indices in random order, but ten by ten: as samples come ten by ten, 0 to 9, the first few differ in class."""
     tens = torch.arange(count).split(10)
     return torch.cat([ten[torch.randperm(len(ten), generator=generator)] for ten in tens])
 

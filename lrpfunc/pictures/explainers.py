@@ -52,7 +52,7 @@ class Wanted(NamedTuple):
         return torch.full_like(labels, self.number)
 
 
-class Explanations(NamedTuple):
+class Attributions(NamedTuple):
     """Logits (N, classes), explained classes (N, T) and their relevance (N, T, C, H, W)."""
 
     prediction: Tensor
@@ -77,8 +77,8 @@ class Explainer:
     device: torch.device
     is_gradient: bool = False
 
-    def explain(self, x: Tensor, wanted: Sequence[Wanted], labels: Tensor | None = None) -> Explanations:
-        """Explain inputs (N, C, H, W) by one forward pass; the results are on the CPU. `labels`: (N,), -1: unknown."""
+    def attribute(self, x: Tensor, wanted: Sequence[Wanted], labels: Tensor | None = None) -> Attributions:
+        """The relevance of inputs (N, C, H, W) by one forward pass, on the CPU. `labels`: (N,), -1: unknown."""
         x = x.to(self.device)
         known = torch.full((len(x),), UNKNOWN, device=self.device) if labels is None else labels.to(self.device)
         predictions: list[Tensor] = []
@@ -100,7 +100,7 @@ class Explainer:
             prediction, pullback = self.prepared.vjp(x)
             predictions.append(prediction)
             relevance = torch.stack([pullback(seed(prediction, one)) for one in wanted], dim=1)
-        return Explanations(predictions[0].cpu(), torch.stack(targets, dim=1).cpu(), relevance.cpu())
+        return Attributions(predictions[0].cpu(), torch.stack(targets, dim=1).cpu(), relevance.cpu())
 
 
 def explainer(
@@ -144,7 +144,7 @@ def explainer(
 
 
 def composite_named(name: str, classifier: Classifier) -> Composite:
-    """A composite by its name, or one's own as `module.path:composite`. Errors: `ModelError`."""
+    """A composite by its name, or one of the user's own as `module.path:composite`. Errors: `ModelError`."""
     if ":" in name:
         return composites.as_composite(named_object(name, "a composite of your own"))
     if name not in COMPOSITES:

@@ -1,6 +1,6 @@
-"""The HDF5 file of a dataset run: rows of explanations, in the layout that ViRelAy reads, and what else is known.
+"""The HDF5 file of a dataset run: rows of explanations, in the form that ViRelAy reads, and what else is known.
 
-A file is made whole, with room for all rows; rows are then written at their places in it, past the HDF5 library. While
+A file is made whole, with room for all rows; rows are then written where they belong, past the HDF5 library. While
 a run goes on nothing but numbers changes, so that a process that is killed leaves a file that opens.
 """
 
@@ -26,7 +26,7 @@ UNKNOWN = -1  # the label of a sample whose class is not known
 COPIED_BYTES = 1 << 26
 
 
-class Layout(NamedTuple):
+class Schema(NamedTuple):
     """How large a file is: rows, (channels, height, width), classes, and the bytes of the longest sample's name."""
 
     rows: int
@@ -51,7 +51,7 @@ class Layout(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """A sample without a row: its place in the data set, its name, the reason."""
+    """A sample without a row: its position in the data set, its name, the reason."""
 
     sample: int
     file: str
@@ -63,7 +63,7 @@ class Failure(NamedTuple):
 
 def create(
     path: Path,
-    layout: Layout,
+    schema: Schema,
     details: Mapping[str, Any],
     categories: Sequence[str],
     failures: Sequence[Failure] = (),
@@ -81,12 +81,12 @@ def create(
         file.attrs[DETAILS] = json.dumps(details)
         file.create_dataset(CATEGORIES, data=list(categories), dtype=text, shape=(len(categories),))
         file.create_dataset(ERRORS, data=np.array([tuple(each) for each in failures], dtype=failure))
-        # Early allocation gives every dataset its place in the file now; never filling leaves the disk alone.
-        places = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        places.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-        places.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-        for name, (shape, dtype) in layout.columns().items():
-            file.create_dataset(name, (layout.rows, *shape), dtype, dcpl=places)
+        # Early allocation takes the bytes of every dataset now; never filling leaves the disk alone.
+        creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        for name, (shape, dtype) in schema.columns().items():
+            file.create_dataset(name, (schema.rows, *shape), dtype, dcpl=creation)
     with open(path, "r+b") as written:
         _reserve(written.fileno(), os.path.getsize(path))
 
@@ -102,15 +102,15 @@ def _reserve(descriptor: int, size: int) -> None:
 
 
 class Writer:
-    """Writes rows at their places in a file that `create` made; for `writing`."""
+    """Writes rows where they belong in a file that `create` made; for `writing`."""
 
-    def __init__(self, descriptor: int, places: Mapping[str, tuple[int, tuple[int, ...], np.dtype]]):
-        self._descriptor, self._places = descriptor, places
+    def __init__(self, descriptor: int, columns: Mapping[str, tuple[int, tuple[int, ...], np.dtype]]):
+        self._descriptor, self._columns = descriptor, columns
 
     def write(self, row: int, columns: Mapping[str, np.ndarray]) -> None:
         """Write entries of some columns, all as many, from `row` on. Errors: `OSError`."""
         for name, entries in columns.items():
-            offset, shape, dtype = self._places[name]
+            offset, shape, dtype = self._columns[name]
             values = np.ascontiguousarray(entries, dtype=dtype)
             assert values.shape[1:] == shape, (name, values.shape, shape)
             size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
@@ -128,13 +128,13 @@ def write_at(descriptor: int, data: memoryview, offset: int) -> None:
 def writing(path: Path) -> Iterator[Writer]:
     """Open a file that `create` made, to write rows. Errors: `FileError` as `opened` has them; `OSError`."""
     with opened(path) as run:
-        places = {}
-        for name, (shape, dtype) in run.layout.columns().items():
+        columns = {}
+        for name, (shape, dtype) in run.schema.columns().items():
             if run.rows:
-                places[name] = (run.column(name).id.get_offset(), shape, dtype)
+                columns[name] = (run.column(name).id.get_offset(), shape, dtype)
     descriptor = os.open(path, os.O_RDWR)
     try:
-        yield Writer(descriptor, places)
+        yield Writer(descriptor, columns)
     finally:
         os.close(descriptor)
 
@@ -165,32 +165,32 @@ def _move(path: Path, to: Path) -> None:
 
 
 def _copy(run: Run, to: Path, rows: int, failures: Sequence[Failure]) -> None:
-    layout = run.layout._replace(rows=rows)
-    create(to, layout, run.details, run.categories, failures)
-    step = max(1, COPIED_BYTES // (4 * int(np.prod(layout.image))))
+    schema = run.schema._replace(rows=rows)
+    create(to, schema, run.details, run.categories, failures)
+    step = max(1, COPIED_BYTES // (4 * int(np.prod(schema.image))))
     with writing(to) as writer:
         for start in range(0, rows, step):
             stop = min(start + step, rows)
-            writer.write(start, {name: run.column(name)[start:stop] for name in layout.columns()})
+            writer.write(start, {name: run.column(name)[start:stop] for name in schema.columns()})
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
 class Run:
-    """A file that is open to read; for `opened`."""
+    """The file of a run, open to read; for `opened`."""
 
     def __init__(self, file: h5py.File):
         self.file = file
         self.details: dict[str, Any] = dict(json.loads(str(file.attrs[DETAILS])))
         rows, *image = file["attribution"].shape
         classes, name_bytes = file["prediction"].shape[1], file["file"].dtype.itemsize
-        self.layout = Layout(rows, tuple(image), classes, name_bytes)
+        self.schema = Schema(rows, tuple(image), classes, name_bytes)
 
     @property
     def rows(self) -> int:
         """How many explanations there are."""
-        return self.layout.rows
+        return self.schema.rows
 
     def column(self, name: str) -> h5py.Dataset:
         """A dataset with one entry per row."""
@@ -219,7 +219,7 @@ def opened(path: Path) -> Iterator[Run]:
     except OSError as error:
         raise FileError(f"{path} is no HDF5 file, or a damaged one.") from error
     with file:
-        names = Layout(0, (0, 0, 0), 0, 0).columns()
+        names = Schema(0, (0, 0, 0), 0, 0).columns()
         try:
             if any(name not in file for name in (*names, CATEGORIES, ERRORS)):
                 raise KeyError

@@ -44,7 +44,7 @@ def blank(classifier: Classifier) -> torch.Tensor:
 
 
 def as_json(found: Inspection) -> dict[str, Any]:
-    """The same for programs."""
+    """What was found, as JSON takes it."""
     report, ready = found.explainer.report, found.explainer
     fates = {} if report is None else report.fates
     return {

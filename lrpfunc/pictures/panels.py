@@ -32,7 +32,7 @@ class Style(NamedTuple):
     quantile: float = 1.0
 
 
-class Sheet(NamedTuple):
+class Drawn(NamedTuple):
     """One class of one image: what the model says of it, what its relevance sums to, and the pictures written."""
 
     image: Path
@@ -63,7 +63,7 @@ def write(
     device: str = "cpu",
     style: Style = Style(),  # noqa: B008 (a constant)
     progress: Callable[[int, int, int], None] | None = None,
-) -> tuple[list[Sheet], list[Failed]]:
+) -> tuple[list[Drawn], list[Failed]]:
     """Explain image files and write the pictures into the folder `out`, which is made; older ones of a name give way.
 
     An image that cannot be read, or whose preprocessing gives another size than the first one's, is among the failed.
@@ -76,7 +76,7 @@ def write(
     heatmaps.heatmap(torch.zeros(1, 1), style.colors, quantile=style.quantile)  # complain before, not after long work
     names = _names(paths)
     ready: Explainer | None = None
-    sheets: list[Sheet] = []
+    drawn: list[Drawn] = []
     failed: list[Failed] = []
     for number, (path, name) in enumerate(names.items(), start=1):
         try:
@@ -89,17 +89,17 @@ def write(
                 wanted = wanted_classes(targets, classifier.categories, ready.classes)
                 out.mkdir(parents=True, exist_ok=True)
             try:
-                found = ready.explain(x, wanted)
-                sheets += _written(path, out / name, classifier, x, found, style)
+                found = ready.attribute(x, wanted)
+                drawn += _written(path, out / name, classifier, x, found, style)
             except LrpError as error:  # another size than the first one's, relevance that is not finite
                 failed.append(Failed(path, str(error)))
         if progress is not None:
             progress(number, len(names), len(failed))
-    if not sheets:
+    if not drawn:
         raise FileError(
             f"none of the images can be explained: {images.printable(failed[0].image)} {failed[0].reason.rstrip('.')}."
         )
-    return sheets, failed
+    return drawn, failed
 
 
 def _names(paths: Sequence[Path]) -> dict[Path, str]:
@@ -122,15 +122,15 @@ def _differ(names: Sequence[str]) -> bool:
     return len({name.casefold() for name in names}) == len(names)
 
 
-def _written(path: Path, stem: Path, classifier: Classifier, x: Tensor, found, style: Style) -> list[Sheet]:
+def _written(path: Path, stem: Path, classifier: Classifier, x: Tensor, found, style: Style) -> list[Drawn]:
     probabilities = found.prediction.softmax(1)[0]
     picture = _lookable(_picture(classifier.pixels(x)[0]))
-    sheets = []
+    drawn = []
     for target in dict.fromkeys(found.target[0].tolist()):  # the same class may have been wanted twice
         relevance = found.relevance[0, found.target[0].tolist().index(target)]
         label = classifier.category(target)
         name = f"{stem.name}.{target}-{_slug(label)}" if label != str(target) else f"{stem.name}.{target}"
-        sheet = Sheet(
+        one = Drawn(
             path,
             target,
             label,
@@ -139,33 +139,33 @@ def _written(path: Path, stem: Path, classifier: Classifier, x: Tensor, found, s
             relevance.sum(dtype=torch.float64).item(),
             *(stem.with_name(f"{name}.{kind}.png") for kind in ("heatmap", "overlay", "panel")),
         )
-        _draw(sheet, picture, relevance, style)
-        sheets.append(sheet)
-    return sheets
+        _draw(one, picture, relevance, style)
+        drawn.append(one)
+    return drawn
 
 
 def _slug(label: str) -> str:
     return re.sub(r"[^\w-]+", "_", label)[:60]
 
 
-def _draw(sheet: Sheet, picture: Image.Image, relevance: Tensor, style: Style) -> None:
+def _draw(one: Drawn, picture: Image.Image, relevance: Tensor, style: Style) -> None:
     heatmap = _lookable(_only(heatmaps.heatmap(relevance, style.colors, quantile=style.quantile)))
     # Enlarged before it is laid over, as the picture was: neither is smoothed.
     factor = picture.width // relevance.shape[-1]
     enlarged = relevance.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
     overlay = _only(heatmaps.overlay(picture, enlarged, style.colors, quantile=style.quantile))
-    heatmap.save(sheet.heatmap)
-    overlay.save(sheet.overlay)
-    name = images.printable(sheet.image.name)
+    heatmap.save(one.heatmap)
+    overlay.save(one.overlay)
+    name = images.printable(one.image.name)
     panel = heatmaps.figure(
         [[picture, heatmap, overlay]],
         columns=["input", "relevance", "both"],
-        title=f"{images.printable(sheet.label)}: probability {sheet.probability:.1%}",
-        caption=f"{name}: logit {sheet.logit:.3g}, relevance sum {sheet.relevance_sum:.3g}",
+        title=f"{images.printable(one.label)}: probability {one.probability:.1%}",
+        caption=f"{name}: logit {one.logit:.3g}, relevance sum {one.relevance_sum:.3g}",
         scale=("against", "nothing", "for it"),
         colors=style.colors,
     )
-    heatmaps.save(panel, sheet.panel, dpi=180)
+    heatmaps.save(panel, one.panel, dpi=180)
 
 
 def _only(images: Image.Image | list[Image.Image]) -> Image.Image:
@@ -187,7 +187,7 @@ def _lookable(image: Image.Image) -> Image.Image:
     return image.resize((image.width * factor, image.height * factor), resample=0)
 
 
-def table(sheets: Sequence[Sheet], console: Console) -> None:
+def table(drawn: Sequence[Drawn], console: Console) -> None:
     """Print what the model says, one line per image and class."""
     from rich import box
     from rich.table import Table
@@ -198,8 +198,8 @@ def table(sheets: Sequence[Sheet], console: Console) -> None:
     listed.add_column("class")
     for heading in ("probability", "logit", "relevance sum"):
         listed.add_column(heading, justify="right")
-    for s in sheets:
-        label = s.label if s.label == str(s.target) else f"{s.target} {s.label}"
-        numbers = (f"{s.probability:.2%}", f"{s.logit:.4g}", f"{s.relevance_sum:.4g}")
-        listed.add_row(Text(images.printable(s.image)), Text(label), *numbers)
+    for one in drawn:
+        label = one.label if one.label == str(one.target) else f"{one.target} {one.label}"
+        numbers = (f"{one.probability:.2%}", f"{one.logit:.4g}", f"{one.relevance_sum:.4g}")
+        listed.add_row(Text(images.printable(one.image)), Text(label), *numbers)
     console.print(listed)

@@ -26,10 +26,10 @@ from lrpfunc.errors import FileError, InputError
 from lrpfunc.pictures import hdf5
 from lrpfunc.pictures.classifiers import Classifier
 from lrpfunc.pictures.explainers import DEFAULT_COMPOSITE, LABEL, Explainer, Wanted, explainer, wanted_classes
-from lrpfunc.pictures.hdf5 import UNKNOWN, Failure, Layout, Writer
+from lrpfunc.pictures.hdf5 import UNKNOWN, Failure, Schema, Writer
 from lrpfunc.pictures.images import printable
 from lrpfunc.pictures.samples import Batch, Loader, Samples, open_samples
-from lrpfunc.pictures.workfile import Place, check_same, claimed
+from lrpfunc.pictures.workfile import Workfile, check_same, claimed
 
 PACKAGES = ("lrpfunc", "torch", "torchvision", "numpy", "h5py", "pillow")
 
@@ -43,7 +43,7 @@ class Shard(NamedTuple):
     of: int = 1
 
     def positions(self, samples: int) -> range:
-        """The places in the data set that belong to this shard. Shards have no sample in common and miss none."""
+        """The positions in the data set that belong to this shard. Shards have no sample in common and miss none."""
         return range(self.number - 1, samples, self.of)
 
     def __str__(self) -> str:
@@ -97,7 +97,7 @@ def run(
     """
     if batch < 1 or workers < 0:
         raise InputError(f"batch must be >= 1 and workers >= 0, but are {batch} and {workers}.")
-    with claimed(out, resume, overwrite) as place:
+    with claimed(out, resume, overwrite) as workfile:
         reader = replace(classifier, model=torch.nn.Identity())  # processes that read get a copy, and need no model
         samples = open_samples(source, reader)
         positions = part.positions(len(samples.names))
@@ -106,10 +106,10 @@ def run(
         labels = samples.labels(ready.classes)
         wanted = wanted_classes(targets, classifier.categories, ready.classes, bool((labels >= 0).any()))
         details = _details(ready, samples, source, composite, targets, part, batch)
-        if place.is_finished:
-            return _finished_before(place, details, _unknown(labels, positions))
+        if workfile.is_finished:
+            return _finished_before(workfile, details, _unknown(labels, positions))
         job = _Job(samples, reader, labels, positions, ready, wanted, batch, workers, tuple(example.shape), details)
-        return _explain(job, place, progress or (lambda *_: None))
+        return _write_all(job, workfile, progress or (lambda *_: None))
 
 
 class _Job(NamedTuple):
@@ -128,7 +128,7 @@ class _Job(NamedTuple):
 
     @property
     def batches(self) -> list[range]:
-        """The places of the samples of each batch. They are the same however often a run is interrupted."""
+        """The positions of the samples of each batch. They are the same however often a run is interrupted."""
         return [self.positions[i : i + self.batch] for i in range(0, len(self.positions), self.batch)]
 
 
@@ -180,39 +180,39 @@ def _digest(model: torch.nn.Module) -> str:
 
 
 def _stable(function: Callable) -> str:
-    """What describes a function in this process and the next: its repr, but for the place in memory."""
+    """What describes a function in this process and the next: its repr, but for its address."""
     return getattr(function, "__qualname__", None) or re.sub(r" at 0x[0-9a-f]+", "", repr(function))
 
 
 # -- the loop ---------------------------------------------------------------------------------------------------------
 
 
-def _explain(job: _Job, place: Place, progress: Progress) -> Outcome:
+def _write_all(job: _Job, workfile: Workfile, progress: Progress) -> Outcome:
     batches = job.batches
-    if not place.resumes(job.details):
-        place.begin(_layout(job), job.details, job.explainer.classifier.categories)
-    done, rows, failures = place.progress()
+    if not workfile.resumes(job.details):
+        workfile.begin(_schema(job), job.details, job.explainer.classifier.categories)
+    done, rows, failures = workfile.progress()
     written = 0
-    with hdf5.writing(place.work) as writer:
+    with hdf5.writing(workfile.work) as writer:
         for number, batch in enumerate(_loaded(job, batches[done:]), start=done):
-            count, failed = _write(job, batch, writer, rows)
+            count, failed = _write_batch(job, batch, writer, rows)
             rows += count
             written += count
             failures += failed
-            place.record(number, rows, failed)
+            workfile.record(number, rows, failed)
             progress(min((number + 1) * job.batch, len(job.positions)), len(job.positions), len(failures))
-    hdf5.finish(place.work, place.out, rows, failures)
-    return Outcome(place.out, rows, failures, written, _unknown(job.labels, job.positions))
+    hdf5.finish(workfile.work, workfile.out, rows, failures)
+    return Outcome(workfile.out, rows, failures, written, _unknown(job.labels, job.positions))
 
 
 def _unknown(labels: np.ndarray, positions: range) -> int:
     return int((labels[positions] == UNKNOWN).sum())
 
 
-def _layout(job: _Job) -> Layout:
+def _schema(job: _Job) -> Schema:
     channels, height, width = job.shape
     longest = max(len(os.fsencode(job.samples.names[index])) for index in job.positions)
-    return Layout(len(job.positions) * len(job.wanted), (channels, height, width), job.explainer.classes, longest)
+    return Schema(len(job.positions) * len(job.wanted), (channels, height, width), job.explainer.classes, longest)
 
 
 def _loaded(job: _Job, batches: Sequence[range]) -> Iterator[Batch]:
@@ -225,7 +225,7 @@ def _loaded(job: _Job, batches: Sequence[range]) -> Iterator[Batch]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch thinks that there should be no more processes than cores
-            # Without a batch size the loader takes what the sampler gives, a list of places, for one item.
+            # Without a batch size the loader takes what the sampler gives, a list of positions, for one item.
             data = DataLoader(
                 loader,
                 batch_size=None,
@@ -248,7 +248,7 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _write(job: _Job, batch: Batch, writer: Writer, row: int) -> tuple[int, list[Failure]]:
+def _write_batch(job: _Job, batch: Batch, writer: Writer, row: int) -> tuple[int, list[Failure]]:
     """Explain a batch and write it from a row on: how many rows it has, and the samples that have none."""
     labels = job.labels[batch.indices]
     reasons = np.full(len(labels), "", dtype=object)
@@ -257,7 +257,7 @@ def _write(job: _Job, batch: Batch, writer: Writer, row: int) -> tuple[int, list
     usable = reasons == ""
     if usable.any():
         chosen = torch.from_numpy(usable)
-        found = job.explainer.explain(batch.inputs[chosen], job.wanted, torch.from_numpy(labels[usable]))
+        found = job.explainer.attribute(batch.inputs[chosen], job.wanted, torch.from_numpy(labels[usable]))
         totals = found.relevance.sum((2, 3, 4), dtype=torch.float64)
         finite = (totals.isfinite().all(1) & found.prediction.isfinite().all(1)).numpy()
         reasons[np.flatnonzero(usable)[~finite]] = "its prediction or relevance is nan or infinite"
@@ -297,7 +297,7 @@ def _columns(
     }
 
 
-def _finished_before(place: Place, details: dict[str, Any], unknown: int) -> Outcome:
-    with hdf5.opened(place.out) as finished:
-        check_same(place.out, finished, details)
-        return Outcome(place.out, finished.rows, finished.errors, 0, unknown, was_finished=True)
+def _finished_before(workfile: Workfile, details: dict[str, Any], unknown: int) -> Outcome:
+    with hdf5.opened(workfile.out) as finished:
+        check_same(workfile.out, finished, details)
+        return Outcome(workfile.out, finished.rows, finished.errors, 0, unknown, was_finished=True)

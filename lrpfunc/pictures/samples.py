@@ -16,8 +16,9 @@ from torch import Tensor
 
 from lrpfunc.errors import FileError, LrpError, near_misses
 from lrpfunc.pictures import images
-from lrpfunc.pictures.classifiers import Classifier, first_sentence, unpickled
+from lrpfunc.pictures.classifiers import Classifier
 from lrpfunc.pictures.hdf5 import UNKNOWN, Failure
+from lrpfunc.pictures.weights import first_sentence, unpickled
 
 ARRAYS = (".pt", ".npz")
 INPUT_KEYS, LABEL_KEYS = ("data", "x", "images", "inputs", "arr_0"), ("label", "labels", "y", "targets", "arr_1")
@@ -85,25 +86,26 @@ def _folder(root: Path, classifier: Classifier) -> Folder:
 
 
 def class_numbers(folders: Sequence[str], categories: Sequence[str], classes: int) -> dict[str, int]:
-    """Which class each folder's name means: the class of that name, else of that number, else of that place in order.
+    """Which class each folder's name means: the class of that name, else of that number, else of that position.
 
-    Names count if any fits (the others are unknown, as are names that two classes have); numbers if all do; places if
-    there are as many folders as classes. Errors: `FileError` if numbers and places contradict each other.
+    Names count if any fits (the others are unknown, as are names that two classes have); numbers if all do; positions
+    in order if there are as many folders as classes.
+    Errors: `FileError` if numbers and positions contradict each other.
     """
     known = [name.casefold() for name in categories]
     named = {folder: known.index(folder.casefold()) for folder in folders if known.count(folder.casefold()) == 1}
     if named:
         return named
     numbers = {folder: int(folder) for folder in folders if folder.isdecimal() and int(folder) < classes}
-    places = {folder: i for i, folder in enumerate(folders)} if len(folders) == classes else {}
+    positions = {folder: i for i, folder in enumerate(folders)} if len(folders) == classes else {}
     if len(numbers) < len(folders):
-        return places
-    if places and numbers != places:
-        odd = next(folder for folder in folders if numbers[folder] != places[folder])
+        return positions
+    if positions and numbers != positions:
+        odd = next(folder for folder in folders if numbers[folder] != positions[folder])
         raise FileError(
-            f"the folder '{odd}' may be class {numbers[odd]} by its name or class {places[odd]} by its place among the "
-            "sorted folders, as torchvision's ImageFolder has it. Say which with --categories: a file with the names "
-            "of the folders in the order of the model's classes."
+            f"the folder '{odd}' may be class {numbers[odd]} by its name or class {positions[odd]} by its place among "
+            "the sorted folders, as torchvision's ImageFolder has it. Say which with --categories: a file with the "
+            "names of the folders in the order of the model's classes."
         )
     return numbers
 
@@ -254,7 +256,7 @@ class Loader:
         self.samples, self.classifier, self.shape = samples, classifier, shape
 
     def __getitem__(self, indices: Sequence[int]) -> Batch:
-        """The samples at some places."""
+        """The samples at some positions."""
         good, inputs, failures = [], [], []
         for index in indices:
             try:

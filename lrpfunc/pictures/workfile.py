@@ -12,7 +12,7 @@ from typing import Any
 
 from lrpfunc.errors import FileError, InputError
 from lrpfunc.pictures import hdf5
-from lrpfunc.pictures.hdf5 import Failure, Layout, Run
+from lrpfunc.pictures.hdf5 import Failure, Run, Schema
 
 # What must be the same in a run that goes on. Of fingerprints, a message says what they are of.
 SAME = (
@@ -22,7 +22,7 @@ SAME = (
 FINGERPRINTS = {"parameters": "parameters", "categories": "names of classes", "names": "files"}
 
 
-class Place:
+class Workfile:
     """The file that a run is to write, with its work file and its journal, which is open and locked."""
 
     def __init__(self, out: Path, descriptor: int, resume: bool):
@@ -45,11 +45,11 @@ class Place:
             check_same(self.work, begun, details)
         return True
 
-    def begin(self, layout: Layout, details: dict[str, Any], categories: Sequence[str]) -> None:
+    def begin(self, schema: Schema, details: dict[str, Any], categories: Sequence[str]) -> None:
         """Make a work file, whole before it has its name; until then nothing is done, as the journal must say."""
         os.ftruncate(self._descriptor, 0)
         try:
-            hdf5.create(self.new, layout, details, categories)
+            hdf5.create(self.new, schema, details, categories)
             os.replace(self.new, self.work)
         finally:
             self.new.unlink(missing_ok=True)
@@ -89,7 +89,7 @@ def check_out(out: Path, replaces: bool, example: str) -> None:
         raise FileError(f"{out} exists: choose another --out, or give --overwrite.")
 
 
-def check_place(out: Path, resume: bool = False, overwrite: bool = False) -> None:
+def check_workfile(out: Path, resume: bool = False, overwrite: bool = False) -> None:
     """Ask before long work whether a run can write to `out`. Errors: `FileError` if something is in the way."""
     if resume and overwrite:
         raise InputError("a run is either resumed or begun anew: give --resume or --overwrite, not both.")
@@ -102,15 +102,15 @@ def check_place(out: Path, resume: bool = False, overwrite: bool = False) -> Non
 
 
 @contextmanager
-def claimed(out: Path, resume: bool, overwrite: bool) -> Iterator[Place]:
-    """The place for a run, for this process alone. Errors: as `check_place`, and if another process has it."""
+def claimed(out: Path, resume: bool, overwrite: bool) -> Iterator[Workfile]:
+    """The work file of a run, for this process alone. Errors: as `check_workfile`, and if another process has it."""
     out = out.resolve() if out.is_symlink() else out  # the link stays, and what it leads to is written
-    check_place(out, resume, overwrite)
+    check_workfile(out, resume, overwrite)
     work, journal = _beside(out)
     descriptor = _locked(journal, out)
     try:
-        check_place(out, resume, overwrite)  # what another process did before it let go
-        yield Place(out, descriptor, resume)
+        check_workfile(out, resume, overwrite)  # what another process did before it let go
+        yield Workfile(out, descriptor, resume)
     finally:
         if not work.exists():  # nothing has begun, or all is finished
             journal.unlink(missing_ok=True)
@@ -150,7 +150,7 @@ def _lock(descriptor: int, out: Path) -> None:
 
 
 def check_same(path: Path, begun: Run, details: dict[str, Any]) -> None:
-    """A begun run may go on with these details if they are its own. Errors: `FileError` naming what differs."""
+    """A begun run may go on with these details if they are the same. Errors: `FileError` naming what differs."""
     differing = [
         f"other {FINGERPRINTS[key]}"
         if key in FINGERPRINTS

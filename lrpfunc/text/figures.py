@@ -36,11 +36,25 @@ def layers(
 ) -> Any:
     """A figure of layers x tokens, the first layer at the bottom, with a colour bar in units of the relevance.
 
-    `relevances`: by name of the layer, (length,), (length, width), which is summed over the width, or (heads, length,
-    width), which gives a row "name.head" each. The colours run from -m to m, m the largest magnitude of all or `limit`;
-    `scale="each"` divides each layer, its heads together, by its own. `mask` (length,) is zero at tokens to leave out.
-    It displays itself in a notebook; `heatmaps.save` writes it. `figure`: draw into this one and return it.
+    It displays itself in a notebook; `heatmaps.save` writes it. The colours run from -m to m.
+
+    Args:
+        tokens: the strings of one sequence (length,).
+        relevances: by name of the layer, (length,), (length, width), which is summed over the width, or (heads, length,
+            width), which gives a row "name.head" each.
+        mask: (length,), zero at tokens to leave out.
+        title: stands above all.
+        colors: see `heatmaps.colormap`.
+        limit: m, in units of the relevance; the largest magnitude of all, unless given.
+        scale: "each" divides each layer, its heads together, by its own largest magnitude.
+        figure: draw into this one and return it.
     Errors: `InputError` for another shape, values that are not finite, no layers or tokens, a bad scale.
+
+    >>> import lrpfunc, torch
+    >>> from lrpfunc import text
+    >>> drawn = text.layers(["The", " key"], {"block1": torch.randn(2, 8), "block2": torch.randn(2, 8)})
+    >>> [label.get_text() for label in drawn.axes[0].get_yticklabels()]
+    ['block1', 'block2']
     """
     check_scale(limit, scale)
     pieces = check_tokens(tokens)
@@ -49,20 +63,27 @@ def layers(
     words = [visible(piece).strip() or SPACE for piece, keep in zip(pieces, kept, strict=True) if keep]
     names = [name for band in bands for name in band.names]
     across, up = min(CELL * len(words), LARGEST[0]), min(CELL * len(names), LARGEST[1])
-    if figure is None:
-        figure = new_figure(max(3.0, across) + 0.08 * _widest(names) + 1.5, max(1.6, up) + 0.08 * _widest(words) + 0.6)
+    figure = _new_figure(words, names, across, up) if figure is None else figure
     axis = figure.subplots()
-    values = np.concatenate([band.values for band in bands])
-    end = end_of(values) if limit is None else limit
-    drawn = axis.imshow(
-        values, cmap=colormap(colors), vmin=-end, vmax=end, aspect="auto", origin="lower", interpolation="nearest"
-    )
+    drawn = _draw(axis, np.concatenate([band.values for band in bands]), colors, limit)
     _name(axis, words, names, across, up)
     _separate(axis, bands)
     _add_bar(figure, axis, drawn, UNITS[scale], max(1.6, up))
     if title:
         figure.suptitle(title, fontsize=12, fontweight="bold", **PLAIN)
     return figure
+
+
+def _new_figure(words: list[str], names: list[str], across: float, up: float) -> Figure:
+    """A figure with room for cells of so many inches and the names of their columns and rows."""
+    return new_figure(max(3.0, across) + 0.08 * _widest(names) + 1.5, max(1.6, up) + 0.08 * _widest(words) + 0.6)
+
+
+def _draw(axis: Any, values: np.ndarray, colors: str | Colormap, limit: float | None) -> Any:
+    end = end_of(values) if limit is None else limit
+    return axis.imshow(
+        values, cmap=colormap(colors), vmin=-end, vmax=end, aspect="auto", origin="lower", interpolation="nearest"
+    )
 
 
 def _add_bar(figure: Figure | SubFigure, axis: Any, drawn: Any, unit: str, up: float) -> None:

@@ -32,8 +32,25 @@ def save(
 ) -> Path:
     """Write what the path's ending names, and return the path: .html, .txt (a table), or an image (.png, .pdf, ...).
 
-    The other arguments: those of `text.html`. Errors: those too; `InputError` for another ending, `FileNotFoundError`
-    for a folder that does not exist, `IsADirectoryError` if the path itself is a folder.
+    Args:
+        path: where to; a file that is there is replaced.
+        tokens: the strings of one sequence (length,), or a list of several.
+        relevance: (length,), or of several (batch, length) or one for each, in any units.
+        mask: shaped as the relevance, zero at what to leave out, as padding.
+        titles: stand above the sequences, one each.
+        title: the page's, or what stands above all.
+        colors: see `heatmaps.colormap`.
+        limit: the end m of the colours, in units of the relevance; the largest magnitude, unless given.
+        scale: "all" for one scale, "each" for one per sequence.
+    Errors: those of `text.html`; `InputError` for another ending, `FileNotFoundError` for a folder that does not
+    exist, `IsADirectoryError` if the path itself is a folder.
+
+    >>> import lrpfunc, tempfile, torch
+    >>> from lrpfunc import text
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     print(text.save(f"{folder}/key.txt", ["The", " key"], torch.tensor([0.0, 1.0])).read_text().rstrip())
+    The    0
+     key  +1  ++++++++++
     """
     path = heatmaps.check_path(path, FORMATS)
     ending = path.suffix.lower()

@@ -36,30 +36,45 @@ def image(
     size: int = 18,
     font: str | Path = FONT,
 ) -> Image:
-    """An RGB image of tokens on the colours of their relevance, in lines that fit into `width` pixels, with a legend.
+    """An RGB image of tokens on the colours of their relevance, in lines, with a legend.
 
-    `size`: the height of the font in pixels. `font`: a family that matplotlib finds, or a file; letters that it lacks
-    are boxes. The other arguments and errors: those of `text.render`; `InputError` for a font that cannot be found, and
-    for a width or size too small.
+    Args:
+        tokens: the strings of one sequence (length,), or a list of several.
+        relevance: (length,), or of several (batch, length) or one for each, in any units.
+        mask: shaped as the relevance, zero at what to leave out, as padding.
+        titles: stand above the sequences, one each.
+        title: stands above all.
+        colors: see `heatmaps.colormap`.
+        limit: the end m of the colours, in units of the relevance; the largest magnitude, unless given.
+        scale: "all" for one scale, "each" for one per sequence.
+        width: of the image in pixels, into which lines fit.
+        size: the height of the font in pixels.
+        font: a family that matplotlib finds, or a file; letters that it lacks are boxes.
+    Errors: those of `text.render`; `InputError` for a font that cannot be found, and for a width or size too small.
+
+    >>> import lrpfunc, torch
+    >>> from lrpfunc import text
+    >>> text.image(["The", " key"], torch.tensor([-0.5, 1.0]), width=300).width
+    300
     """
     from PIL import Image, ImageDraw
 
     shown = rows(tokens, relevance, mask, titles, limit, scale)
-    layout = _Layout(width, size, _font(font, size))
-    boxes = list(_boxes(shown, visible(title) if title else "", colors, layout))
-    bottom = boxes[-1].y + layout.step
-    picture = Image.new("RGB", (width, bottom + 7 * size // 2 + layout.margin), "white")
+    measures = _Measures(width, size, _font(font, size))
+    boxes = list(_boxes(shown, visible(title) if title else "", colors, measures))
+    bottom = boxes[-1].y + measures.step
+    picture = Image.new("RGB", (width, bottom + 7 * size // 2 + measures.margin), "white")
     draw = ImageDraw.Draw(picture)
     for box in boxes:
-        _draw_box(draw, box, layout)
-    _draw_legend(draw, bottom + size // 2, ends(shown), colors, layout)
+        _draw_box(draw, box, measures)
+    _draw_legend(draw, bottom + size // 2, ends(shown), colors, measures)
     return picture
 
 
-# -- layout -----------------------------------------------------------------------------------------------------------
+# -- lines ------------------------------------------------------------------------------------------------------------
 
 
-class _Layout(NamedTuple):
+class _Measures(NamedTuple):
     """The measures of an image in pixels; the margin is the font's height."""
 
     width: int
@@ -113,39 +128,39 @@ def _font(font: str | Path, size: int) -> FreeTypeFont:
         raise InputError(f"there is no font {str(font)!r}: name a family that matplotlib finds, or a file.") from error
 
 
-def _boxes(shown: Sequence[Row], title: str, colors: str | Colormap, layout: _Layout) -> Iterator[_Box]:
-    """Every word at its place, line by line."""
-    y = layout.margin
-    for part in _parts(title, layout):
-        yield _Box(layout.margin, y, part, INK)
-        y += layout.step
+def _boxes(shown: Sequence[Row], title: str, colors: str | Colormap, measures: _Measures) -> Iterator[_Box]:
+    """Every word at its position, line by line."""
+    y = measures.margin
+    for part in _parts(title, measures):
+        yield _Box(measures.margin, y, part, INK)
+        y += measures.step
     for row, heading in zip(shown, headings(shown), strict=True):
-        for part in _parts(heading, layout):
-            yield _Box(layout.margin, y, part, FAINT)
-            y += layout.step
-        for box in _lines(row, colors, y, layout):
+        for part in _parts(heading, measures):
+            yield _Box(measures.margin, y, part, FAINT)
+            y += measures.step
+        for box in _lines(row, colors, y, measures):
             yield box
             y = box.y
-        y += layout.step + layout.size // 2
+        y += measures.step + measures.size // 2
 
 
-def _lines(row: Row, colors: str | Colormap, y: int, layout: _Layout) -> Iterator[_Box]:
-    x = layout.margin
+def _lines(row: Row, colors: str | Colormap, y: int, measures: _Measures) -> Iterator[_Box]:
+    x = measures.margin
     for word, paint in zip(row.words, paints(row.values / row.limit, colors), strict=True):
-        for part in _parts(word, layout):
-            length = layout.length(part)
-            if x > layout.margin and x + length > layout.width - layout.margin:
-                x, y = layout.margin, y + layout.step
+        for part in _parts(word, measures):
+            length = measures.length(part)
+            if x > measures.margin and x + length > measures.width - measures.margin:
+                x, y = measures.margin, y + measures.step
             yield _Box(x, y, part, paint.ink, paint.background)
             x += length + 1
         if word.endswith(BREAK):
-            x, y = layout.margin, y + layout.step
+            x, y = measures.margin, y + measures.step
 
 
-def _parts(word: str, layout: _Layout) -> Iterator[str]:
+def _parts(word: str, measures: _Measures) -> Iterator[str]:
     """A word or title cut where it would be longer than a line, behind a space if it has one."""
-    while layout.length(word) > layout.inner:
-        fitting = _fitting(word, layout)
+    while measures.length(word) > measures.inner:
+        fitting = _fitting(word, measures)
         cut = word.rfind(" ", 1, fitting) + 1 or fitting
         yield word[:cut]
         word = word[cut:]
@@ -153,36 +168,38 @@ def _parts(word: str, layout: _Layout) -> Iterator[str]:
         yield word
 
 
-def _fitting(word: str, layout: _Layout) -> int:
+def _fitting(word: str, measures: _Measures) -> int:
     """How many letters of a word fit into a line, by halving."""
     low, high = 0, len(word)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if layout.length(word[:middle]) <= layout.inner else (low, middle)
+        low, high = (middle, high) if measures.length(word[:middle]) <= measures.inner else (low, middle)
     if low == 0:
-        raise InputError(f"a width of {layout.width} pixels does not hold one letter of {layout.size}: make it wider.")
+        raise InputError(
+            f"a width of {measures.width} pixels does not hold one letter of {measures.size}: make it wider."
+        )
     return low
 
 
 # -- drawing ----------------------------------------------------------------------------------------------------------
 
 
-def _draw_box(draw: ImageDraw, box: _Box, layout: _Layout) -> None:
+def _draw_box(draw: ImageDraw, box: _Box, measures: _Measures) -> None:
     if box.background is not None:
-        corners = (box.x, box.y + 1, box.x + layout.length(box.text) - 1, box.y + layout.step - 3)
-        draw.rounded_rectangle(corners, layout.size // 6, box.background, EDGE)
-    start = box.x + (layout.padding if box.background is not None else 0)
-    draw.text((start, box.y + layout.step // 2), box.text, box.ink, layout.font, anchor="lm")
+        corners = (box.x, box.y + 1, box.x + measures.length(box.text) - 1, box.y + measures.step - 3)
+        draw.rounded_rectangle(corners, measures.size // 6, box.background, EDGE)
+    start = box.x + (measures.padding if box.background is not None else 0)
+    draw.text((start, box.y + measures.step // 2), box.text, box.ink, measures.font, anchor="lm")
 
 
-def _draw_legend(draw: ImageDraw, y: int, words: tuple[str, str], colors: str | Colormap, layout: _Layout) -> None:
-    left, length = layout.margin, min(layout.inner, 16 * layout.size)
-    height = layout.size * 2 // 3
+def _draw_legend(draw: ImageDraw, y: int, words: tuple[str, str], colors: str | Colormap, measures: _Measures) -> None:
+    left, length = measures.margin, min(measures.inner, 16 * measures.size)
+    height = measures.size * 2 // 3
     for i, paint in enumerate(paints(np.linspace(-1, 1, length), colors)):
         draw.line((left + i, y, left + i, y + height), paint.background)
     draw.rectangle((left, y, left + length - 1, y + height), outline=EDGE)
-    font = layout.font.font_variant(size=max(1, round(0.8 * layout.size)))
-    below = y + height + layout.size // 4
+    font = measures.font.font_variant(size=max(1, round(0.8 * measures.size)))
+    below = y + height + measures.size // 4
     for x, word, anchor in ((0, words[0], "la"), (length // 2, "0", "ma"), (length - 1, words[1], "ra")):
         draw.text((left + x, below), word, FAINT, font, anchor=anchor)
-    draw.text((left, below + layout.size), "relevance", FAINT, font, anchor="la")
+    draw.text((left, below + measures.size), "relevance", FAINT, font, anchor="la")

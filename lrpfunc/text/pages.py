@@ -32,8 +32,22 @@ def html(
 ) -> str:
     """A page of tokens on the colours of their relevance, with a legend, and the number where the pointer rests.
 
-    `title` is the page's. With `fragment=True` it is a part of a page, for `IPython.display.HTML` in a notebook.
-    The other arguments and errors: those of `text.render`.
+    Args:
+        tokens: the strings of one sequence (length,), or a list of several.
+        relevance: (length,), or of several (batch, length) or one for each, in any units.
+        mask: shaped as the relevance, zero at what to leave out, as padding.
+        titles: stand above the sequences, one each.
+        title: the page's.
+        colors: see `heatmaps.colormap`.
+        limit: the end m of the colours, in units of the relevance; the largest magnitude, unless given.
+        scale: "all" for one scale, "each" for one per sequence.
+        fragment: only a part of a page, for `IPython.display.HTML` in a notebook.
+    Errors: those of `text.render`.
+
+    >>> import lrpfunc, torch
+    >>> from lrpfunc import text
+    >>> text.html(["The", " key"], torch.tensor([-0.5, 1.0]))[:15]
+    '<!DOCTYPE html>'
     """
     shown = rows(tokens, relevance, mask, titles, limit, scale)
     return _template().render(

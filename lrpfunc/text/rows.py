@@ -27,9 +27,16 @@ Scale = Literal["all", "each"]
 
 
 def per_token(relevance: Tensor) -> Tensor:
-    """The relevance of each token: (batch, length, width) summed over the width. (batch, length) is returned as it is.
+    """The relevance of each token: R_t = sum_d R_td over the width.
 
+    Args:
+        relevance: (batch, length, width), or (batch, length), which is returned as it is.
     Errors: `InputError` for another rank.
+
+    >>> import lrpfunc, torch
+    >>> from lrpfunc import text
+    >>> text.per_token(torch.tensor([[[1.0, 2.0], [3.0, -4.0]]])).tolist()
+    [[3.0, -1.0]]
     """
     if relevance.dim() not in (2, 3):
         raise InputError(

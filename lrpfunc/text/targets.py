@@ -22,20 +22,28 @@ Indices = int | Sequence[int] | Tensor
 def token(token: Indices | None, position: Indices = -1) -> Callable[[Any], Any]:
     """The logit of a token at a position: R_out = logit there, and zero everywhere else.
 
-    Under rules that give a gradient, that is the gradient times the logit.
-    The output: logits (batch, length, vocabulary), or a dataclass, dict or named tuple with these in the field
-    `logits`; its other tensors get zeros. `token`: an id, a list or tensor with one per sample, or None, the arg-max
-    at the position. `position`: negative ones count from the end; a list or tensor has one per sample, as padded
-    batches need: `attention_mask.sum(1) - 1` if padding is on the right.
+    Under rules that give a gradient, that is the gradient times the logit. The output: logits (batch, length,
+    vocabulary), or a dataclass, dict or named tuple with these in the field `logits`; its other tensors get zeros.
+
+    Args:
+        token: an id, a list or tensor with one per sample, or None, the arg-max at the position.
+        position: negative ones count from the end; a list or tensor has one per sample, as padded batches need:
+            `attention_mask.sum(1) - 1` if padding is on the right.
     Errors: `TargetError` for what lies outside of the sequence or the vocabulary, is not one per sample, or for an
     output without such logits. A tensor whose values are not known (under vmap or torch.compile) gives zeros instead.
+
+    >>> import lrpfunc, torch
+    >>> from lrpfunc import text
+    >>> logits = torch.tensor([[[1.0, 2.0, 3.0], [6.0, 5.0, 4.0]]])
+    >>> text.token(None, position=-1)(logits).tolist()
+    [[[0.0, 0.0, 0.0], [6.0, 0.0, 0.0]]]
     """
 
     def target(output: Any) -> Any:
         logits = _logits(output)
-        places = _positions(logits, position)
-        tokens = _best(logits, places) if token is None else _tokens(logits, token)
-        return _filled(output, logits, _at(logits, places, tokens))
+        positions = _positions(logits, position)
+        tokens = _best(logits, positions) if token is None else _tokens(logits, token)
+        return _filled(output, logits, _at(logits, positions, tokens))
 
     return target
 
@@ -44,15 +52,26 @@ def contrast(token: Indices | None, other: Indices, position: Indices = -1) -> C
     """Why this token and not the other: R_out = logit of `token` at a position, and minus the logit of `other`.
 
     LRP is linear in R_out, so that is the relevance of the one minus that of the other.
-    Arguments and errors: those of `text.token`.
+
+    Args:
+        token: as in `text.token`, as is the position.
+        other: an id, or a list or tensor with one per sample.
+        position: negative ones count from the end.
+    Errors: those of `text.token`.
+
+    >>> import lrpfunc, torch
+    >>> from lrpfunc import text
+    >>> logits = torch.tensor([[[1.0, 2.0, 3.0], [6.0, 5.0, 4.0]]])
+    >>> text.contrast(0, other=2)(logits).tolist()
+    [[[0.0, 0.0, 0.0], [6.0, 0.0, -4.0]]]
     """
 
     def target(output: Any) -> Any:
         logits = _logits(output)
-        places = _positions(logits, position)
-        tokens = _best(logits, places) if token is None else _tokens(logits, token)
+        positions = _positions(logits, position)
+        tokens = _best(logits, positions) if token is None else _tokens(logits, token)
         others = _tokens(logits, other)
-        return _filled(output, logits, _at(logits, places, tokens) - _at(logits, places, others))
+        return _filled(output, logits, _at(logits, positions, tokens) - _at(logits, positions, others))
 
     return target
 
@@ -79,7 +98,7 @@ def _logits(output: Any) -> Tensor:
 
 
 def _filled(output: Any, logits: Tensor, relevance: Tensor) -> Any:
-    """The structure of the output with relevance at its logits and zeros elsewhere."""
+    """The output's pytree with relevance at its logits and zeros elsewhere."""
     leaves, structure = optree.tree_flatten(output, namespace=NAMESPACE)
     found = [i for i, leaf in enumerate(leaves) if leaf is logits]
     if not found:
@@ -132,14 +151,14 @@ def _per_sample(name: str, index: Indices, logits: Tensor, check: Callable[[int]
     return torch.tensor(listed, dtype=torch.long, device=logits.device)
 
 
-def _best(logits: Tensor, places: Tensor) -> Tensor:
-    """The arg-max token at one place per sample (batch,)."""
+def _best(logits: Tensor, positions: Tensor) -> Tensor:
+    """The arg-max token at one position per sample (batch,)."""
     length = logits.shape[1]
-    counted = torch.where(places < 0, places + length, places)
-    is_place = torch.arange(length, device=logits.device) == counted[:, None]
-    return (logits.argmax(dim=2) * is_place).sum(1)
+    counted = torch.where(positions < 0, positions + length, positions)
+    is_position = torch.arange(length, device=logits.device) == counted[:, None]
+    return (logits.argmax(dim=2) * is_position).sum(1)
 
 
-def _at(logits: Tensor, places: Tensor, tokens: Tensor) -> Tensor:
+def _at(logits: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
     # Not a product: the logits of tokens that a model forbids are -inf, which zero would turn into nan.
-    return torch.where(mark(logits, [places, tokens]), logits, 0.0)
+    return torch.where(mark(logits, [positions, tokens]), logits, 0.0)

@@ -31,12 +31,23 @@ def render(
 ) -> Text:
     """Tokens on the colours of their relevance, as rich's text, which also shows itself in a notebook.
 
-    One sequence: `tokens` (length,), strings, and `relevance` (length,). Several: a list of lists, and a relevance
-    (batch, length) or one for each; `titles` stand above them. `mask`, shaped as the relevance, is zero at what to
-    leave out, as padding. The colours run from -m to m, m the largest magnitude of all, of each sequence with
-    `scale="each"`, or `limit`, and `colors` names them as in `heatmaps.colormap`. Control characters in tokens become
-    escapes.
+    The colours run from -m to m. Control characters in tokens become escapes.
+
+    Args:
+        tokens: the strings of one sequence (length,), or a list of several.
+        relevance: (length,), or of several (batch, length) or one for each, in any units.
+        mask: shaped as the relevance, zero at what to leave out, as padding.
+        titles: stand above the sequences, one each.
+        colors: see `heatmaps.colormap`.
+        limit: the end m of the colours, in units of the relevance; the largest magnitude, unless given.
+        scale: "all" for one scale, "each" for one per sequence.
     Errors: `InputError` for lengths that differ, values that are not finite, nothing to show, a bad scale.
+
+    >>> import lrpfunc, torch
+    >>> from lrpfunc import text
+    >>> shown = text.render(["The", " key"], torch.tensor([0.0, 1.0]), colors="bwr")
+    >>> shown.plain, [span.style.bgcolor.name for span in shown.spans]
+    ('The key', ['#ffffff', '#ff0000'])
     """
     return _rendered(rows(tokens, relevance, mask, titles, limit, scale), colors)
 
@@ -51,10 +62,28 @@ def show(
     scale: Scale = "all",
     console: Console | None = None,
 ) -> None:
-    """Print `render` and a legend to the terminal, or to `console`.
+    """Print `render` and a legend.
 
     Where there are no colours, as in a pipe or with NO_COLOR set, it is a table of tokens and numbers.
-    Arguments and errors: those of `render`.
+
+    Args:
+        tokens: the strings of one sequence (length,), or a list of several.
+        relevance: (length,), or of several (batch, length) or one for each, in any units.
+        mask: shaped as the relevance, zero at what to leave out, as padding.
+        titles: stand above the sequences, one each.
+        colors: see `heatmaps.colormap`.
+        limit: the end m of the colours, in units of the relevance; the largest magnitude, unless given.
+        scale: "all" for one scale, "each" for one per sequence.
+        console: rich's, to print to; the terminal, unless given.
+    Errors: those of `render`.
+
+    >>> import io, lrpfunc, torch
+    >>> from rich.console import Console
+    >>> from lrpfunc import text
+    >>> text.show(["The", " key"], torch.tensor([-0.5, 1.0]), console=(console := Console(file=io.StringIO())))
+    >>> print(console.file.getvalue().rstrip())
+    The   -0.5  -----
+     key    +1  ++++++++++
     """
     from rich.console import Console
     from rich.text import Text

@@ -20,9 +20,15 @@ def words(tokens: Sequence[str]) -> list[str]:
 
     A leading space starts a word: it stands for byte-level BPE's "Ġ" and SentencePiece's "▁"; WordPiece's "##" marks
     the others instead. A line break becomes "⏎". Pieces of byte-level BPE are decoded from their bytes where these are
-    whole letters, else kept, as special tokens are ("<s>", "[CLS]"). Which tokenizer it was is told by the markers of
-    the whole sequence, so give all of it.
+    whole letters, else kept, as special tokens are ("<s>", "[CLS]").
+
+    Args:
+        tokens: all pieces of a sequence, of which the markers tell what tokenizer it was.
     Errors: `InputError` for what is no sequence of strings, such as token ids.
+
+    >>> from lrpfunc import text
+    >>> text.words(["<s>", "The", "Ġkey"]), text.words(["[CLS]", "un", "##lock"])
+    (['<s>', 'The', ' key'], ['[CLS]', ' un', 'lock'])
     """
     pieces = check_tokens(tokens)
     plain = [piece for piece in pieces if not SPECIAL.fullmatch(piece)]

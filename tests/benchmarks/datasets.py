@@ -32,7 +32,7 @@ def line_up(name: str, size: int, batch: int, count: int, device: torch.device) 
         def loop() -> float:
             clock = Clock(device)
             for done in range(batch, count + batch, batch):
-                ready.explain(x, wanted)
+                ready.attribute(x, wanted)
                 clock(done, count, 0)
             return clock.passed()
 

@@ -55,8 +55,8 @@ async function inflated(base64) {
 
 // -- colours --------------------------------------------------------------------------------------------------------
 
-// The place in a colour map of a value between -1 and 1. Where the middle colour stands for zero it does so in both ranges.
-function place(value) {
+// The position in a colour map of a value between -1 and 1. Where the middle colour stands for zero it does so in both ranges.
+function position(value) {
   const { levels } = page;
   if ($("range").value === "symmetric") return levels + Math.round(levels * Math.min(1, Math.max(-1, value)));
   const positive = Math.min(1, Math.max(0, value));
@@ -75,7 +75,7 @@ function paint(canvas, levels, factor, transparent, width = page.width, height =
   const palette = new Uint32Array(2 * page.levels + 2);
   for (let level = 0; level < palette.length; level++) {
     const value = ((level - 1 - page.levels) / page.levels) * factor;
-    const at = 3 * place(value);
+    const at = 3 * position(value);
     pixel.set([table[at], table[at + 1], table[at + 2], transparent ? Math.round(255 * opacity(value)) : 255]);
     palette[level] = word[0];
   }

@@ -122,8 +122,8 @@ def _check_alike(paths: Sequence[Path], runs: Sequence[hdf5.Run]) -> None:
 
 def _identity(run: hdf5.Run) -> dict[str, Any]:
     """What the shards of a run have in common."""
-    layout = {"image size": run.layout.image, "number of classes": run.layout.classes, "class names": run.categories}
-    return layout | {name: run.details.get(name) for name in SHARED}
+    sizes = {"image size": run.schema.image, "number of classes": run.schema.classes, "class names": run.categories}
+    return sizes | {name: run.details.get(name) for name in SHARED}
 
 
 @contextmanager
@@ -171,7 +171,7 @@ def _details(runs: Sequence[hdf5.Run]) -> dict[str, Any]:
 
 def _facts(run: hdf5.Run, size: int) -> dict[str, Any]:
     """What the script needs to know beforehand."""
-    height, width = _fitted(run.layout.image[-2:], size)
+    height, width = _fitted(run.schema.image[-2:], size)
     colors = [[name, diverging, _table(name)] for name, diverging in COLORS.items()]
     return {"categories": run.categories, "height": height, "width": width, "levels": LEVELS, "colors": colors}
 
@@ -224,14 +224,14 @@ def _blocks(
 
 def _steps(run: hdf5.Run) -> Iterator[slice]:
     """Slices of rows that fit into memory with ease."""
-    row_bytes = 4 * (math.prod(run.layout.image) + run.layout.classes)
+    row_bytes = 4 * (math.prod(run.schema.image) + run.schema.classes)
     step = min(max(1, BLOCK_BYTES // row_bytes), 256)
     for start in range(0, run.rows, step):
         yield slice(start, min(start + step, run.rows))
 
 
 def _block(run: hdf5.Run, rows: slice, size: int, means: _Means) -> _Block:
-    column = {name: run.column(name)[rows] for name in run.layout.columns()}
+    column = {name: run.column(name)[rows] for name in run.schema.columns()}
     probabilities = _softmax(column["prediction"])
     ranked = _ranked(column["prediction"])[:, :TOP]
     full = column["attribution"].sum(axis=1, dtype=np.float64)
@@ -253,7 +253,7 @@ def _block(run: hdf5.Run, rows: slice, size: int, means: _Means) -> _Block:
                 target,
                 _number(column["logit"][i]),
                 _number(column["relevance_sum"][i]),
-                _number(probabilities[i, target]) if 0 <= target < run.layout.classes else None,
+                _number(probabilities[i, target]) if 0 <= target < run.schema.classes else None,
                 ranked[i].tolist(),
                 [_number(p) for p in probabilities[i, ranked[i]]],
                 _number(largest) if finite[i] else None,
