@@ -341,6 +341,19 @@ def test_nothing_is_written_into_memory_that_is_shared():
     assert lrpfunc.attribute(fmodel, params, torch.randn(2, 4), rules.gamma(), target=0).shape == (2, 4)
 
 
+@pytest.mark.parametrize("stabilizer", [1e-6, 0.0, plain])
+@pytest.mark.parametrize("name", RULES)
+def test_what_is_fixed_is_never_written_over(name, stabilizer):
+    """A batch of one has the shape of what is made once for all samples."""
+    x = torch.rand(1, 4, 5, 5, dtype=torch.float64)
+    model = randomize(nn.Sequential(nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 1))).double()
+    fmodel, params = lrpfunc.functionalize(model, x.expand(2, -1, -1, -1))
+    explain = lrpfunc.prepare(fmodel, params, RULES[name](stabilizer))
+    first = explain(x, (0, 0, 0))
+    torch.testing.assert_close(explain(x, (0, 0, 0)), first, rtol=0, atol=0)
+    torch.testing.assert_close(lrpfunc.attribute(fmodel, params, x, RULES[name](stabilizer), (0, 0, 0)), first)
+
+
 @pytest.mark.parametrize("rule", [rules.flat(), rules.epsilon(), rules.wsquare()])
 def test_relevance_may_be_written_to(rule):
     fmodel, params = lrpfunc.functionalize(nn.Linear(4, 5), torch.randn(2, 4))

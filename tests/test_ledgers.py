@@ -8,6 +8,7 @@ import lrpfunc
 from lrpfunc import composites, digits, rules
 from lrpfunc.attribution.ledgers import Entry, Ledger, _recording, ledger
 from lrpfunc.errors import RuleError
+from lrpfunc.operations import facts
 from tests.helpers import branches, randomize
 
 COMPOSITES = {
@@ -103,7 +104,7 @@ def test_what_is_passed_on_arrives_somewhere(name, residual):
     checked = 0
     for equation in fmodel.equations:
         after = readers.get(equation.outputs[0].name, [])
-        active = [[v.name for v in reader.reads if v.name in fmodel.active] for reader in after]
+        active = [[v.name for v in reader.reads if v.name in facts(fmodel).active] for reader in after]
         if after and all(len(reads) == 1 for reads in active) and equation.name in found:
             passed_on = sum(found[reader.name].passed_on for reader in after)
             assert passed_on == pytest.approx(found[equation.name].arrived, rel=1e-9, abs=1e-9)

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrizations
 import lrpfunc
 from lrpfunc import composites
 from lrpfunc.errors import InputError, ParameterError, TraceError
+from lrpfunc.operations import facts
 from tests.helpers import randomize
 
 Pair = namedtuple("Pair", ["left", "right"])
@@ -1076,7 +1077,7 @@ def test_shapes_taken_from_a_tensor_carry_no_relevance():
         return torch.zeros_like(h), h.new_full((3,), 2.0), torch.ones(1, 3).expand_as(h), h.clone().fill_(1.0)
 
     fmodel, _ = traced(Model(forward), x_of())
-    assert [leaf.name in fmodel.active for leaf in fmodel.output_leaves] == [False] * 4
+    assert [leaf.name in facts(fmodel).active for leaf in fmodel.output_leaves] == [False] * 4
 
 
 def test_frozen_batch_norms_become_one_equation():

@@ -68,7 +68,8 @@ class Branch(NamedTuple):
 class Statement(NamedTuple):
     """Branches and a stabilizer, and what follows from them.
 
-    `gives_coefficients`: all terms are parts of x; `is_signed`: some are x+ or x-; `is_whole`: there is but W x.
+    `gives_coefficients`: all terms are parts of x; `is_signed`: some are x+ or x-; `is_shifted`: some are functions of
+    x; `is_whole`: there is but W x.
     `weights` makes those of each branch's terms (None: the operation has none), `biases` the branches' biases.
     """
 
@@ -77,6 +78,7 @@ class Statement(NamedTuple):
     needs_weight: bool
     gives_coefficients: bool
     is_signed: bool
+    is_shifted: bool
     is_whole: bool
     weights: Callable[[Operation], tuple[tuple[Tensor | None, ...], ...]]
     biases: Callable[[Operation], tuple[_Bias, ...]]
@@ -110,6 +112,7 @@ def state(branches: Sequence[Branch], stabilize: Stabilizer, needs_weight: bool 
         needs_weight,
         gives_coefficients=all(term.x in (ALL, POSITIVE, NEGATIVE) for term in terms),
         is_signed=any(term.x in (POSITIVE, NEGATIVE) for term in terms),
+        is_shifted=any(not isinstance(term.x, str) for term in terms),
         is_whole=terms == [Term(whole, ALL)],
         weights=weights,
         biases=biases,
@@ -216,17 +219,17 @@ def denominators(statement: Statement, operation: Operation, inputs: tuple[Tenso
     """S(d) of each branch, d itself where S(d) = d; None if no relevance can come to the branch."""
     weights, biases = operation.hoisted(statement.weights), operation.hoisted(statement.biases)
     stables: list[Any] = []
-    for branch, own, bias in zip(statement.branches, weights, biases, strict=True):
+    for branch, of_terms, bias in zip(statement.branches, weights, biases, strict=True):
         if branch.where < 0 and is_rectified(operation):
             stables.append(None)
         else:
-            d = _denominator(operation, branch, own, bias, inputs)
+            d = _denominator(operation, branch, of_terms, bias, inputs)
             is_stable = bias.holds_epsilon or statement.stabilize.is_identity
             stables.append(d if is_stable else statement.stabilize(d))
     return tuple(stables)
 
 
-def _denominator(operation: Operation, branch: Branch, weights: Sequence, bias: _Bias, inputs: Sequence[Tensor]) -> Any:
+def _denominator(operation: Operation, branch: Branch, weights: Sequence, bias: _Bias, inputs) -> Any:
     """d, with epsilon where the bias or its rest holds it."""
     d: Any = None
     for term, weight in zip(branch.terms, weights, strict=True):
@@ -255,7 +258,7 @@ def keep(
 ) -> Residuals:
     """Residuals: as little as the flow that will come back needs. `is_spare`: nobody else needs the denominators."""
     needs_sign = statement.is_signed and not never_negative(operation)
-    kept = () if statement.gives_coefficients and not needs_sign else inputs
+    kept = inputs if needs_sign or statement.is_shifted else ()
     if gets_coefficients(operation):
         ratios = [_ratio(output, stable, statement.stabilize, is_spare) for stable in stables]
         both = zip(statement.branches, ratios, strict=True)
@@ -321,7 +324,7 @@ def _shared(statement: Statement, operation: Operation, branch: Branch, kept, ou
         return times(operation, kept, flow)
     if stabilize.is_identity:
         return _where(branch, output, stabilize.quotient(flow.relevance(output), kept))
-    is_spare = is_spare and stabilize.epsilon is not None  # what a function of the user's own returns may be kept there
+    is_spare = is_spare and stabilize.epsilon is not None  # what a user's function returns may be kept there
     return _where(branch, output, over(flow, kept, output, is_spare))
 
 

@@ -25,6 +25,8 @@ def nothing(operation: Operation) -> Sequence[int]:
 class Rule(NamedTuple):
     """One LRP rule: two pure functions and a label, in the manner of `jax.custom_vjp`. The other fields promise things.
 
+    A rule that `_replace` makes of another one promises what that did, unless it is said anew.
+
     Args:
         label: the call that makes the rule, for listings and errors.
         forward: `forward(operation, *inputs) -> (output, residuals)`. The output is the operation's value, whatever the
