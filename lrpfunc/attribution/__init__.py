@@ -1,6 +1,6 @@
 """Explanations: from a program, its parameters and rules to relevance."""
 
 from lrpfunc.attribution.autograd import custom_vjp, with_rules
-from lrpfunc.attribution.interpreter import Prepared, attribute, attribute_each, prepare, vjp
+from lrpfunc.attribution.explanations import Prepared, attribute, attribute_each, prepare, vjp
 from lrpfunc.attribution.ledgers import Entry, Ledger, ledger
 from lrpfunc.attribution.targets import Target, index_tensor, is_int, mark

@@ -8,7 +8,8 @@ import optree
 import torch
 from torch import Tensor
 
-from lrpfunc.attribution.interpreter import checked_flows, checked_pair, vjp
+from lrpfunc.attribution.checks import checked_flows, checked_pair
+from lrpfunc.attribution.explanations import vjp
 from lrpfunc.composites import Entries
 from lrpfunc.errors import RuleError
 from lrpfunc.operations import TABLE, UNKNOWN, Operation, bind_function

@@ -14,7 +14,9 @@ import optree
 import torch
 from torch import Tensor
 
-from lrpfunc.attribution.interpreter import checked_flows, checked_pair, unpack, vjp
+from lrpfunc.attribution.checks import checked_flows, checked_pair
+from lrpfunc.attribution.explanations import vjp
+from lrpfunc.attribution.interpreter import unpack
 from lrpfunc.attribution.targets import Target, seed
 from lrpfunc.composites import Composite, Entries, assign
 from lrpfunc.operations import active_equations, facts

@@ -21,7 +21,8 @@ class Facts:
     the input to an embedding. `equations`: those that relevance can come to. `fixed`: the variables that depend on
     parameters alone. `inputs`: each equation's active inputs.
     `kinds`: each equation's kind. `factors`: of products, the factor that may count as a constant. `readers`: the
-    equations that read a variable, each once, in the program's order. `results`: the variables that leave the program.
+    equations that read a variable, each once, in the program's order. `results`: the variables that leave the program. `signs`: by stated ranges of
+    inputs, what is never below zero (`ranges.nonnegative` fills it).
     """
 
     program: Program
@@ -33,6 +34,7 @@ class Facts:
     results: frozenset[str]
     kinds: Mapping[str, str] = field(default_factory=dict)
     factors: Mapping[str, Constant] = field(default_factory=dict)
+    signs: dict[tuple, frozenset[str]] = field(default_factory=dict)
 
     def inputs_of(self, equation: Equation) -> tuple[Variable, ...]:
         """The variables that an equation reads and relevance goes to, in the order of its arguments."""

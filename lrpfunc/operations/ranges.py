@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from numbers import Real
 
+import torch
+
 from lrpfunc.errors import InputError, near_misses
+from lrpfunc.operations.facts import facts
 from lrpfunc.operations.table import row_of
 from lrpfunc.program import Leaf, Program, Variable
 
@@ -18,6 +21,16 @@ InputRange = tuple[float, float] | Mapping[str, tuple[float, float]] | None
 
 def nonnegative(program: Program, ranges: Mapping[str, tuple[float, float]]) -> frozenset[str]:
     """The names of the variables that are never below zero, whatever the parameters. `ranges`: of inputs, by label."""
+    key, signs = tuple(sorted(ranges.items())), facts(program).signs
+    if key in signs:
+        return signs[key]
+    found = _nonnegative(program, ranges)
+    if not torch.compiler.is_compiling():  # a compiled call must leave nothing behind
+        signs[key] = found
+    return found
+
+
+def _nonnegative(program: Program, ranges: Mapping[str, tuple[float, float]]) -> frozenset[str]:
     known = {leaf.value.name for leaf in program.input_leaves if ranges.get(leaf.label, (-1.0, 0.0))[0] >= 0}
 
     def is_nonnegative(argument) -> bool:

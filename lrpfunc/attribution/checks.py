@@ -1,0 +1,96 @@
+"""What is checked of a call and of a rule while an explanation is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import optree
+import torch
+from torch import Tensor
+
+from lrpfunc.errors import InputError, RuleError
+from lrpfunc.operations import facts
+from lrpfunc.program import NAMESPACE, Equation, Program, Variable, is_plain
+from lrpfunc.rules import Flow
+
+# -- of a call --------------------------------------------------------------------------------------------------------
+
+
+def refuse_dead_ends(program: Program) -> None:
+    """Relevance must be able to flow: from a floating-point output to a floating-point input, or to embedded tokens."""
+    active = facts(program).active
+    if not any(isinstance(leaf.value, Variable) and leaf.value.name in active for leaf in program.input_leaves):
+        raise InputError(
+            "relevance needs a floating-point input, or token ids that go to an embedding, but all inputs are integers "
+            "that go elsewhere. Trace the model from its embeddings (inputs_embeds), or cast the input if it is data."
+        )
+    if not any(isinstance(v, Variable) and v.name in active for v in program.output_leaves):
+        raise InputError(
+            "no relevance can flow: no output depends on a floating-point input through floating-point values. "
+            "Complex and integer values in between stop it, and so does detach."
+        )
+
+
+def check_ranges(program: Program, stated: Mapping[str, tuple[float, float]], inputs: tuple) -> None:
+    """What was stated of the inputs, where it can be seen."""
+    if not stated:
+        return
+    leaves = optree.tree_leaves(inputs, namespace=NAMESPACE)
+    for leaf, value in zip(program.input_leaves, leaves, strict=True):
+        if leaf.label in stated and is_plain(value) and value.numel() and not value.is_meta:
+            low, high = stated[leaf.label]
+            smallest, largest = value.min().item(), value.max().item()
+            if not (low <= smallest and largest <= high):
+                raise InputError(
+                    f"input_range says that '{leaf.label}' lies in {low:g} to {high:g}, "
+                    f"but it goes from {smallest:g} to {largest:g}."
+                )
+
+
+def checked_range(relevance: Tensor) -> Tensor:
+    """A relevance in half precision, if it did not overflow, where that can be seen. Errors: `InputError`."""
+    can_be_seen = relevance.dtype == torch.float16 and is_plain(relevance) and not relevance.is_meta
+    if can_be_seen and not relevance.isfinite().all():
+        raise InputError(
+            "relevance overflowed in float16, which ends at 65504. Cast inputs and params to bfloat16 or float32: "
+            "optree.tree_map(lambda p: p.bfloat16() if p.is_floating_point() else p, params)."
+        )
+    return relevance
+
+
+# -- of a rule --------------------------------------------------------------------------------------------------------
+
+
+def checked_pair(result) -> tuple:
+    """What a rule's forward returned, if it is a pair. Errors: `RuleError`."""
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise RuleError(f"forward must return (output, residuals), but returned {type(result).__name__}.")
+    return result
+
+
+def check_outputs(equation: Equation, outputs: Sequence) -> None:
+    for variable, output in zip(equation.outputs, outputs, strict=True):
+        shape = tuple(output.shape) if isinstance(output, Tensor) else ()
+        if shape == variable.shape:
+            continue
+        sizes = zip(variable.shape, shape, strict=False)
+        if len(shape) != len(variable.shape) or any(n != m for n, m in sizes if isinstance(n, int)):
+            raise RuleError(f"forward must return the equation's output, of shape {variable}, but returned {shape}.")
+
+
+def checked_flows(who: str, moved, shapes: Sequence[torch.Size]) -> list[Flow | None]:
+    """What a rule's backward returned as one flow (or None) for each input, of its shape."""
+    flows = list(moved) if isinstance(moved, (tuple, list)) else [moved]
+    if len(flows) != len(shapes):
+        raise RuleError(f"{who} must return {len(shapes)} flow(s), one per input, but returned {len(flows)}.")
+    for needed, flow in zip(shapes, flows, strict=True):
+        if flow is None:
+            continue
+        if not isinstance(flow, Flow):
+            kind = type(flow).__name__
+            raise RuleError(f"{who} must return Flow(relevance=...) or Flow(coefficient=...), but returned {kind}.")
+        if flow.shape != needed:
+            raise RuleError(
+                f"{who} must return the shape of its input, {tuple(needed)}, but returned {tuple(flow.shape)}."
+            )
+    return flows

@@ -1,0 +1,160 @@
+"""Explanations in one call: what people use of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optree
+import torch
+from torch import Tensor
+
+from lrpfunc.attribution.interpreter import backward, forward
+from lrpfunc.attribution.plans import Plan, make_plan
+from lrpfunc.attribution.targets import Target, check_relevance, seed, seeds
+from lrpfunc.composites import Entries
+from lrpfunc.errors import RuleError, TargetError, near_misses
+from lrpfunc.operations import InputRange, active_equations
+from lrpfunc.program import NAMESPACE, Program
+
+
+def attribute(
+    fmodel: Program,
+    params,
+    x,
+    rules: Entries,
+    target: Target = None,
+    at: str | Sequence[str] | None = None,
+    strict: bool = False,
+    input_range: InputRange = None,
+    checkpoint: int | None = None,
+):
+    """The relevance of the inputs, in the structure of `x` and in units of the explained output.
+
+    `x`: one tensor, a tuple of inputs (each a pytree), or a dict by input name for a program traced with keywords.
+    Leaves that relevance cannot reach (integers, masks) come back as zeros; token ids that a table is looked up with
+    have relevance, that of their rows. `rules`: a composite, a mapping
+    {name pattern: rule} or one rule for all weighted equations. `target`: None (arg-max), an int, an index tensor, a
+    tuple, a list per sample, or a function output -> relevance. `at`: names of layers at whose outputs relevance is
+    wanted too; the result is then `(relevance, {name: tensor})`. `strict`: no equation may fall back to the gradient.
+    `input_range`: what the inputs are known to lie in, (low, high), for all or by the input's name; rules that treat
+    signs apart save work where low >= 0. `checkpoint`: in how many segments to run the model; all but the last are run
+    twice, so that the residuals of only one are in memory.
+
+    Errors: `ParameterError`, `InputError`, `TargetError`, `RuleError`.
+    """
+    return Prepared(make_plan(fmodel, params, rules, strict, input_range))(x, target, at, checkpoint)
+
+
+def attribute_each(
+    fmodel: Program,
+    params,
+    x,
+    rules: Entries,
+    targets: Sequence[Target] | Tensor,
+    strict: bool = False,
+    input_range: InputRange = None,
+    chunk_size: int | None = None,
+):
+    """The relevance for each of several targets: that of `attribute`, with a first dimension for the targets.
+
+    All share one forward pass, and their backward passes are one batch, or batches of `chunk_size` targets to save
+    memory. `targets`: a sequence of what `attribute` takes as target, or an index tensor, (targets,) or
+    (targets, batch).
+    Errors: those of `attribute`; `TargetError` if there is no target.
+    """
+    return Prepared(make_plan(fmodel, params, rules, strict, input_range)).each(x, targets, chunk_size)
+
+
+def vjp(
+    fmodel: Program,
+    params,
+    x,
+    rules: Entries,
+    strict: bool = False,
+    input_range: InputRange = None,
+    checkpoint: int | None = None,
+) -> tuple[Any, Callable]:
+    """The output and a pullback `R_out -> R_x`, as `torch.func.vjp` has them. The pullback may be called again.
+
+    Errors: `ParameterError`, `InputError`, `RuleError`; `TargetError` for an R_out that is not shaped like the output.
+    """
+    return Prepared(make_plan(fmodel, params, rules, strict, input_range)).vjp(x, checkpoint)
+
+
+@dataclass(frozen=True, repr=False)
+class Prepared:
+    """An explanation that has its parameters; `prepare` makes it."""
+
+    plan: Plan
+
+    def __call__(self, x, target: Target = None, at: str | Sequence[str] | None = None, checkpoint: int | None = None):
+        """The relevance of the inputs; see `attribute`."""
+        names = [at] if isinstance(at, str) else list(at or ())
+        if not all(isinstance(name, str) for name in names):
+            raise RuleError(f"`at` takes names of layers, but got {at!r}.")
+        wanted = {name: _output_named(self.plan.program, name) for name in names}
+        trail = forward(self.plan, x, wanted, checkpoint, is_final=True)
+        relevance, inner = backward(trail, seed(trail.output, target))
+        return relevance if at is None else (relevance, inner)
+
+    def vjp(self, x, checkpoint: int | None = None) -> tuple[Any, Callable]:
+        """The output and a pullback; see the function of the same name."""
+        trail = forward(self.plan, x, {}, checkpoint, is_final=False)
+
+        def pullback(relevance):
+            return backward(trail, check_relevance(relevance, trail.output))[0]
+
+        return trail.output, pullback
+
+    def each(self, x, targets: Sequence[Target] | Tensor, chunk_size: int | None = None):
+        """The relevance for each of several targets; see `attribute_each`."""
+        if chunk_size is not None and (type(chunk_size) is not int or chunk_size < 1):
+            raise TargetError(f"chunk_size must be a number of targets >= 1, but is {chunk_size!r}.")
+        trail = forward(self.plan, x, {}, None, is_final=False)
+        entering = [optree.tree_leaves(each, namespace=NAMESPACE) for each in seeds(trail.output, targets)]
+
+        def back(*tensors):  # vmap takes and gives nothing but tensors
+            relevance, _ = backward(trail, _refilled(entering[0], tensors))
+            return tuple(
+                leaf for leaf in optree.tree_leaves(relevance, namespace=NAMESPACE) if isinstance(leaf, Tensor)
+            )
+
+        stacked = [torch.stack(leaves) for leaves in zip(*entering, strict=True) if isinstance(leaves[0], Tensor)]
+        return trail.pack(_refilled(trail.inputs, torch.func.vmap(back, chunk_size=chunk_size)(*stacked)))
+
+    def __repr__(self) -> str:
+        return f"Prepared({len(self.plan.steps)} equations, inputs {', '.join(self.plan.program.input_names)})"
+
+
+def prepare(fmodel: Program, params, rules: Entries, strict: bool = False, input_range: InputRange = None) -> Prepared:
+    """An explanation as a function of x: what depends on parameters only (W+, W^2, ...) is computed here, once.
+
+    `explain = prepare(fmodel, params, rules)`; then `explain(x, target, at, checkpoint)` equals `attribute` with the
+    same arguments, `explain.vjp(x)` equals `vjp` and `explain.each(x, targets)` equals `attribute_each`. Prepare
+    again after parameters were changed in place.
+    Errors: `ParameterError`, `RuleError`; `InputError` for an `input_range` that names no input or is none.
+    """
+    return Prepared(make_plan(fmodel, params, rules, strict, input_range, hoists=True))
+
+
+def _refilled(tree, tensors: Sequence[Tensor]):
+    """A pytree with other tensors in the place of its own."""
+    filled = iter(tensors)
+    return optree.tree_map(lambda leaf: next(filled) if isinstance(leaf, Tensor) else leaf, tree, namespace=NAMESPACE)
+
+
+def _output_named(program: Program, name: str) -> str:
+    """The variable that leaves a layer: of an equation by its name, or the last one below a module's path."""
+    equations = list(active_equations(program))
+    exact = [e for e in equations if e.name == name]
+    below = [e for e in equations if e.name.startswith(f"{name}.")]
+    if not exact and not below:
+        paths = {e.name.rpartition(".")[0] for e in equations} - {""}
+        hint = near_misses(name, [*(e.name for e in equations), *paths])
+        raise RuleError(f"no layer is called '{name}'.{hint} `print(fmodel)` lists all names.")
+    equation = (exact or below)[-1]
+    if len(equation.outputs) > 1:
+        raise RuleError(f"'{name}' has {len(equation.outputs)} outputs: name a layer that reads the one you want.")
+    return equation.outputs[0].name
