@@ -6,6 +6,7 @@ one network, paste it from a failure's output into `check(...)` or `@hypothesis.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -538,6 +539,12 @@ class Case:
         return any(what(step) for step in flat(self.network.steps))
 
 
+# Tracing takes longer than all that is checked of a network, and nothing that is traced changes.
+case_of = functools.lru_cache(maxsize=200)(Case)
+    Case
+)  # tracing takes longer than all that is checked, and nothing that is traced changes
+
+
 def _snapshot(case: Case) -> tuple[list, list]:
     program = case.fmodel
     tensors = [*case.params.values(), *case.model.state_dict().values()]
@@ -581,7 +588,7 @@ PASSES = {
 
 def check(network: Network) -> Case:
     """All of law 7 for one network."""
-    case = Case(network)
+    case = case_of(network)
     for name, passes in PASSES.items():
         canonical = lrpfunc.canonize(case.fmodel, case.params, passes)
         check_function(case, canonical)
@@ -691,7 +698,7 @@ def is_channelwise(layer: Equation) -> bool:
 
 def check_derivatives(network: Network) -> None:
     """Canonization is invisible to derivatives too, of outputs in parameters and in inputs."""
-    case = Case(network)
+    case = case_of(network)
     generator = torch.Generator().manual_seed(1)
     seeds = [torch.randn(y.shape, dtype=y.dtype, generator=generator) for y in listed(case.model(case.x))]
 
@@ -722,7 +729,7 @@ def check_pullback(case: Case, seed) -> None:
 
 def check_vmap(network: Network) -> None:
     """Canonization of stacked parameters is that of each of them, wherever their zeros are."""
-    case = Case(network)
+    case = case_of(network)
     hypothesis.assume(case.params)
     several = [{name: rolled(leaf, i) for name, leaf in case.params.items()} for i in range(3)]
     stacked = {name: torch.stack([params[name] for params in several]) for name in case.params}
@@ -741,39 +748,61 @@ def rolled(leaf: torch.Tensor, i: int) -> torch.Tensor:
 
 
 def law(examples: int):
-    """Settings of a property; the same examples every time."""
+    """Settings of a property; the same examples every time, and of all properties the same, which are traced once."""
     checks = [hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large]
-    return hypothesis.settings(
+    settings = hypothesis.settings(
         max_examples=examples,
         deadline=None,
         derandomize=True,
         report_multiple_bugs=False,
         suppress_health_check=checks,
     )
+    return lambda test: hypothesis.seed(0)(settings(test))
 
 
-@law(150)
+def very_many(examples: int):
+    """Settings of a slow property: other examples each time."""
+    return hypothesis.settings(
+        max_examples=examples, deadline=None, print_blob=True, suppress_health_check=list(hypothesis.HealthCheck)
+    )
+
+
+@law(30)
 @hypothesis.given(network=networks())
 def test_every_network_keeps_its_function_and_its_parameters(network):
     check(network)
 
 
-@pytest.mark.slow
-@hypothesis.settings(law(3000), derandomize=False, print_blob=True)
-@hypothesis.given(network=networks())
-def test_very_many_networks_keep_their_function_and_their_parameters(network):
-    check(network)
-
-
-@law(60)
+@law(30)
 @hypothesis.given(network=networks())
 def test_derivatives_go_through_canonization(network):
     check_derivatives(network)
 
 
-@law(40)
+@law(30)
 @hypothesis.given(network=networks())
 def test_vmap_over_stacked_parameters_equals_the_loop(network):
+    check_vmap(network)
+
+
+@pytest.mark.slow
+@very_many(3000)
+@hypothesis.given(network=networks())
+def test_very_many_networks_keep_their_function_and_their_parameters(network):
+    check(network)
+
+
+@pytest.mark.slow
+@very_many(300)
+@hypothesis.given(network=networks())
+def test_derivatives_go_through_canonization_of_many_networks(network):
+    check_derivatives(network)
+
+
+@pytest.mark.slow
+@very_many(300)
+@hypothesis.given(network=networks())
+def test_vmap_equals_the_loop_for_many_networks(network):
     check_vmap(network)
 
 
@@ -891,7 +920,7 @@ EXPLAINED = {
 
 
 def explained(way: str) -> Case:
-    case = Case(EXPLAINED[way])
+    case = case_of(EXPLAINED[way])
     fates = lrpfunc.canonize(case.fmodel, case.params).report.fates
     assert [fate.became for fate in fates.values()] == [way]
     return case
@@ -964,7 +993,7 @@ def test_without_biases_relevance_is_conserved(way, composite):
 
 
 def test_a_bias_map_counts_as_a_bias():
-    case = Case(Network((4, 6, 6), (NORM, conv(4, 5, padding=1, bias=False)), 0, zeros=False))
+    case = case_of(Network((4, 6, 6), (NORM, conv(4, 5, padding=1, bias=False)), 0, zeros=False))
     canonical = lrpfunc.canonize(case.fmodel, case.params)
     (name,) = [e.name for e in canonical.fmodel.equations if e.operator == "conv2d_bias_map"]
     seed = torch.rand(2, 5, 6, 6, dtype=torch.float64)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,12 +11,20 @@ from torch import Tensor
 from lrpfunc.canonizers.batch_norms import BATCH_NORMS, gather, scale_and_shift, take_away
 from lrpfunc.canonizers.draft import Draft
 from lrpfunc.canonizers.folds import Fold
+<<<<<<< HEAD
 from lrpfunc.operations import Arrival, Route, is_convolution, positions, rightwards
+=======
+from lrpfunc.operations import CONVOLUTION, OPERATORS, Arrival, Route, Structure, places, rightwards
+>>>>>>> h-canon
 from lrpfunc.program import BIAS_MAPS, Equation, Variable, functions
 
 aten = torch.ops.aten
 
 MERGED_RIGHT = "merged right"
+
+
+def _find(structure: Structure, batch_norm: Equation) -> Route:
+    return rightwards(structure, batch_norm, through_activations=False)
 
 
 def touched(route: Route) -> list[Equation]:
@@ -123,7 +130,7 @@ merge_batch_norm_right = Fold(
     name="merge_batch_norm_right",
     about=BATCH_NORMS,
     side="behind it",
-    find=partial(rightwards, through_activations=False),
+    find=_find,
     touched=touched,
     merge=merge,
     doc="""Fold each batch norm into the linear layers behind it, if all that reads it are such.
