@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -162,11 +163,11 @@ class Builder:
         shape_giving = SHAPE_GIVING.get(operator_name(function))
         if shape_giving is not None:
             arguments[shape_giving] = self._detached(node, arguments[shape_giving])
-        result = self.emit(node, function, tuple(arguments), keywords)
         if is_mutable and torch.Tag.inplace_view not in node.target.tags:
-            self.writes.write(node, result)
+            twin = replace(self._variable("", node.meta["val"]), dtype=self.writes.twin_dtype(node))
+            self.writes.write(node, self.emit(node, function, tuple(arguments), keywords, like=twin))
         else:
-            self.values[node] = result
+            self.values[node] = self.emit(node, function, tuple(arguments), keywords)
 
     def _detached(self, node, argument):
         """An argument of which the values do not matter: nothing flows back to it."""

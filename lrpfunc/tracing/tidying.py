@@ -24,8 +24,8 @@ from lrpfunc.program import (
     size,
     variables_in,
 )
-from lrpfunc.tracing.exports import Ranges
 from lrpfunc.tracing.graphs import RANDOM_IN_TRAINING, Origin, is_random, random_message
+from lrpfunc.tracing.sizes import Ranges
 
 
 def tidied(program: Program, origins: Mapping[str, Origin]) -> Program:
@@ -124,10 +124,14 @@ def _within_tables(program: Program) -> Ranges:
     return ranges
 
 
+# What gives all values of its argument, and no others.
+KEEPS_VALUES = ("unsqueeze", "expand", "reshape", "to", "_to_copy")
+
+
 def _counted(program: Program, ids: Variable) -> tuple[str | None, int]:
     """The size that ids count to, and from where: 0, 1, 2, ...; None if they are something else."""
     first, maker = 0, program.producers.get(ids.name)
-    while maker is not None and maker.operator in ("add", "unsqueeze", "expand", "reshape", "to", "_to_copy"):
+    while maker is not None and (maker.operator == "add" or maker.operator in KEEPS_VALUES):
         if maker.operator == "add":
             if not isinstance(maker.arguments[1], int):
                 return None, 0
@@ -178,7 +182,7 @@ def _match_frozen_batch_norm(program: Program, equation: Equation) -> tuple | No
 
     if equation.operator != "add" or equation.keywords:
         return None
-    product, shift = (made_by(a, o) for a, o in zip(equation.arguments, ("mul", "sub"), strict=False))
+    product, shift = made_by(equation.arguments[0], "mul"), made_by(equation.arguments[1], "sub")
     if product is None or shift is None or product.arguments[0].name not in program.active:
         return None
     x, scale = product.arguments
