@@ -11,11 +11,7 @@ from torch import Tensor
 from lrpfunc.canonizers.batch_norms import BATCH_NORMS, gather, scale_and_shift, take_away
 from lrpfunc.canonizers.draft import Draft
 from lrpfunc.canonizers.folds import Fold
-<<<<<<< HEAD
-from lrpfunc.operations import Arrival, Route, is_convolution, positions, rightwards
-=======
-from lrpfunc.operations import CONVOLUTION, OPERATORS, Arrival, Route, Structure, places, rightwards
->>>>>>> h-canon
+from lrpfunc.operations import Arrival, Facts, Route, is_convolution, positions, rightwards
 from lrpfunc.program import BIAS_MAPS, Equation, Variable, functions
 
 aten = torch.ops.aten
@@ -23,8 +19,8 @@ aten = torch.ops.aten
 MERGED_RIGHT = "merged right"
 
 
-def _find(structure: Structure, batch_norm: Equation) -> Route:
-    return rightwards(structure, batch_norm, through_activations=False)
+def _find(known: Facts, batch_norm: Equation) -> Route:
+    return rightwards(known, batch_norm, through_activations=False)
 
 
 def touched(route: Route) -> list[Equation]:

@@ -11,14 +11,14 @@ from lrpfunc.canonizers import right
 from lrpfunc.canonizers.batch_norms import BATCH_NORMS, gather, scale_and_shift, take_away
 from lrpfunc.canonizers.draft import Draft
 from lrpfunc.canonizers.folds import Fold
-from lrpfunc.operations import Arrival, Route, Structure, bounds, rightwards
+from lrpfunc.operations import Arrival, Facts, Route, bounds, rightwards
 from lrpfunc.program import Equation, Variable, functions
 
 THRESHOLD = "threshold"
 
 
-def _find(structure: Structure, batch_norm: Equation) -> Route:
-    return rightwards(structure, batch_norm, through_activations=True)
+def _find(known: Facts, batch_norm: Equation) -> Route:
+    return rightwards(known, batch_norm, through_activations=True)
 
 
 def _merge(draft: Draft, batch_norm: Equation, route: Route) -> None:
@@ -81,15 +81,9 @@ threshold_relu = Fold(
 
     relu(a x + b) = a t(x) + b, where t(x) = max(x, -b / a) for a > 0 and min(x, -b / a) for a < 0; where a = 0 it is
     the fixed value relu(b). The threshold ReLU t passes relevance on as any activation, but is not non-negative; a and
-<<<<<<< HEAD
     b move on as in `merge_batch_norm_right`. Averages may come between. ReLU6, hardtanh, clamps by numbers and
-    LeakyReLU are folded alike, all their bends move. The bends are new leaves, "relu.low" and "relu.high", infinite
+    LeakyReLU are folded alike: all their bends move. The bends are new leaves, "relu.low" and "relu.high", infinite
     where there is none.
-=======
-    b move on as in `merge_batch_norm_right`. Averages may come between. ReLU6, hardtanh, clamps by numbers and LeakyReLU
-    are folded alike: all their bends move. The bends are new leaves, "relu.low" and "relu.high", infinite where there
-    is none.
->>>>>>> h-canon
 
     Args:
         program: a program, as `functionalize` and `trace` return it.

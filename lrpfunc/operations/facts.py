@@ -19,10 +19,10 @@ class Facts:
 
     `active`: the variables that relevance can come to: floating-point ones that depend on an input, and token ids from
     the input to an embedding. `equations`: those that relevance can come to. `fixed`: the variables that depend on
-    parameters alone. `inputs`: each equation's active inputs.
-    `kinds`: each equation's kind. `factors`: of products, the factor that may count as a constant. `readers`: the
-    equations that read a variable, each once, in the program's order. `results`: the variables that leave the program. `signs`: by stated ranges of
-    inputs, what is never below zero (`ranges.nonnegative` fills it).
+    parameters alone. `inputs`: each equation's active inputs. `readers`: the equations that read a variable, each once,
+    in the program's order. `results`: the variables that leave the program. `kinds`: each equation's kind. `factors`:
+    of products, the factor that may count as a constant. `signs`: by stated ranges of inputs, what is never below zero
+    (`ranges.nonnegative` fills it).
     """
 
     program: Program

@@ -77,7 +77,8 @@ class Row(NamedTuple):
         `is_identity`: of its first argument, in a deterministic evaluation; `is_assertion`: it only checks.
         `may_return_input`: it returns the tensor it was given where nothing is to be done. `shape_giver`: the position
         of an argument of which the values do not matter. `deterministic`: argument values by which it is not random.
-        `reads_shape`: it reads shapes and no values. `reads_strides`: it depends on how its input lies in memory.
+        `keeps_values`: its result has all values of its input, in their order. `reads_shape`: it reads shapes and no
+        values. `reads_strides`: it depends on how its input lies in memory.
     """
 
     kind: str | KindOf = OTHER
@@ -115,5 +116,6 @@ class Row(NamedTuple):
     may_return_input: bool = False
     shape_giver: int | None = None
     deterministic: Mapping[str, Any] | None = None
+    keeps_values: bool = False
     reads_shape: bool = False
     reads_strides: bool = False

@@ -199,8 +199,8 @@ OTHERS = {
 MOVE = Row(MOVEMENT, is_linear=True)
 MOVE_SIGNED = MOVE._replace(sign=signs.keeps)
 MOVE_TOKENS = MOVE_SIGNED._replace(moves_tokens="all")
-IDENTICAL = MOVE_TOKENS._replace(adjoint=adjoints.identity_adjoint)
-RESHAPE = MOVE_TOKENS._replace(adjoint=adjoints.reshape_adjoint, moves=moves.reshaped)
+IDENTICAL = MOVE_TOKENS._replace(adjoint=adjoints.identity_adjoint, keeps_values=True)
+RESHAPE = MOVE_TOKENS._replace(adjoint=adjoints.reshape_adjoint, moves=moves.reshaped, keeps_values=True)
 SPLIT = MOVE_SIGNED._replace(adjoint=adjoints.split_adjoint)
 EXPAND = MOVE_SIGNED._replace(adjoint=adjoints.expand_adjoint)
 PICK = MOVE_SIGNED._replace(moves_tokens="first")
@@ -228,7 +228,7 @@ MOVEMENTS = {
     "unbind": MOVE_TOKENS._replace(adjoint=adjoints.unbind_adjoint),
     "roll": MOVE_TOKENS._replace(adjoint=adjoints.roll_adjoint),
     "masked_fill": MOVE_TOKENS._replace(adjoint=adjoints.masked_fill_adjoint, sign=signs.fills(2)),
-    "expand": EXPAND._replace(moves_tokens="all"),
+    "expand": EXPAND._replace(moves_tokens="all", keeps_values=True),
     "expand_as": EXPAND._replace(shape_giver=1),
     "broadcast_to": EXPAND,
     "cat": MOVE_TOKENS._replace(

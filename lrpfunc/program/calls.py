@@ -90,7 +90,7 @@ def flatten_inputs(expected: Sequence[Leaf], names: Sequence[str], inputs: tuple
     return leaves
 
 
-def check_tensor(label: str, value: Tensor, device: torch.device, dtype: torch.dtype, follows: bool) -> None:
+def check_tensor(label: str, value: Tensor, device: torch.device, dtype: torch.dtype | None, follows: bool) -> None:
     """Refuse an input of another device or dtype than needed; `follows`: because the parameters have that dtype."""
     if value.device != device:
         raise InputError(

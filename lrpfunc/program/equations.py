@@ -67,7 +67,7 @@ class Equation:
         return tuple(result) if isinstance(result, (tuple, list)) else (result,)
 
 
-# -- templates -----------------------------------------------------------------------------------------------------------
+# -- templates --------------------------------------------------------------------------------------------------------
 
 
 def operator_name(function: Callable) -> str:

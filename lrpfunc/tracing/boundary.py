@@ -57,7 +57,7 @@ def _positional_names(function: Callable, positional: tuple, keywords: Mapping[s
 
 
 class Boundary:
-    """Between the pytrees that `function(params, *inputs)` takes and gives and the lists of tensors that export does."""
+    """Between the pytrees of `function(params, *inputs)` and its output, and the lists of tensors that export takes."""
 
     def __init__(self, function: Callable, params, inputs: Inputs, axes: Sequence[Axes] | None = None):
         self.function, self.params, self.inputs, self.axes = function, params, inputs, axes

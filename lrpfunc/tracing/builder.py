@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -164,11 +165,11 @@ class Builder:
         shape_giver = TABLE.get(operator_name(function), UNKNOWN).shape_giver
         if shape_giver is not None:
             arguments[shape_giver] = self._detached(node, arguments[shape_giver])
-        result = self.emit(node, function, tuple(arguments), keywords)
         if is_mutable and torch.Tag.inplace_view not in node.target.tags:
-            self.writes.write(node, result)
+            twin = replace(self._variable("", node.meta["val"]), dtype=self.writes.twin_dtype(node))
+            self.writes.write(node, self.emit(node, function, tuple(arguments), keywords, like=twin))
         else:
-            self.values[node] = result
+            self.values[node] = self.emit(node, function, tuple(arguments), keywords)
 
     def _emit_spelled(self, node, function: Callable, arguments: tuple) -> None:
         """The equation of a core-ATen spelling under the name that the table has, of its first output alone."""

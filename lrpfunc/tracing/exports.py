@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
 import sys
 import traceback
 import warnings
@@ -23,10 +22,10 @@ from torch.overrides import TorchFunctionMode
 
 from lrpfunc.errors import LrpError, TraceError
 from lrpfunc.tracing.graphs import is_symbolic
-from lrpfunc.tracing.source_lines import INTERNAL, TORCH, source_line
+from lrpfunc.tracing.sizes import Ranges, ranges_of, shapes_of_inputs
+from lrpfunc.tracing.source_lines import INTERNAL, source_line
 
 Axes = tuple[int, ...]  # of one input, along which it may have any size
-Ranges = dict[str, tuple[int, int | None]]  # by symbolic size
 
 
 class Export(NamedTuple):
@@ -76,7 +75,7 @@ def export(front: Front, params: list[Tensor], inputs: list[Tensor], axes: Seque
     except LrpError:
         raise
     except Exception as error:
-        raise TraceError(_explain_failure(error)) from error
+        raise TraceError(_failure(error)) from error
 
 
 def _attempts(inputs: list[Tensor], axes: Sequence[Axes] | None) -> Iterator[list[Axes]]:
@@ -110,11 +109,13 @@ def _export_open(front: Front, params: list[Tensor], inputs: list[Tensor], axes:
             exported = _export_once(front, params, examples, axes)
         except Exception:  # whatever is wrong shows again, in plainer words, without dynamic sizes
             return None
-        found = _ranges(exported, len(inputs))
+        if _is_misled(exported):
+            return None
+        found = ranges_of(exported, len(inputs))
         if found is None:
             return None
         ranges, same = found
-        shapes = _shapes(exported, len(inputs))
+        shapes = shapes_of_inputs(exported, len(inputs))
         stayed = [tuple(a for a in opened if is_symbolic(n[a])) for opened, n in zip(axes, shapes, strict=True)]
         has_batch = [0 in before and 0 not in after for before, after in zip(axes, stayed, strict=True)]
         if batch == 1 and any(has_batch):
@@ -127,6 +128,12 @@ def _export_open(front: Front, params: list[Tensor], inputs: list[Tensor], axes:
             return Export(exported, ranges, same)
         axes = [tuple(axis for axis in opened if axis != 0) for opened in axes]
     return None
+
+
+def _is_misled(exported) -> bool:
+    """Whether torch took what `unbind` gives along an open size for slices that keep their dimension, as 2.15 does."""
+    nodes = exported.graph.find_nodes(op="call_function", target=torch.ops.aten.unbind.int)
+    return any(part.dim() == node.args[0].meta["val"].dim() for node in nodes for part in node.meta["val"])
 
 
 def _is_batch(shapes: Sequence[torch.Size], size: str) -> bool:
@@ -142,12 +149,12 @@ def _with_one(front: Front, exported, params, examples, same: Mapping[str, str],
     low, high = range_
     if low != 2 or any(tensor.is_meta for tensor in (*params, *examples)):
         return range_
-    shapes = _shapes(exported, len(examples))
+    shapes = shapes_of_inputs(exported, len(examples))
     sizes = {size, *(other for other, one in same.items() if one == size)}
     axes = [[axis for axis, n in enumerate(shape) if str(n) in sizes] for shape in shapes]
     # Zeros, as some models begin with, would hide what they are multiplied by.
-    own = {name: _other(p, 2) for name, p in front.named_parameters() if _is_zero(p)}
-    state = own | {name: buffer.clone() for name, buffer in front.named_buffers()}  # which forward might write to
+    changed = {name: _other(p, 2) for name, p in front.named_parameters() if _is_zero(p)}
+    state = changed | {name: buffer.clone() for name, buffer in front.named_buffers()}  # which forward might write to
     given = [_other(p, 3) if _is_zero(p) else p for p in params]
     try:
         with torch.no_grad(), _quiet():
@@ -156,7 +163,7 @@ def _with_one(front: Front, exported, params, examples, same: Mapping[str, str],
                 inputs = [_first(_other(x, seed), along) for x, along in zip(examples, axes, strict=True)]
                 made = torch.func.functional_call(front, state, (*given, *inputs))
                 expected = [leaf for leaf in made if isinstance(leaf, Tensor)]
-                found = [leaf for leaf in _run(exported, own, given, inputs) if isinstance(leaf, Tensor)]
+                found = [leaf for leaf in _evaluated(exported, changed, given, inputs) if isinstance(leaf, Tensor)]
                 if not all(map(_agrees, found, expected)) or len(found) != len(expected):
                     return range_
                 seen.append(expected)
@@ -186,8 +193,8 @@ def _is_zero(p: Tensor) -> bool:
     return p.is_floating_point() and not p.any()
 
 
-def _run(exported, own: Mapping[str, Tensor], params: Sequence[Tensor], inputs: Sequence[Tensor]) -> list:
-    """The outputs of an exported graph, whose own checks of sizes it does without. `own`: other parameters of its."""
+def _evaluated(exported, changed: Mapping[str, Tensor], params: Sequence[Tensor], inputs: Sequence[Tensor]) -> list:
+    """The outputs of an exported graph, without its checks of sizes. `changed`: other values of its parameters."""
     user = iter((*params, *inputs))
     arguments = []
     for spec in exported.graph_signature.input_specs:
@@ -195,7 +202,7 @@ def _run(exported, own: Mapping[str, Tensor], params: Sequence[Tensor], inputs: 
             arguments.append(next(user))
         else:
             kept = exported.state_dict.get(spec.target, exported.constants.get(spec.target))
-            arguments.append(kept.detach().clone() if spec.kind is InputKind.BUFFER else own.get(spec.target, kept))
+            arguments.append(kept.detach().clone() if spec.kind is InputKind.BUFFER else changed.get(spec.target, kept))
     return list(torch.fx.Interpreter(exported.graph_module).run(*arguments))
 
 
@@ -238,7 +245,7 @@ def _quiet():
         logger.setLevel(level)
 
 
-def _explain_failure(error: Exception) -> str:
+def _failure(error: Exception) -> str:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(INTERNAL)]
     where = f" at {source_line(frames[-1].filename, frames[-1].lineno or 0)}" if frames else ""
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -251,80 +258,3 @@ def _explain_failure(error: Exception) -> str:
                 'experts_implementation="batched_mm", which transformers\' configurations and from_pretrained take.'
             )
     return f"the model cannot be exported{where}: {type(error).__name__}: {first}{hint}"
-
-
-# -- sizes ------------------------------------------------------------------------------------------------------------
-
-
-def _shapes(exported, inputs: int) -> list[torch.Size]:
-    return [node.meta["val"].shape for node in exported.graph.find_nodes(op="placeholder")[-inputs:]]
-
-
-def _ranges(exported, inputs: int) -> tuple[Ranges, dict[str, str]] | None:
-    """The sizes for which a trace holds, by symbol, and which of them must agree; None where the model asks for more
-    than that."""
-    given: list[Any] = [n for shape in _shapes(exported, inputs) for n in shape if is_symbolic(n)]
-    sizes = [n.node for n in given]
-    if not sizes:
-        return {}, {}
-    environment, hints = sizes[0].shape_env, {node.expr: node.hint for node in sizes}
-    guards = [environment.simplify(guard.expr) for guard in environment.guards if _is_asked_by_model(guard)]
-    same = _agreeing(guards, hints)
-    if same is None:
-        return None
-    guards = [guard.subs(same) for guard in guards]
-    ranges: Ranges = {}
-    for node in sizes:
-        symbol = node.expr
-        bounds = exported.range_constraints.get(symbol)  # there are none for what follows from another size
-        if symbol in same:
-            continue
-        asked = [guard for guard in guards if symbol in guard.free_symbols]
-        found = _range(symbol, bounds, asked, node.hint) if bounds is not None else None
-        if found is None:
-            return None
-        ranges[str(symbol)] = found
-    return ranges, {str(one): str(other) for one, other in same.items()}
-
-
-def _agreeing(guards: list, hints: Mapping) -> dict | None:
-    """The sizes, by others equal in the example, that must agree with them for what a model asked of both to hold.
-
-    What is asked of two sizes is more than ranges can say, but for equal ones it is asked of one, if of any. None where
-    that does not help.
-    """
-    same: dict = {}
-    for guard in guards:
-        mixed = sorted(guard.subs(same).free_symbols & hints.keys(), key=str)
-        while len(mixed) > 1:
-            pairs = [(a, b) for i, a in enumerate(mixed) for b in mixed[i + 1 :] if hints[a] == hints[b]]
-            if not pairs:
-                return None
-            one, other = pairs[0]
-            same = {key: one if value == other else value for key, value in same.items()} | {other: one}
-            mixed = sorted(guard.subs(same).free_symbols & hints.keys(), key=str)
-    return same
-
-
-def _is_asked_by_model(guard) -> bool:
-    """Whether Python code that builds the graph decided on a size, and not a kernel on the layout of its memory."""
-    file = getattr(guard.sloc.framework_loc, "filename", "")
-    return not file.startswith(TORCH) or file.startswith(TORCH + "nn" + os.sep)
-
-
-def _range(symbol, bounds, guards: list, traced: int) -> tuple[int, int | None] | None:
-    from sympy import Ne
-    from sympy.core.relational import Relational
-
-    low, high = int(bounds.lower), int(bounds.upper) if bounds.upper < 2**31 else None
-    for guard in guards:
-        sides = guard.args
-        if not isinstance(guard, Relational) or symbol not in sides or not any(side.is_Integer for side in sides):
-            return None
-        if isinstance(guard, Ne):
-            excluded = int(next(side for side in sides if side.is_Integer))
-            low = max(low, excluded + 1) if excluded < traced else low
-            high = min(excluded - 1, high or excluded) if excluded > traced else high
-    if low <= 2:  # which kernels ask for, and any size that a range excludes fails in them
-        low = next(n for n in range(3) if all(guard.subs(symbol, m) for guard in guards for m in range(n, 2)))
-    return low, high

@@ -75,6 +75,7 @@ def _is_view(function) -> bool:
 
 
 def memory(node):
+    """A key of the memory that a node shows; None for what is no tensor."""
     value = node.meta.get("val") if isinstance(node, torch.fx.Node) else None
     return value.untyped_storage()._cdata if isinstance(value, Tensor) else None
 

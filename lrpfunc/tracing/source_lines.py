@@ -11,7 +11,8 @@ import optree
 import torch
 
 TORCH = os.path.dirname(torch.__file__) + os.sep
-INTERNAL = (TORCH, *(os.path.dirname(file) + os.sep for file in (optree.__file__, __file__)), contextlib.__file__, "<")
+LRPFUNC = os.path.dirname(os.path.dirname(__file__)) + os.sep
+INTERNAL = (TORCH, os.path.dirname(optree.__file__) + os.sep, LRPFUNC, contextlib.__file__, "<")
 
 
 def line_of(node) -> str:

@@ -24,8 +24,8 @@ from lrpfunc.program import (
     size,
     variables_in,
 )
-from lrpfunc.tracing.exports import Ranges
 from lrpfunc.tracing.graphs import Origin, is_random, random_message
+from lrpfunc.tracing.sizes import Ranges
 
 
 def tidied(program: Program, origins: Mapping[str, Origin]) -> Program:
@@ -127,7 +127,7 @@ def _within_tables(program: Program) -> Ranges:
 def _counted(program: Program, ids: Variable) -> tuple[str | None, int]:
     """The size that ids count to, and from where: 0, 1, 2, ...; None if they are something else."""
     first, maker = 0, program.producers.get(ids.name)
-    while maker is not None and (maker.operator == "add" or row_of(maker).moves_tokens == "all"):
+    while maker is not None and (maker.operator == "add" or row_of(maker).keeps_values):
         if maker.operator == "add":
             if not isinstance(maker.arguments[1], int):
                 return None, 0

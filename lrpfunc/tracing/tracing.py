@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
 from lrpfunc.errors import TraceError
-from lrpfunc.program import NAMESPACE, PARAMETER, Program, Variable, leaf_names, variables_in
+from lrpfunc.program import NAMESPACE, PARAMETER, Program, Variable, check, leaf_names, variables_in
 from lrpfunc.tracing.boundary import Boundary, Inputs
 from lrpfunc.tracing.builder import Builder
 from lrpfunc.tracing.exports import Axes, Front, export
@@ -50,7 +50,7 @@ def functionalize(model: nn.Module, /, *example_inputs, **example_keywords) -> t
         program, params = _capture(Boundary(lambda _, *values: inputs.call(model, values), (), inputs), model)
     read = {v.name for e in program.equations for v in e.reads} | {v.name for v in variables_in(program.output_leaves)}
     params = {name: tensor.detach() for name, tensor in params.items() if PARAMETER + name in read}
-    return lift(program.with_parameters(program.parameters, params), params)
+    return _checked(*lift(program.with_parameters(program.parameters, params), params))
 
 
 def trace(function: Callable, params, /, *example_inputs, **example_keywords) -> tuple[Program, Any]:
@@ -74,7 +74,12 @@ def trace_along(function: Callable, params, inputs: Sequence[Tensor], axes: Sequ
 def _trace(function: Callable, params, inputs: Inputs, axes: Sequence[Axes] | None) -> tuple[Program, Any]:
     boundary = Boundary(lambda given, *values: inputs.call(function, values, given), params, inputs, axes)
     program, captured = _capture(boundary, None)
-    return lift(program, captured) if boundary.is_flat else (program, params)
+    return _checked(*(lift(program, captured) if boundary.is_flat else (program, params)))
+
+
+def _checked(program: Program, params) -> tuple[Program, Any]:
+    check(program)
+    return program, params
 
 
 # -- program ----------------------------------------------------------------------------------------------------------

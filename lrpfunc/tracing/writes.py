@@ -52,7 +52,7 @@ class Writes:
         get the new value written into theirs. Whatever else shares the memory goes stale.
         """
         written, before = node.args[0], self.builder.values[node.args[0]]
-        if self._twin_dtype(node) != before.dtype:
+        if result.dtype != before.dtype:
             result = self.builder.emit(node, aten.to.dtype, (result, before.dtype))
         self.builder.values[node] = self.builder.values[written] = result
         views: tuple = ()
@@ -68,7 +68,7 @@ class Writes:
             if other in self.builder.values and other not in known:
                 self.stale[other] = line_of(node)
 
-    def _twin_dtype(self, node) -> torch.dtype:
+    def twin_dtype(self, node) -> torch.dtype:
         """The dtype of an in-place operation's functional twin, found on fake tensors: `lt` gives bools, sums promote.
 
         That is slow on symbolic sizes, and only dtypes, ranks and what is no tensor can matter.
