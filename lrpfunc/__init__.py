@@ -7,8 +7,8 @@ A model is a pure function, an explanation is that function's custom vector-Jaco
     relevance = lrpfunc.attribute(fmodel, params, x, lrpfunc.composites.epsilon_plus_flat())
 
 Nothing is hooked, patched or mutated, so `vmap`, `grad`, `jvp` and `torch.compile` work on an explanation as they do on
-any other function of tensors. Read on in this order: program, operators, kinds, operations, flows, rules, composites,
-interpreter.
+any other function of tensors. The folders are the architecture: program, operations, tracing, canonizers, rules,
+composites, attribution, heatmaps, text, pictures; each has a README.
 """
 
 from lrpfunc import canonizers, composites, errors, rules
@@ -30,7 +30,7 @@ from lrpfunc.program import Program
 from lrpfunc.rules import Flow, Rule, stabilizer
 from lrpfunc.tracing import functionalize, trace
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
 
 __all__ = [
     "Canonical",
