@@ -462,6 +462,7 @@ def forked(function, *arguments):
     child = os.fork()
     if child == 0:
         try:
+            torch.set_num_threads(1)  # torch makes its threads anew: before autograd's, as two at once may abort
             function(*arguments)
             os._exit(0)
         finally:
