@@ -157,7 +157,7 @@ def _slope(facts: Facts, factors: Sequence[Variable]) -> Constant | None:
 
 
 def _unscaled(facts: Facts, variable: Variable) -> Iterator[Variable]:
-    """A value and what it was, times constants, before."""
+    """A value and what it was, but for fixed factors, before."""
     yield variable
     equation = facts.program.producers.get(variable.name)
     while equation is not None and row_of(equation).rescales:

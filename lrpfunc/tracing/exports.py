@@ -103,7 +103,7 @@ def _export_open(front: Front, params: list[Tensor], inputs: list[Tensor], axes:
     """The export with open sizes and the ranges of these; None if it fails or no range can say for which it holds."""
     batch = next((tensor.shape[0] for tensor in inputs if tensor.dim()), None)
     while any(axes):
-        # A size of one would be taken for a constant, so an example of one sample is traced as two.
+        # A size of one would be baked in, so an example of one sample is traced as two.
         examples = [_two(x) if 0 in opened and batch == 1 else x for x, opened in zip(inputs, axes, strict=True)]
         try:
             exported = _export_once(front, params, examples, axes)
