@@ -33,8 +33,8 @@ class Arrival(NamedTuple):
     """A scale and shift at an equation's input, as on the way to the right.
 
     `channels` says where its channels are. `origin` is the variable of the last activation that it came through, None
-    for the batch norm itself. Behind an operation that does not keep uniform values (zero padding) the shift is no longer
-    the same everywhere: it is what `path`, from there on, makes of it.
+    for the batch norm itself. Behind an operation that does not keep uniform values (zero padding) the shift is no
+    longer the same everywhere: it is what `path`, from there on, makes of it.
     """
 
     equation: Equation
