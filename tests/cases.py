@@ -1,7 +1,7 @@
 """The table of the laws: networks, and the cases, one row for each composite or rule on a network.
 
-A law (`tests/test_laws.py`, `tests/test_compiling.py`) is a function of a case; `law` has it run for every row. So a new
-composite or rule is one more row here, and no test of its own for what holds for all.
+A law (`tests/test_laws.py`, `tests/test_compiling.py`) is a function of a case; `law` has it run for every row. So a
+new composite or rule is one more row here, and no test of its own for what holds for all.
 """
 
 import functools
@@ -47,6 +47,17 @@ class Convolutional(nn.Module):
         x = self.first(x).relu()
         x = F.max_pool2d(self.second(x) + x, 2)
         return self.head(x.mean((2, 3)))
+
+
+class Dense(nn.Module):
+    """Two layers, for inductor."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Linear(4, 3), nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.head(self.first(x).relu())
 
 
 class Attending(nn.Module):
@@ -96,6 +107,7 @@ NETWORKS: dict[str, Callable[[], Made]] = {
     "branches": lambda: branches(True, dtype=torch.float32),
     "layers": lambda: _random(Layers, 2, 16, 4, 4),
     "convolutional": lambda: _random(Convolutional, 2, 1, 4, 4),
+    "dense": lambda: _random(Dense, 2, 4),
     "attending": lambda: _random(Attending, 2, 3, 4),
     "llama": lambda: _from_zoo("llama"),
     "torchvision_vit": lambda: _from_zoo("torchvision_vit"),
