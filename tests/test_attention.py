@@ -1,6 +1,8 @@
 """The rules of transformers against plain torch: gradients of the same function, constants detached and halves cut."""
 
+import functools
 import itertools
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -19,9 +21,22 @@ def rand(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)), dtype=torch.float64)
 
 
+class Of(NamedTuple):
+    """What of an input a trace depends on."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+@functools.cache
+def traced(function, *inputs: Of):
+    samples = (torch.ones(x.shape, dtype=x.dtype) for x in inputs)
+    return lrpfunc.trace(lambda _, *values: function(*values), {"unused": torch.ones(1)}, *samples)
+
+
 def explained(function, inputs, composite=ATTN, strict=True):
     """The coefficients c = R / x of each input of `function(*inputs)`, for a random coefficient of its output."""
-    fmodel, params = lrpfunc.trace(lambda _, *values: function(*values), {"unused": torch.ones(1)}, *inputs)
+    fmodel, params = traced(function, *(Of(x.shape, x.dtype) for x in inputs))
     y, pullback = lrpfunc.vjp(fmodel, params, tuple(inputs), composite, strict)
     relevance = pullback(y * rand(*y.shape, seed=9))
     return [r / x for r, x in zip(relevance, inputs, strict=True)]

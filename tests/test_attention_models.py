@@ -24,7 +24,13 @@ TIMM = tuple(
         "crossvit_9_240", "levit_128", "xcit_nano_12_p16_224", "pvt_v2_b0", "convnextv2_atto",
     )
 )  # fmt: skip
-FAST = ("vit_b_32", "timm/vit_tiny_patch16_224", "timm/xcit_nano_12_p16_224", "timm/pvt_v2_b0", "timm/convnextv2_atto")
+# In the plain run, of one or two blocks each; `pytest -m slow` has them all as they are.
+SHALLOW = {
+    "timm/vit_tiny_patch16_224": {"depth": 1, "img_size": 32},
+    "timm/xcit_nano_12_p16_224": {"depth": 1, "cls_attn_layers": 1, "img_size": 32},
+    "timm/pvt_v2_b0": {"depths": (1, 1, 1, 1)},
+    "timm/convnextv2_atto": {"depths": (1, 1, 1, 1)},
+}
 
 # What is added to values whatever the input, besides biases: positions, tokens of the model's own, running means, and
 # the shifts that canonization makes of biases. CP-LRP leaves them their share, so it conserves without them.
@@ -42,13 +48,15 @@ class Row(NamedTuple):
     lost: float
 
 
-def examined(name: str) -> Row:
+def examined(name: str, **keywords) -> Row:
+    """`keywords`: what a model of timm is made with."""
     torch.manual_seed(0)
     if name.startswith("timm/"):
         import timm
 
-        model = timm.create_model(name.removeprefix("timm/"))
-        size = model.default_cfg["input_size"]
+        model = timm.create_model(name.removeprefix("timm/"), **keywords)
+        side = keywords.get("img_size")
+        size = (3, side, side) if side else model.default_cfg["input_size"]
     else:
         model, size = torchvision.models.get_model(name), (3, 224, 224)
     model, x = randomize(model), torch.randn(1, *size)
@@ -73,20 +81,25 @@ def lost(fmodel, params, x: Tensor) -> float:
     return abs(1 - (relevance.sum() / logit).item())
 
 
-def marks(name: str) -> list:
-    if name not in FAST:
-        return [pytest.mark.slow]
-    return [pytest.mark.dev] if name.startswith("timm/") else []
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in (*TORCHVISION, *TIMM)])
-def test_attention_is_covered_and_conserved(name):
-    if name.startswith("timm/"):
-        pytest.importorskip("timm")
-    row = examined(name)
+def assert_covered_and_conserved(row: Row) -> None:
     assert row.fallbacks == ""
     assert row.finite
     assert row.lost < 1e-3
+
+
+@pytest.mark.dev
+@pytest.mark.parametrize("name", SHALLOW)
+def test_attention_of_a_few_blocks_is_covered_and_conserved(name):
+    pytest.importorskip("timm")
+    assert_covered_and_conserved(examined(name, **SHALLOW[name]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*TORCHVISION, *(pytest.param(name, marks=pytest.mark.dev) for name in TIMM)])
+def test_attention_is_covered_and_conserved(name):
+    if name.startswith("timm/"):
+        pytest.importorskip("timm")
+    assert_covered_and_conserved(examined(name))
 
 
 if __name__ == "__main__":

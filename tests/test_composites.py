@@ -1,5 +1,7 @@
 """Which equation gets which rule, as `explain` lists it."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from torch import nn
 import lrpfunc
 from lrpfunc import composites, rules
 from lrpfunc.errors import RuleError
-from tests.helpers import branches
+from tests.cases import subject
 
 
 class Attention(nn.Module):
@@ -23,8 +25,7 @@ class Attention(nn.Module):
 
 @pytest.fixture(scope="module")
 def program():
-    model, x = branches()
-    return lrpfunc.functionalize(model, x)[0]
+    return subject("branches").fmodel
 
 
 def labels(program, entries):
@@ -161,8 +162,7 @@ def test_an_unknown_kind_is_refused():
 
 
 def test_near_misses_know_prefixes():
-    import torchvision
-
-    fmodel, _ = lrpfunc.functionalize(torchvision.models.resnet18().eval(), torch.randn(1, 3, 32, 32))
+    layers = {f"layer{i}": nn.Sequential(nn.Linear(2, 2), nn.ReLU()) for i in range(1, 5)}
+    fmodel, _ = lrpfunc.functionalize(nn.Sequential(OrderedDict(layers)), torch.randn(1, 2))
     with pytest.raises(RuleError, match=r"no layer matches the pattern 'layer5.\*'. Did you mean 'layer4.\*' or"):
         composites.assign(fmodel, {"layer5.*": rules.flat()})

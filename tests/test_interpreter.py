@@ -10,13 +10,12 @@ from torch import nn
 import lrpfunc
 from lrpfunc import composites, rules
 from lrpfunc.errors import InputError, LrpError, ParameterError, RuleError, TargetError, TraceError
-from tests.helpers import branches
+from tests.cases import subject
 
 
 @pytest.fixture(scope="module")
 def network():
-    model, x = branches(True)
-    return *lrpfunc.functionalize(model, x), x
+    return subject("branches")
 
 
 EPSILON = composites.epsilon(1e-3)

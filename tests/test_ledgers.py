@@ -1,5 +1,7 @@
 """The ledger: by hand, against the relevance that `attribute` finds at each layer, and in total."""
 
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,8 @@ from lrpfunc import composites, digits, rules
 from lrpfunc.attribution.ledgers import Entry, Ledger, _recording, ledger
 from lrpfunc.errors import RuleError
 from lrpfunc.operations import facts
-from tests.helpers import branches, randomize
+from tests.cases import subject
+from tests.helpers import randomize
 
 COMPOSITES = {
     "epsilon": composites.epsilon(),
@@ -30,8 +33,15 @@ def traced(model, x):
 
 @pytest.fixture(scope="module")
 def residual():
-    model, x = branches(bias=True)
-    return traced(model, x)
+    return subject("branches")
+
+
+@functools.cache
+def traced_digits(is_canonical: bool):
+    model, images, _ = digits.load()
+    images = images[:7].double()
+    program = lrpfunc.functionalize(model.double(), images)
+    return *(lrpfunc.canonize(*program)[:2] if is_canonical else program), images
 
 
 def linear():
@@ -115,12 +125,9 @@ def test_what_is_passed_on_arrives_somewhere(name, residual):
 @pytest.mark.parametrize("name", COMPOSITES)
 @pytest.mark.parametrize("is_canonical", [False, True])
 def test_all_that_enters_is_absorbed_or_arrives(name, is_canonical):
-    model, images, _ = digits.load()
-    fmodel, params = lrpfunc.functionalize(model.double(), images.double())
-    if is_canonical:
-        fmodel, params, *_ = lrpfunc.canonize(fmodel, params)
-    found = ledger(fmodel, params, images[:7].double(), COMPOSITES[name])
-    assert found.seed == pytest.approx(fmodel(params, images[:7].double()).amax(1).sum().item())
+    fmodel, params, images = traced_digits(is_canonical)
+    found = ledger(fmodel, params, images, COMPOSITES[name])
+    assert found.seed == pytest.approx(fmodel(params, images).amax(1).sum().item())
     scale = max(abs(entry.arrived) for entry in found.entries)
     assert found.arrived + found.absorbed == pytest.approx(found.seed, abs=1e-12 * scale * len(found.entries))
     assert any(abs(entry.absorbed) > 0.01 for entry in found.entries)
@@ -128,9 +135,9 @@ def test_all_that_enters_is_absorbed_or_arrives(name, is_canonical):
 
 @pytest.mark.parametrize("rule", [rules.epsilon(1e-12), rules.zplus(1e-12), rules.gamma(0.25, 1e-12)])
 def test_without_biases_nothing_is_absorbed(rule):
-    model, x = branches(bias=False)
+    fmodel, params, x = subject("branches", bias=False)
     kinds = {"linear": rule, "sum": rules.norm(1e-12), "average_pool": rules.norm(1e-12)}
-    found = ledger(*traced(model, x.abs()), composites.by_kind(kinds))
+    found = ledger(fmodel, params, x.abs(), composites.by_kind(kinds))
     assert abs(found.seed) > 0.01
     for entry in found.entries:
         assert entry.absorbed == pytest.approx(0, abs=1e-8 * abs(found.seed)), entry.name
@@ -140,8 +147,8 @@ def test_without_biases_nothing_is_absorbed(rule):
 @pytest.mark.parametrize("name", COMPOSITES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_recording_changes_nothing(name, dtype):
-    model, x = branches(bias=True, dtype=dtype)
-    fmodel, params = lrpfunc.functionalize(model, x)
+    fmodel, params, x = subject("branches")
+    params, x = {leaf: p.to(dtype) for leaf, p in params.items()}, x.to(dtype)
     expected = lrpfunc.attribute(fmodel, params, x, COMPOSITES[name])
     entries = []
     got = lrpfunc.attribute(fmodel, params, x, _recording(COMPOSITES[name], entries))
@@ -210,8 +217,8 @@ def own_rule(backward):
 @pytest.mark.parametrize("part", ["forward", "backward"])
 def test_a_rule_of_ones_own_sees_the_layout_that_it_would_see_otherwise(part):
     """Where all rules take any layout, images have their channels last, and `view` would fail."""
-    model, x = branches(dtype=torch.float32)
-    fmodel, params = lrpfunc.functionalize(model, x)
+    fmodel, params, _ = subject("branches")
+    params = {leaf: p.float() for leaf, p in params.items()}
     function = getattr(rules.epsilon(), part)
     own = rules.epsilon()._replace(**{part: lambda *arguments: function(*arguments)}, any_layout=False)
     assert not lrpfunc.prepare(fmodel, params, _recording(own, [])).plan.lays_out

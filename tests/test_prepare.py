@@ -9,7 +9,8 @@ from torch import nn
 import lrpfunc
 from lrpfunc import Flow, composites, rules
 from lrpfunc.errors import InputError, ParameterError, RuleError, TargetError, TraceError
-from tests.helpers import branches, randomize
+from tests.cases import subject
+from tests.helpers import randomize
 
 COMPOSITES = {
     "epsilon": composites.epsilon(),
@@ -21,9 +22,8 @@ COMPOSITES = {
 }
 
 
-def traced(bias=True):
-    model, x = branches(bias)
-    return *lrpfunc.functionalize(model, x), x
+def traced():
+    return subject("branches")
 
 
 def close(got, expected):
@@ -90,8 +90,9 @@ def test_preparing_is_pure_and_composes(name):
 
 
 def test_a_prepared_explanation_compiles():
-    fmodel, params, x = traced()
+    fmodel, params, x = subject("convolutional")
     explain = lrpfunc.prepare(fmodel, params, COMPOSITES["epsilon_plus_flat"])
+    torch.compiler.reset()
     compiled = torch.compile(lambda x: explain(x, 1), fullgraph=True, backend="aot_eager")
     close(compiled(x), explain(x, 1))
 

@@ -143,7 +143,9 @@ def mark(logits: Tensor, indices: list[Tensor]) -> Tensor:
     mask = torch.ones_like(logits, dtype=torch.bool)
     for axis, index in enumerate(indices, start=1):
         size = logits.shape[axis]
-        positions = torch.arange(size, device=logits.device).reshape([-1 if a == axis else 1 for a in range(logits.dim())])
+        positions = torch.arange(size, device=logits.device).reshape(
+            [-1 if a == axis else 1 for a in range(logits.dim())]
+        )
         wanted = torch.where(index < 0, index + size, index).reshape([-1] + [1] * (logits.dim() - 1))
         mask = mask & (positions == wanted)
     return mask

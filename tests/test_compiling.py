@@ -1,0 +1,81 @@
+"""torch.compile explains as eager code does. Its tracing takes seconds, so each composite has the smallest network.
+
+In the plain run are rows whose rules no other has; `pytest -m slow` has the rest, and the networks of the other laws.
+"""
+
+import functools
+from collections.abc import Callable
+
+import pytest
+import torch
+
+import lrpfunc
+from lrpfunc import composites, rules
+from tests.cases import CASES, subject
+
+close = functools.partial(torch.testing.assert_close, rtol=1e-8, atol=1e-11)
+SLOW = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled_before():
+    """What other tests compiled counts towards a limit of dynamo's."""
+    torch.compiler.reset()
+
+
+def attribution(network: str, entries: composites.Entries) -> tuple[Callable, dict, torch.Tensor]:
+    fmodel, params, x = subject(network)
+    return lambda params, x: lrpfunc.attribute(fmodel, params, x, entries), params, x
+
+
+def assert_compiles(network: str, entries: composites.Entries, **options) -> None:
+    """Without graph breaks."""
+    f, params, x = attribution(network, entries)
+    compiled = torch.compile(f, fullgraph=True, **options)
+    close(compiled(params, x), f(params, x))
+
+
+SMALLEST = {
+    "epsilon_plus_flat": ("convolutional", composites.epsilon_plus_flat(), ()),
+    "epsilon_gamma_box": ("convolutional", composites.epsilon_gamma_box(-3.0, 3.0), ()),
+    "epsilon_alpha2_beta1": ("convolutional", composites.epsilon_alpha2_beta1(), ()),
+    "guided_backprop": ("convolutional", composites.guided_backprop(), ()),
+    "attn_lrp": ("attending", composites.attn_lrp(), ()),
+    "epsilon": ("convolutional", composites.epsilon(), SLOW),
+    "epsilon_plus": ("convolutional", composites.epsilon_plus(), SLOW),
+    "epsilon_alpha2_beta1_flat": ("convolutional", composites.epsilon_alpha2_beta1_flat(), SLOW),
+    "excitation_backprop": ("convolutional", composites.excitation_backprop(), SLOW),
+    "deconvnet": ("convolutional", composites.deconvnet(), SLOW),
+    "beta_smooth": ("convolutional", composites.beta_smooth(), SLOW),
+    "cp_lrp": ("attending", composites.cp_lrp(), SLOW),
+    "attn_lrp(gamma)": ("attending", composites.attn_lrp(gamma=0.25), SLOW),
+}
+EVERY = [pytest.param(case.network, case.rules, id=f"{case.network}-{case.name}", marks=SLOW) for case in CASES]
+
+
+@pytest.mark.parametrize(
+    ("network", "entries"), [*(pytest.param(*row[:2], id=name, marks=row[2]) for name, row in SMALLEST.items()), *EVERY]
+)
+def test_torch_compile_without_graph_breaks_gives_the_eager_result(network, entries):
+    assert_compiles(network, entries, backend="aot_eager")
+
+
+def test_torch_compile_with_inductor_gives_the_eager_result():
+    """It has a compiler of C++ at work, so it has as few kernels as can be."""
+    assert_compiles("dense", composites.excitation_backprop())
+
+
+@pytest.mark.slow
+def test_torch_compile_with_inductor_gives_the_eager_result_of_convolutions():
+    assert_compiles("branches", composites.epsilon_plus())
+
+
+def test_torch_compile_takes_name_patterns():
+    entries = {"f*": rules.gamma(), "second": rules.zplus()}
+    assert_compiles("convolutional", entries, backend="eager")
+
+
+@pytest.mark.slow
+def test_torch_compile_takes_a_pattern_for_everything():
+    entries = {"s*": rules.gamma(), "block": rules.zplus(), "*": rules.epsilon()}
+    assert_compiles("branches", entries, backend="eager")
