@@ -134,8 +134,8 @@ def test_leaves_of_inputs_belong_to_an_input():
 def test_parameters_and_their_paths_agree():
     assert_refused(
         dataclasses.replace(small(), parameter_paths=small().parameter_paths[:2]),
-        "its parameters are called 'fc.weight', 'fc.bias', 'head.weight', 'head.bias', but have the paths 'fc.weight', "
-        "'fc.bias'. A pass that changes parameters must end with program.with_parameters(variables, params).",
+        "its parameters are called 'fc.bias', 'fc.weight', 'head.bias', 'head.weight', but have the paths 'fc.bias', "
+        "'fc.weight'. A pass that changes parameters must end with program.with_parameters(variables, params).",
     )
 
 
