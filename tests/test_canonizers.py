@@ -385,7 +385,7 @@ def test_batch_norms_that_cannot_be_folded_are_left_and_reported(case):
     assert canonical.fmodel is fmodel
     assert canonical.params is params
     listing = lrpfunc.explain(canonical.fmodel, composites.epsilon())
-    assert {row[1]: row[-1] for row in listing.rows}["bn"] == "pass_through"
+    assert {row[1]: row[-1] for row in listing.rows}["bn"] == "pass_through()"
 
 
 # -- batch norms before layers ----------------------------------------------------------------------------------------

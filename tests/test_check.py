@@ -134,8 +134,8 @@ def test_leaves_of_inputs_belong_to_an_input():
 def test_parameters_and_their_paths_agree():
     assert_refused(
         dataclasses.replace(small(), parameter_paths=small().parameter_paths[:2]),
-        "its parameters are called 'fc.weight', 'fc.bias', 'head.weight', 'head.bias', but have the paths 'fc.weight', "
-        "'fc.bias'. A pass that changes parameters must end with program.with_parameters(variables, params).",
+        "its parameters are called 'fc.bias', 'fc.weight', 'head.bias', 'head.weight', but have the paths 'fc.bias', "
+        "'fc.weight'. A pass that changes parameters must end with program.with_parameters(variables, params).",
     )
 
 
@@ -225,6 +225,20 @@ def test_what_does_not_follow_from_a_smaller_sequence_is_tried_on_a_longer_one()
     )
     assert "length" in str(program)
     check(program)
+
+
+def test_sizes_that_only_a_kernel_compares_may_have_to_agree():
+    x, y = Variable("inputs.0", ("batch", 3), torch.float32), Variable("inputs.1", ("batch2", 3), torch.float32)
+    total = Variable("total", ("batch", 3), torch.float32)
+    leaves = (Leaf((0,), "x", x), Leaf((1,), "y", y))
+    add = Equation("add", aten.add.Tensor, (x, y), {}, (total,))
+    check(Program({}, (), ("x", "y"), leaves, (add,), total))
+    swapped = Variable("total", (3, "batch"), torch.float32)
+    program = Program({}, (), ("x", "y"), leaves, (dataclasses.replace(add, outputs=(swapped,)),), swapped)
+    with pytest.raises(
+        ProgramError, match=r"equation 'add' \(add\) cannot be computed of .* where batch is 2 and batch2"
+    ):
+        check(program)
 
 
 def test_sizes_keep_to_the_ranges_that_the_program_takes():

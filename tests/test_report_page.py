@@ -10,7 +10,7 @@ from matplotlib import colormaps
 from PIL import Image
 
 from lrpfunc.pictures.report import page as report_page
-from tests.test_reports import HOSTILE, relevance, write_run
+from tests.test_report import HOSTILE, relevance, write_run
 
 pytestmark = pytest.mark.dev
 

@@ -18,8 +18,9 @@ from lrpfunc.program.program import Program
 
 TRACING = "tracing"
 
-# Where open sizes begin to look for a number. What fails on small ones may just need longer sequences (a kernel is
-# wider than they are), so that it has to fail on both.
+# Where open sizes begin to look for a number: for small ones that differ, and for large ones of which all batch sizes
+# are the same, and all lengths. A kernel may be wider than a short sequence is long, and sizes that a kernel (and not
+# the model) compares are open each for itself, so that an equation has to fail on both.
 SMALL, LARGE = 2, 67
 
 
@@ -216,7 +217,7 @@ def _check_results(program: Program, equations: list[Equation], declared: Mappin
     for equation in equations:
         failure = _failure(equation, small)
         if failure and small.sizes:
-            large = large or _StandIns(program, declared, _numbers(program, declared.values(), LARGE))
+            large = large or _StandIns(program, declared, _numbers(program, declared.values(), LARGE, alike=True))
             failure = _failure(equation, large) and failure
         if failure:
             raise _error(
@@ -226,19 +227,24 @@ def _check_results(program: Program, equations: list[Equation], declared: Mappin
             )
 
 
-def _numbers(program: Program, variables: Iterable[Variable], least: int) -> dict[str, int]:
-    """A number for each open size: no two alike, nor like a size that is fixed, as far as the ranges allow."""
+def _numbers(program: Program, variables: Iterable[Variable], least: int, alike: bool = False) -> dict[str, int]:
+    """A number for each open size, of none that is fixed, as far as the ranges allow; `alike`: the same for each word
+    (`batch`, `batch2`), else no two."""
     taken = {n for variable in variables for n in variable.shape if isinstance(n, int)}
+    shapes = [leaf.value.shape for leaf in program.input_leaves if isinstance(leaf.value, Variable)]
+    names = dict.fromkeys(n for shape in shapes for n in shape if isinstance(n, str) and n.isidentifier())
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(name.rstrip("0123456789") if alike else name, []).append(name)
     numbers: dict[str, int] = {}
-    for leaf in program.input_leaves:
-        for name in leaf.value.shape if isinstance(leaf.value, Variable) else ():
-            if isinstance(name, str) and name.isidentifier() and name not in numbers:
-                low, high = program.size_ranges.get(name, (0, None))
-                number = max(low, least)
-                while number in taken:
-                    number += 1
-                numbers[name] = number if high is None else min(number, high)
-                taken.add(number)
+    for group in groups.values():
+        ranges = [program.size_ranges.get(name, (0, None)) for name in group]
+        number = max(least, *(low for low, _ in ranges))
+        while number in taken:
+            number += 1
+        number = min([number, *(high for _, high in ranges if high is not None)])
+        numbers.update(dict.fromkeys(group, number))
+        taken.add(number)
     return numbers
 
 

@@ -25,12 +25,30 @@ from lrpfunc.program.tables import equation_row, format_table
 class Program:
     """A model as a pure function: `program(params, *inputs)`.
 
-    Equations come in an order in which they can be evaluated. `parameters` maps the leaf names of the parameter pytree,
-    in flattening order, to variables, and `parameter_paths` has the same leaves' paths. `output` is the output's pytree
-    with variables for tensors. `last_reads` has for each equation the results that nobody reads after it.
-    `reference` is the tensor whose device and dtype rule a call: the first floating-point one with dimensions, or the
-    first.
-    `notes` has, by name, what became of equations that a pass took away, and where.
+    `functionalize` and `trace` make programs; passes make others of them (`dataclasses.replace`, `replace` and
+    `with_parameters`). `check` says whether one is well-formed.
+
+    Args:
+        parameters: the variables of the parameter pytree by the names of its leaves, in flattening order.
+        parameter_paths: the paths of the same leaves.
+        input_names: what the inputs are called, in order.
+        input_leaves: all leaves of the inputs: variables, and literals for what is no tensor.
+        equations: in an order in which they can be evaluated.
+        output: the output's pytree with variables for tensors.
+        size_ranges: the lowest and highest value of open sizes that not all values are taken for.
+        takes_keywords: whether some inputs were given by name.
+        notes: what became of equations that a pass took away, and where, by their name.
+
+    Of these follow: `producers`, the equation that makes a variable, by its name; `output_leaves`; `last_reads`, for
+    each equation the results that nobody reads after it; `reference`, the tensor whose device and dtype rule a call:
+    the first floating-point one with dimensions, or the first. `facts` is what `operations.facts` keeps here.
+
+    >>> import lrpfunc, torch
+    >>> program, params = lrpfunc.trace(lambda w, x: (x @ w).relu(), torch.eye(3), torch.ones(2, 3))
+    >>> [equation.name for equation in program.equations], program.input_names
+    (['matmul', 'relu'], ('x',))
+    >>> program(params, torch.tensor([[1.0, -2.0, 3.0]]))
+    tensor([[1., 0., 3.]])
     """
 
     parameters: Mapping[str, Variable]

@@ -29,17 +29,33 @@ from lrpfunc.tracing.tidying import tidied
 def functionalize(model: nn.Module, /, *example_inputs, **example_keywords) -> tuple[Program, Parameters]:
     """A module as a pure function and its parameters: `fmodel, params`, with fmodel(params, *inputs) == model(*inputs).
 
-    Inputs are pytrees with tensors; only their shapes and dtypes matter. The first dimension of the tensors that share
-    the first tensor's batch size may differ from call to call, unless the model itself fixes it. `params` is a flat
-    dict {name: tensor} of what forward reads, detached, sharing the module's storage: parameters, buffers, constants,
-    batch norms' eps (`"bn1.eps"`), and a zero bias for each layer without one that a batch norm could be folded into.
+    `params` is a flat dict {name: tensor} of what forward reads, detached, sharing the module's storage: parameters,
+    buffers, tensors written in forward, batch norms' eps (`"bn1.eps"`), and a zero bias for each layer without one that
+    a batch norm could be folded into.
 
-    Where token ids (batch, length), masks like them or embeddings (batch, length, width) come in, the length may differ
-    as well. Objects in the output that are no pytrees of tensors (caches) come back as None.
-
+    The first dimension of the tensors that share the first tensor's batch size may differ from call to call, unless the
+    model itself fixes it. Where token ids (batch, length), masks like them or embeddings (batch, length, width) come
+    in, the length may differ as well. Objects in the output that are no pytrees of tensors (caches) come back as None.
     Dropout is the identity. A value that the model detaches counts as a constant.
+
+    Args:
+        model: a module in evaluation mode. It is left as it was.
+        example_inputs: what forward takes by position: pytrees with tensors, of which only shapes and dtypes matter.
+            What is no tensor is part of the program.
+        example_keywords: what forward takes by name.
+
     Errors: `TraceError` for a model that cannot be exported, a batch norm in training mode, random numbers, or an
     in-place write whose memory is read again under another name; `InputError` for inputs that forward does not take.
+
+    >>> import lrpfunc, torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU())
+    >>> fmodel, params = lrpfunc.functionalize(model, torch.ones(1, 3))
+    >>> print(fmodel)
+    name  operation  input       output
+    0     linear     (batch, 3)  (batch, 4)
+    1     relu       (batch, 4)  (batch, 4)
+    >>> sorted(params), fmodel(params, torch.ones(5, 3)).shape
+    (['0.bias', '0.weight'], torch.Size([5, 4]))
     """
     if not isinstance(model, nn.Module):
         raise TraceError(
@@ -54,11 +70,24 @@ def functionalize(model: nn.Module, /, *example_inputs, **example_keywords) -> t
 
 
 def trace(function: Callable, params, /, *example_inputs, **example_keywords) -> tuple[Program, Any]:
-    """A pure function `f(params, *inputs)` as a program: `fmodel, params`, where params is any pytree of tensors.
+    """A pure function `f(params, *inputs)` as a program that computes the same: `fmodel, params`.
 
-    Where params is a flat dict, constants, batch norms' eps and missing biases become leaves of it, as `functionalize`
-    has them.
-    Errors: `TraceError` as for `functionalize`, and for leaves of params that are no tensors.
+    Where params is a flat dict, tensors written in the function, batch norms' eps and missing biases become leaves of
+    it, as `functionalize` has them.
+
+    Args:
+        function: a pure function of parameters and inputs.
+        params: any pytree of tensors.
+        example_inputs: inputs by position, as for `functionalize`.
+        example_keywords: inputs by name.
+
+    Errors: `TraceError` as for `functionalize`, and for leaves of params that are no tensors; `InputError` for inputs
+    that the function does not take.
+
+    >>> import lrpfunc, torch
+    >>> fmodel, params = lrpfunc.trace(lambda p, x: x @ p["w"], {"w": torch.eye(3)}, torch.ones(1, 3))
+    >>> fmodel(params, 2 * torch.ones(1, 3))
+    tensor([[2., 2., 2.]])
     """
     if not callable(function):
         raise TraceError(f"trace needs a function f(params, *inputs), but got {type(function).__name__}.")

@@ -1,0 +1,285 @@
+"""In-place operations become functional, or are refused."""
+
+import copy
+import random
+
+import optree
+import pytest
+import torch
+import torch.nn.functional as F
+
+import lrpfunc
+from lrpfunc.errors import TraceError
+from tests.traced import Model, assert_equal, traced, x_of
+
+
+def slices(self, x):
+    h = self.fc(x)
+    h[:, 0] = 0
+    h[:, 1:] += x[:, :2]
+    h[0] = h[-1] * 2
+    return h
+
+
+def views_of_views(self, x):
+    h = self.fc(x)
+    h.view(-1, 3, 1).transpose(1, 2)[:, 0, 1:][:, 0].mul_(3)
+    return h * 2
+
+
+def conditions(self, x):
+    h = self.fc(x)
+    h.masked_fill_(h > 1, 0.25)
+    h[h < 0] = 7.0
+    h.index_put_((torch.tensor([0]), torch.tensor([2])), torch.tensor(5.0))
+    h[:, torch.tensor([0, 2])] = h[:, torch.tensor([2, 0])] + 1
+    return h
+
+
+def fills(self, x):
+    h, other = self.fc(x), torch.empty(3)
+    other.fill_(2.0)
+    h[:, 1].fill_(h[0, 0])
+    h[:, 2].zero_()
+    h[:, 0].copy_(x[:, 0].double())
+    return h + other.clamp_(max=1.5)
+
+
+def chains(self, x):
+    h = self.fc(x)
+    first = h[:, :2]
+    first.relu_().mul_(3)
+    first += 1
+    h.add_(h.clone(), alpha=2)
+    return h
+
+
+def promotions(self, x):
+    h = self.fc(x)
+    flags, total = h.clone().lt_(0.5), torch.zeros(3, dtype=torch.float64)
+    total += h[0]
+    return h * flags, total
+
+
+def parts(self, x):
+    h = self.fc(x)
+    first, *_ = h.chunk(3, dim=1)
+    first.mul_(2)
+    second = h.unbind(1)[1]
+    second.add_(1)
+    return h
+
+
+def reshaping(self, x):
+    h = self.fc(x)
+    column = h[:, 0]
+    column.unsqueeze_(1).add_(1)
+    square = self.fc.weight.clone()
+    square.t_().mul_(torch.arange(3))
+    return h @ square, column
+
+
+def into_no_grad(self, x):
+    h = self.fc(x)
+    with torch.no_grad():
+        h.mul_(2)
+        h[:, 0] = 1
+    return h + 1
+
+
+def without_dropout(self, x):
+    h = self.fc(x)
+    F.dropout(h, 0.5, False).add_(1)
+    h.detach().mul_(2)
+    h.contiguous().sub_(1)
+    h.to(torch.float32)[:, 0].neg_()
+    return F.relu6(h, inplace=True) + F.dropout(h, 0.5, False, inplace=True)
+
+
+def of_the_input(self, x):
+    x.relu_()
+    x[:, 0] = 1
+    return self.fc(x) + x
+
+
+def of_state(self, x):
+    self.total.add_(x.sum())
+    self.count = self.count + 1
+    self.fc.weight[0].mul_(2)
+    return self.fc(x) * self.total + self.count
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        slices,
+        views_of_views,
+        conditions,
+        fills,
+        chains,
+        promotions,
+        parts,
+        reshaping,
+        into_no_grad,
+        without_dropout,
+        of_the_input,
+    ],
+    ids=lambda forward: forward.__name__,
+)
+def test_in_place_operations_become_functional(forward):
+    model, x = Model(forward), x_of()
+    before = x.clone()
+    fmodel, params = traced(model, x, at=[(x_of(1),), (x_of(7),)])
+    assert_equal(x, before)
+    kept = optree.tree_map(torch.clone, params)
+    fmodel(params, x)
+    assert_equal(x, before)
+    assert_equal(params, kept)
+    assert not any(
+        equation.function._schema.is_mutable for equation in fmodel.equations if "aten" in str(equation.function)
+    )
+
+
+def test_a_comparison_in_place_makes_truth_values_before_it_is_written_back():
+    fmodel, _ = traced(Model(lambda self, x: self.fc(x).lt_(0.5)), x_of())
+    made = {equation.operator: equation.outputs[0].dtype for equation in fmodel.equations}
+    assert made == {"linear": torch.float32, "lt": torch.bool, "to": torch.float32}
+
+
+def test_writes_into_buffers_and_parameters_stay_in_the_call():
+    model = Model(of_state)
+    model.register_buffer("total", torch.tensor(1.0))
+    model.register_buffer("count", torch.tensor(2.0))
+    fmodel, params = lrpfunc.functionalize(model, x_of())
+    first, second = fmodel(params, x_of()), fmodel(params, x_of())
+    assert_equal(first, second)
+    assert model.count == 2.0
+    assert_equal(first, model(x_of()))
+
+
+def stale_view(self, x):
+    h = self.fc(x)
+    flat = h.view(-1)
+    h.add_(1)
+    return flat * 2
+
+
+def stale_base(self, x):
+    h = self.fc(x)
+    flat = h.view(-1)
+    h[:, 0] = 0
+    return flat
+
+
+def stale_part(self, x):
+    first, second, _ = self.fc(x).chunk(3, dim=1)
+    first.relu_()
+    return torch.cat([first, second], dim=1)
+
+
+@pytest.mark.parametrize(
+    ("forward", "read", "write"),
+    [
+        (stale_view, r"'view', read at .*`return flat \* 2`\)", r"`h.add_\(1\)`"),
+        (stale_base, r"'view', returned by forward", r"`h\[:, 0\] = 0`"),
+        (stale_part, r"'getitem_1', read at .*`return torch.cat\(.*\)`\)", r"`first.relu_\(\)`"),
+    ],
+)
+def test_memory_read_again_under_another_name_is_an_error(forward, read, write):
+    file = r"\S*test_writes\.py:\d+ \("
+    message = (
+        rf"{read}, shares memory that was overwritten under another name at {file}{write}\)\. Replace the in-place"
+    )
+    with pytest.raises(TraceError, match=message):
+        lrpfunc.functionalize(Model(forward), x_of())
+
+
+def bits(self, x):
+    h = self.fc(x)
+    h.view(torch.int32).zero_()
+    return h
+
+
+def strided(self, x):
+    h = self.fc(x)
+    h.as_strided((2,), (1,)).zero_()
+    return h
+
+
+@pytest.mark.parametrize(("forward", "name"), [(bits, "view"), (strided, "as_strided")])
+def test_writes_through_views_that_cannot_be_followed_are_errors(forward, name):
+    message = (
+        rf"the in-place operation at .*zero_\(\)`\) writes through '{name}', which lrpfunc cannot follow\. Replace it"
+    )
+    with pytest.raises(TraceError, match=message):
+        lrpfunc.functionalize(Model(forward), x_of())
+
+
+def resized(self, x):
+    return self.fc(x).resize_(3, 2)
+
+
+def written_out(self, x):
+    h = self.fc(x)
+    torch.add(h, 1, out=h)
+    return h
+
+
+@pytest.mark.parametrize(("forward", "name"), [(resized, "resize_"), (written_out, "add")])
+def test_in_place_operations_without_a_twin_are_errors(forward, name):
+    with pytest.raises(
+        TraceError, match=rf"the in-place operation '{name}' at .*test_writes.* has no functional twin\."
+    ):
+        lrpfunc.functionalize(Model(forward), x_of())
+
+
+VIEWS = [
+    lambda t: t[..., :2],
+    lambda t: t.select(-1, 0).unsqueeze(-1),
+    lambda t: t.transpose(0, -1),
+    lambda t: t.reshape(-1),
+    lambda t: t.chunk(2, -1)[0],
+    lambda t: t.unbind(-1)[-1].unsqueeze(-1),
+    lambda t: t.detach(),
+    lambda t: t.contiguous(),
+    lambda t: t.flip(-1),
+    lambda t: t.diagonal() if t.dim() > 1 else t,
+    lambda t: t.expand_as(t),
+    lambda t: t * 2 + 1,
+]
+WRITES = [
+    lambda t, n, others: t.add_(n),
+    lambda t, n, others: t.relu_().mul_(n),
+    lambda t, n, others: t.copy_(others[n % len(others)] * 1),
+    lambda t, n, others: t[..., 0].fill_(n),
+    lambda t, n, others: t.masked_fill_(t > 0.1, n),
+    lambda t, n, others: t.unsqueeze_(0).neg_().squeeze_(0),
+    lambda t, n, others: t.lt_(0.3),
+]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_views_and_writes_compute_the_same_or_are_refused(seed):
+    def forward(self, x):
+        draw, pool = random.Random(seed), [x, x @ self.weight, self.shift]
+        for _ in range(draw.randint(3, 9)):
+            tensor = draw.choice(pool)
+            if draw.random() < 0.5:
+                pool.append(draw.choice(VIEWS)(tensor))
+                continue
+            with torch.enable_grad() if draw.random() < 0.2 else torch.no_grad():
+                draw.choice(WRITES)(tensor, draw.randint(0, 5), [t for t in pool if t.shape == tensor.shape])
+        return [draw.choice(pool) * 1 for _ in range(2)]
+
+    model = Model(forward, weight=torch.linspace(-1, 1, 16).reshape(4, 4))
+    model.register_buffer("shift", torch.linspace(-1, 1, 4))
+    x, state, refusal = x_of(4, 4), copy.deepcopy(model.state_dict()), "shares memory that was overwritten, or not"
+    with torch.no_grad():
+        expected = copy.deepcopy(model)(x.clone())
+        try:
+            fmodel, params = lrpfunc.functionalize(model, x)
+            assert_equal(fmodel(params, x), expected)
+        except TraceError as error:
+            refusal = str(error)
+    assert "shares memory that was overwritten" in refusal
+    assert_equal(model.state_dict(), state)
