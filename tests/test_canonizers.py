@@ -621,7 +621,7 @@ def test_networks_that_normalize_before_their_layers_have_no_batch_norm_left(bui
     assert canonical.report.left == {}
     assert {fate.became for fate in canonical.report.fates.values()} == {"merged", "threshold"}
     listing = lrpfunc.explain(canonical.fmodel, composites.epsilon_plus(), strict=True)
-    assert {row[-1] for row in listing.rows if row[3] == "threshold_relu"} == {"pass_through"}
+    assert {row[-1] for row in listing.rows if row[3] == "threshold_relu"} == {"pass_through()"}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
