@@ -95,7 +95,7 @@ def test_attention_of_a_few_blocks_is_covered_and_conserved(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*TORCHVISION, *(pytest.param(name, marks=pytest.mark.dev) for name in TIMM)])
+@pytest.mark.parametrize("name", [*TORCHVISION, *TIMM])
 def test_attention_is_covered_and_conserved(name):
     if name.startswith("timm/"):
         pytest.importorskip("timm")
