@@ -541,8 +541,6 @@ class Case:
 
 # Tracing takes longer than all that is checked of a network, and nothing that is traced changes.
 case_of = functools.lru_cache(maxsize=200)(Case)
-    Case
-)  # tracing takes longer than all that is checked, and nothing that is traced changes
 
 
 def _snapshot(case: Case) -> tuple[list, list]:

@@ -288,7 +288,11 @@ def test_a_batch_norm_of_weights_is_a_constant():
 
 
 LEFT = {
-    "an input before it": (lambda m, x: m.bn(x).tanh(), lambda: {}, "before it: an input; behind it: tanh is no linear layer"),
+    "an input before it": (
+        lambda m, x: m.bn(x).tanh(),
+        lambda: {},
+        "before it: an input; behind it: tanh is no linear layer",
+    ),
     "a layer read twice": (
         lambda m, x: (lambda y: m.bn(y) + y)(m.a(x)),
         lambda: {"a": conv(4)},
@@ -311,7 +315,11 @@ LEFT = {
         "before it: only a part of chunk; behind it: an output",
     ),
     "a constant added": (lambda m, x: m.bn(m.a(x) + 1.0), lambda: {"a": conv(4)}, "before it: add has a constant term"),
-    "zeros around": (lambda m, x: m.bn(F.pad(m.a(x), (1, 1))), lambda: {"a": conv(4)}, "before it: pad changes constants"),
+    "zeros around": (
+        lambda m, x: m.bn(F.pad(m.a(x), (1, 1))),
+        lambda: {"a": conv(4)},
+        "before it: pad changes constants",
+    ),
     "pooled zeros": (
         lambda m, x: m.bn(F.avg_pool2d(m.a(x), 3, 2, 1)),
         lambda: {"a": conv(4)},
@@ -463,7 +471,11 @@ ROUTES = {
         lambda: {"a": conv()},
         ("merged right", "a"),
     ),
-    "a pool over zeros": (lambda m, x: m.a(F.avg_pool2d(m.bn(x), 3, 2, 1)), lambda: {"a": conv()}, ("merged right", "a")),
+    "a pool over zeros": (
+        lambda m, x: m.a(F.avg_pool2d(m.bn(x), 3, 2, 1)),
+        lambda: {"a": conv()},
+        ("merged right", "a"),
+    ),
     "reflection, upsampling": (
         lambda m, x: m.a(F.interpolate(F.pad(m.bn(x), (1, 1, 0, 2), mode="replicate"), size=(4, 9), mode="bilinear")),
         lambda: {"a": nn.Conv2d(4, 6, 1)},
@@ -636,15 +648,22 @@ def total_over_logit(fmodel, params, x, entries=None) -> torch.Tensor:
     return relevance.flatten(1).sum(1) / logits.max(1).values
 
 
-@pytest.mark.parametrize("name", ["resnet18", "densenet121"])
-def test_what_canonization_is_for(name):
+NETWORKS = [
+    torchvision.models.resnet18,
+    densenet,
+    pytest.param(torchvision.models.densenet121, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("build", NETWORKS, ids=["resnet18", "densenet", "densenet121"])
+def test_what_canonization_is_for(build):
     """Relevance sums to the logit, which it does not where batch norms are moved by their gradient, as hooks do it.
 
     Passed through batch norms (our default for those that are left) it keeps its sum, too. No channel is dead here: a
     threshold ReLU has a value, and so relevance, also where its input is zero, and dead layers cannot pass that on.
     """
     torch.manual_seed(0)
-    model, x = signed(torchvision.models.get_model(name), dead=0.5), torch.randn(2, 3, 64, 64, dtype=DOUBLE)
+    model, x = signed(build(), dead=0.5), torch.randn(2, 3, 64, 64, dtype=DOUBLE)
     fmodel, params = lrpfunc.functionalize(model, x)
     canonical = lrpfunc.canonize(fmodel, params)
     one = torch.ones(2, dtype=DOUBLE)
@@ -704,17 +723,21 @@ def test_transforms_of_a_canonical_attribution(name):
     close(vmap(f, (0, None))(stacked, x), torch.stack([expected, f(changed, x)]))
 
 
-# The compiler traces canonization itself, some hundred thousand lines of Python: the whole is a slow test.
-COMPILED = [(shallow, "epsilon_gamma_box"), *[pytest.param(deep, name, marks=pytest.mark.slow) for name in PRESETS]]
+# The compiler traces canonization itself, Python line by Python line, so that by default it gets a shallow network and
+# no backend; what backends see, the operations that are traced, `make_fx` shows above.
+COMPILED = [
+    (shallow, "epsilon_gamma_box", "eager"),
+    *[pytest.param(deep, name, "aot_eager", marks=pytest.mark.slow) for name in PRESETS],
+]
 
 
-@pytest.mark.parametrize(("build", "name"), COMPILED)
-def test_a_canonical_attribution_compiles(build, name):
+@pytest.mark.parametrize(("build", "name", "backend"), COMPILED)
+def test_a_canonical_attribution_compiles(build, name, backend):
     model, x = build()
     fmodel, params = lrpfunc.functionalize(model, x)
     f = attribution(name, fmodel)
     torch._dynamo.reset()
-    close(torch.compile(f, fullgraph=True, backend="aot_eager")(params, x), f(params, x))
+    close(torch.compile(f, fullgraph=True, backend=backend)(params, x), f(params, x))
 
 
 def test_relevance_at_a_threshold_relu_is_what_passes_through():
@@ -976,7 +999,10 @@ FUNCTIONS = {
         lambda p, x: F.conv2d(norm(p, x), p["w"], x.detach().mean((0, 2, 3)), padding=1),
         lambda: statistics(w=random(3, 3, 3, 3)),
     ),
-    "bounds that cross": (lambda p, x: F.conv2d(norm(p, x).clamp(1.0, 0.0), p["w"]), lambda: statistics(w=random(2, 3, 1, 1))),
+    "bounds that cross": (
+        lambda p, x: F.conv2d(norm(p, x).clamp(1.0, 0.0), p["w"]),
+        lambda: statistics(w=random(2, 3, 1, 1)),
+    ),
     "statistics of the batch": (
         lambda p, x: F.batch_norm(F.conv2d(x, p["w"]), x.mean((0, 2, 3)), x.var((0, 2, 3)), p["g"], p["b"]),
         lambda: statistics(w=random(3, 3, 2, 2)),
