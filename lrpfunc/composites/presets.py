@@ -31,6 +31,19 @@ def epsilon(epsilon: StabilizerLike = 1e-6, zero_bias: bool = False, entries: En
     """The epsilon rule for all layers, sums and average pooling.
 
     With 0 it is input times gradient on ReLU networks; not on threshold ReLUs, which pass on what their constants get.
+
+    Args:
+        epsilon: S of the epsilon rule: an epsilon in units of its outputs, a `stabilizer` or a function.
+        zero_bias: leave biases out of what is shared by.
+        entries: what goes first: a composite, `{name pattern: rule}` or one rule.
+    Errors: `RuleError` for a negative epsilon, and for entries that match nothing.
+    Source: Bach et al. 2015, doi:10.1371/journal.pone.0130140, eq. 58.
+
+    >>> import lrpfunc, torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, 1))
+    >>> fmodel, _ = lrpfunc.functionalize(model, torch.ones(1, 2))
+    >>> [row[-1] for row in lrpfunc.explain(fmodel, lrpfunc.composites.epsilon(0.1)).rows]
+    ['epsilon(0.1)', 'pass_through()', 'epsilon(0.1)']
     """
     return first_match(entries, by_kind({LINEAR: rules.epsilon(epsilon, zero_bias), **_without_parameters(epsilon)}))
 
@@ -38,14 +51,44 @@ def epsilon(epsilon: StabilizerLike = 1e-6, zero_bias: bool = False, entries: En
 def epsilon_plus(
     epsilon: StabilizerLike = 1e-6, stabilizer: StabilizerLike = 1e-6, zero_bias: bool = False, entries: Entries = None
 ) -> Composite:
-    """z+ for convolutions, epsilon for dense layers. Source: Montavon et al. 2019, doi:10.1007/978-3-030-28954-6_10."""
+    """z+ for convolutions, epsilon for dense layers.
+
+    Args:
+        epsilon: S of the epsilon rule: an epsilon in units of its outputs, a `stabilizer` or a function.
+        stabilizer: S of the other rules, in units of their denominators, likewise.
+        zero_bias: leave biases out of what is shared by.
+        entries: what goes first: a composite, `{name pattern: rule}` or one rule.
+    Errors: `RuleError` for a negative epsilon, and for entries that match nothing.
+    Source: Montavon et al. 2019, doi:10.1007/978-3-030-28954-6_10.
+
+    >>> import lrpfunc, torch
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 2), torch.nn.Conv2d(1, 1, 2), torch.nn.Linear(1, 2))
+    >>> fmodel, _ = lrpfunc.functionalize(model, torch.ones(1, 1, 3, 3))
+    >>> [row[-1] for row in lrpfunc.explain(fmodel, lrpfunc.composites.epsilon_plus()).rows]
+    ['zplus()', 'zplus()', 'epsilon(1e-06)']
+    """
     return _layers(rules.zplus(stabilizer, zero_bias), epsilon, stabilizer, zero_bias, entries)
 
 
 def epsilon_plus_flat(
     epsilon: StabilizerLike = 1e-6, stabilizer: StabilizerLike = 1e-6, zero_bias: bool = False, entries: Entries = None
 ) -> Composite:
-    """As `epsilon_plus`, with the flat rule for the first layer."""
+    """As `epsilon_plus`, with the flat rule for the first layer.
+
+    Args:
+        epsilon: S of the epsilon rule: an epsilon in units of its outputs, a `stabilizer` or a function.
+        stabilizer: S of the other rules, in units of their denominators, likewise.
+        zero_bias: leave biases out of what is shared by.
+        entries: what goes first: a composite, `{name pattern: rule}` or one rule.
+    Errors: `RuleError` for a negative epsilon, and for entries that match nothing.
+    Source: Lapuschkin et al. 2019, doi:10.1038/s41467-019-08987-4, for the flat rule.
+
+    >>> import lrpfunc, torch
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 2), torch.nn.Conv2d(1, 1, 2), torch.nn.Linear(1, 2))
+    >>> fmodel, _ = lrpfunc.functionalize(model, torch.ones(1, 1, 3, 3))
+    >>> [row[-1] for row in lrpfunc.explain(fmodel, lrpfunc.composites.epsilon_plus_flat()).rows]
+    ['flat()', 'zplus()', 'epsilon(1e-06)']
+    """
     over = first_match(entries, first_layer(rules.flat(stabilizer)))
     return epsilon_plus(epsilon, stabilizer, zero_bias, over)
 
@@ -53,14 +96,44 @@ def epsilon_plus_flat(
 def epsilon_alpha2_beta1(
     epsilon: StabilizerLike = 1e-6, stabilizer: StabilizerLike = 1e-6, zero_bias: bool = False, entries: Entries = None
 ) -> Composite:
-    """alpha_beta(2, 1) for convolutions, epsilon for dense layers."""
+    """alpha_beta(2, 1) for convolutions, epsilon for dense layers.
+
+    Args:
+        epsilon: S of the epsilon rule: an epsilon in units of its outputs, a `stabilizer` or a function.
+        stabilizer: S of the other rules, in units of their denominators, likewise.
+        zero_bias: leave biases out of what is shared by.
+        entries: what goes first: a composite, `{name pattern: rule}` or one rule.
+    Errors: `RuleError` for a negative epsilon, and for entries that match nothing.
+    Source: Bach et al. 2015, doi:10.1371/journal.pone.0130140, eq. 60, for alpha and beta.
+
+    >>> import lrpfunc, torch
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 2), torch.nn.Conv2d(1, 1, 2), torch.nn.Linear(1, 2))
+    >>> fmodel, _ = lrpfunc.functionalize(model, torch.ones(1, 1, 3, 3))
+    >>> [row[-1] for row in lrpfunc.explain(fmodel, lrpfunc.composites.epsilon_alpha2_beta1()).rows]
+    ['alpha_beta(2, 1)', 'alpha_beta(2, 1)', 'epsilon(1e-06)']
+    """
     return _layers(rules.alpha_beta(2, 1, stabilizer, zero_bias), epsilon, stabilizer, zero_bias, entries)
 
 
 def epsilon_alpha2_beta1_flat(
     epsilon: StabilizerLike = 1e-6, stabilizer: StabilizerLike = 1e-6, zero_bias: bool = False, entries: Entries = None
 ) -> Composite:
-    """As `epsilon_alpha2_beta1`, with the flat rule for the first layer."""
+    """As `epsilon_alpha2_beta1`, with the flat rule for the first layer.
+
+    Args:
+        epsilon: S of the epsilon rule: an epsilon in units of its outputs, a `stabilizer` or a function.
+        stabilizer: S of the other rules, in units of their denominators, likewise.
+        zero_bias: leave biases out of what is shared by.
+        entries: what goes first: a composite, `{name pattern: rule}` or one rule.
+    Errors: `RuleError` for a negative epsilon, and for entries that match nothing.
+    Source: Lapuschkin et al. 2019, doi:10.1038/s41467-019-08987-4, for the flat rule.
+
+    >>> import lrpfunc, torch
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 2), torch.nn.Conv2d(1, 1, 2), torch.nn.Linear(1, 2))
+    >>> fmodel, _ = lrpfunc.functionalize(model, torch.ones(1, 1, 3, 3))
+    >>> [row[-1] for row in lrpfunc.explain(fmodel, lrpfunc.composites.epsilon_alpha2_beta1_flat()).rows]
+    ['flat()', 'alpha_beta(2, 1)', 'epsilon(1e-06)']
+    """
     over = first_match(entries, first_layer(rules.flat(stabilizer)))
     return epsilon_alpha2_beta1(epsilon, stabilizer, zero_bias, over)
 
@@ -74,7 +147,26 @@ def epsilon_gamma_box(
     zero_bias: bool = False,
     entries: Entries = None,
 ) -> Composite:
-    """z-box for the first layer (inputs in `low` to `high`), gamma for other convolutions, epsilon for dense layers."""
+    """z-box for the first layer (inputs in `low` to `high`), gamma for other convolutions, epsilon for dense layers.
+
+    Args:
+        low: the least that the inputs can be, in their units: a number, or a tensor that broadcasts to a sample.
+        high: the most, likewise.
+        epsilon: S of the epsilon rule: an epsilon in units of its outputs, a `stabilizer` or a function.
+        gamma: by how much the gamma rule favours contributions of the output's own sign.
+        stabilizer: S of the other rules, in units of their denominators, likewise.
+        zero_bias: leave biases out of what is shared by.
+        entries: what goes first: a composite, `{name pattern: rule}` or one rule.
+    Errors: `RuleError` for a negative epsilon or gamma, for bounds that are no numbers or tensors, and for entries that
+        match nothing; in use, for bounds that do not fit the input.
+    Source: Montavon et al. 2019, doi:10.1007/978-3-030-28954-6_10.
+
+    >>> import lrpfunc, torch
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 2), torch.nn.Conv2d(1, 1, 2), torch.nn.Linear(1, 2))
+    >>> fmodel, _ = lrpfunc.functionalize(model, torch.ones(1, 1, 3, 3))
+    >>> [row[-1] for row in lrpfunc.explain(fmodel, lrpfunc.composites.epsilon_gamma_box(-1, 1)).rows]
+    ['zbox(-1, 1)', 'gamma(0.25)', 'epsilon(1e-06)']
+    """
     over = first_match(entries, first_layer(rules.zbox(low, high, stabilizer, zero_bias)))
     return _layers(rules.gamma(gamma, stabilizer, zero_bias), epsilon, stabilizer, zero_bias, over)
 
@@ -82,23 +174,74 @@ def epsilon_gamma_box(
 def excitation_backprop(
     stabilizer: StabilizerLike = 1e-6, zero_bias: bool = False, entries: Entries = None
 ) -> Composite:
-    """z+ for all layers. Source: Zhang et al. 2016, doi:10.1007/978-3-319-46493-0_33."""
+    """z+ for all layers.
+
+    Args:
+        stabilizer: S, an epsilon in units of the denominators, a `stabilizer` or a function.
+        zero_bias: leave biases out of what is shared by.
+        entries: what goes first: a composite, `{name pattern: rule}` or one rule.
+    Errors: `RuleError` for a negative epsilon, and for entries that match nothing.
+    Source: Zhang et al. 2016, doi:10.1007/978-3-319-46493-0_33.
+
+    >>> import lrpfunc, torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, 1))
+    >>> fmodel, _ = lrpfunc.functionalize(model, torch.ones(1, 2))
+    >>> [row[-1] for row in lrpfunc.explain(fmodel, lrpfunc.composites.excitation_backprop()).rows]
+    ['zplus()', 'pass_through()', 'zplus()']
+    """
     plus = rules.zplus(stabilizer, zero_bias)
     return first_match(entries, by_kind({LINEAR: plus, **_without_parameters(stabilizer)}))
 
 
 def deconvnet(entries: Entries = None) -> Composite:
-    """The gradient, of which each activation passes what is positive. Source: Zeiler and Fergus 2014."""
+    """The gradient, of which each activation passes what is positive.
+
+    Args:
+        entries: what goes first: a composite, `{name pattern: rule}` or one rule.
+    Errors: `RuleError` for entries that match nothing.
+    Source: Zeiler and Fergus 2014, doi:10.1007/978-3-319-10590-1_53.
+
+    >>> import lrpfunc, torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, 1))
+    >>> fmodel, _ = lrpfunc.functionalize(model, torch.ones(1, 2))
+    >>> [row[-1] for row in lrpfunc.explain(fmodel, lrpfunc.composites.deconvnet()).rows]
+    ['gradient()', 'relu_deconvnet()', 'gradient()']
+    """
     return _gradient_like(rules.relu_deconvnet(), entries)
 
 
 def guided_backprop(entries: Entries = None) -> Composite:
-    """The gradient, of which each activation passes what is positive where it is active. Source: Springenberg 2015."""
+    """The gradient, of which each activation passes what is positive where it is active.
+
+    Args:
+        entries: what goes first: a composite, `{name pattern: rule}` or one rule.
+    Errors: `RuleError` for entries that match nothing.
+    Source: Springenberg et al. 2015, arXiv:1412.6806.
+
+    >>> import lrpfunc, torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, 1))
+    >>> fmodel, _ = lrpfunc.functionalize(model, torch.ones(1, 2))
+    >>> [row[-1] for row in lrpfunc.explain(fmodel, lrpfunc.composites.guided_backprop()).rows]
+    ['gradient()', 'relu_guided_backprop()', 'gradient()']
+    """
     return _gradient_like(rules.relu_guided_backprop(), entries)
 
 
 def beta_smooth(beta: float = 10.0, entries: Entries = None) -> Composite:
-    """The gradient, with activations as smooth as a softplus of sharpness beta. Source: Dombrowski et al. 2019."""
+    """The gradient, with activations as smooth as a softplus of sharpness beta.
+
+    Args:
+        beta: how sharply the softplus bends, in units of 1 / x; the larger, the more it is a ReLU.
+        entries: what goes first: a composite, `{name pattern: rule}` or one rule.
+    Errors: `RuleError` for a negative beta, and for entries that match nothing.
+    Source: Dombrowski et al. 2019, arXiv:1906.07983.
+
+    >>> import lrpfunc, torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, 1))
+    >>> fmodel, _ = lrpfunc.functionalize(model, torch.ones(1, 2))
+    >>> [row[-1] for row in lrpfunc.explain(fmodel, lrpfunc.composites.beta_smooth()).rows]
+    ['gradient()', 'relu_beta_smooth(10)', 'gradient()']
+    """
     return _gradient_like(rules.relu_beta_smooth(beta), entries)
 
 
@@ -109,13 +252,25 @@ def attn_lrp(
     zero_bias: bool = False,
     entries: Entries = None,
 ) -> Composite:
-    """AttnLRP for transformers: products and matrix products halve, the softmax has its Jacobian, normalizations have
-    constant denominators, activations pass relevance through.
+    """AttnLRP for transformers: products halve, the softmax has its Jacobian, normalizations constant denominators.
 
-    Layers, the attention's projections included, get the gamma rule, for gamma = 0 the epsilon rule. The sum of all
-    relevance is not the logit, as the softmax does not conserve; `cp_lrp` does. `zero_bias` needs a larger epsilon
-    (1e-2, say), as it divides by outputs without their biases.
+    Activations pass relevance through. Layers, the attention's projections included, get the gamma rule, for gamma = 0
+    the epsilon rule. The sum of all relevance is not the logit, as the softmax does not conserve; `cp_lrp` does.
+
+    Args:
+        gamma: of the gamma rule for layers; 0 for the epsilon rule.
+        epsilon: S of all rules but gamma: an epsilon in units of its outputs, a `stabilizer` or a function.
+        stabilizer: S of the gamma rule, in units of its denominators, likewise.
+        zero_bias: leave biases out of what is shared by; it needs a larger epsilon (1e-2, say).
+        entries: what goes first: a composite, `{name pattern: rule}` or one rule.
+    Errors: `RuleError` for a negative gamma or epsilon, and for entries that match nothing.
     Source: Achtibat et al. 2024, arXiv:2402.05602.
+
+    >>> import lrpfunc, torch
+    >>> x, attend = torch.ones(1, 1, 2, 2), torch.nn.functional.scaled_dot_product_attention
+    >>> fmodel, _ = lrpfunc.trace(lambda p, x: attend(x, x, x), {}, x)
+    >>> [row[-1] for row in lrpfunc.explain(fmodel, lrpfunc.composites.attn_lrp()).rows]
+    ['attention(stabilizer=0)']
     """
     kinds = _transformer_parts(gamma, epsilon, stabilizer, zero_bias)
     return first_match(entries, _gated((SLOPE,), epsilon), by_kind(kinds))
@@ -131,7 +286,21 @@ def cp_lrp(
     """CP-LRP for transformers, which conserves: as `attn_lrp`, but queries, keys and gates count as constants.
 
     In a product without a gate both factors take half.
+
+    Args:
+        gamma: of the gamma rule for layers; 0 for the epsilon rule.
+        epsilon: S of all rules but gamma: an epsilon in units of its outputs, a `stabilizer` or a function.
+        stabilizer: S of the gamma rule, in units of its denominators, likewise.
+        zero_bias: leave biases out of what is shared by.
+        entries: what goes first: a composite, `{name pattern: rule}` or one rule.
+    Errors: `RuleError` for a negative gamma or epsilon, and for entries that match nothing.
     Source: Ali et al. 2022, arXiv:2202.07304.
+
+    >>> import lrpfunc, torch
+    >>> x, attend = torch.ones(1, 1, 2, 2), torch.nn.functional.scaled_dot_product_attention
+    >>> fmodel, _ = lrpfunc.trace(lambda p, x: attend(x, x, x), {}, x)
+    >>> [row[-1] for row in lrpfunc.explain(fmodel, lrpfunc.composites.cp_lrp()).rows]
+    ["attention('value', stabilizer=0)"]
     """
     kinds = _transformer_parts(gamma, epsilon, stabilizer, zero_bias)
     kinds[ATTENTION] = rules.attention("value", epsilon)
