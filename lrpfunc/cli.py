@@ -18,6 +18,7 @@ from lrpfunc.pictures import classifiers
 from lrpfunc.pictures.classifiers import Classifier
 from lrpfunc.pictures.explainers import DEFAULT_COMPOSITE
 from lrpfunc.pictures.images import printable
+from lrpfunc.pictures.progress import ProgressBar
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -181,7 +182,7 @@ def image(
 
     classifier = _classifier(model, weights, size, mean, std, categories)
     style = panels.Style(colors, quantile)
-    with _Bar("explaining") as bar:
+    with ProgressBar("explaining") as bar:
         written, failed = panels.write(
             files, out, classifier, composite, target or ["top"], canonize, device, style, progress=bar
         )
@@ -261,7 +262,7 @@ def dataset(
     part = runs.shard(shard)
     workfile.check_workfile(out, resume, overwrite)  # before a model is loaded, or even downloaded
     try:
-        with _Bar("explaining") as bar:
+        with ProgressBar("explaining") as bar:
             outcome = runs.run(
                 source,
                 out,
@@ -313,54 +314,6 @@ def _tell(outcome: Any) -> None:
         raise typer.Exit(INCOMPLETE)
 
 
-class _Bar:
-    """A progress bar on a terminal, with rate and time that remains; a line now and then in a log."""
-
-    LOG_SECONDS = 30.0
-
-    def __init__(self, what: str):
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._console = Console(stderr=True, highlight=False)
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-            TextColumn("[red]{task.fields[errors]}"),
-            console=self._console,
-            disable=not self._console.is_terminal,
-            transient=True,
-        )
-        self._task = self._bar.add_task(what, total=None, rate="", errors="")
-        self._what, self._began, self._first, self._logged = what, 0.0, 0, 0.0
-
-    def __enter__(self) -> _Bar:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.stop()
-
-    def __call__(self, done: int, total: int, failures: int = 0) -> None:
-        """Show that so many are done, of which some failed. The first call is where the clock starts."""
-        import time
-
-        now = time.monotonic()
-        if not self._began:
-            self._began, self._first, self._logged = now, done, now
-            self._bar.reset(self._task, total=total, completed=done)
-        passed = now - self._began
-        rate = f"{(done - self._first) / passed:.1f}/s" if passed > 0 and done > self._first else ""
-        errors = f"{failures} errors" if failures else ""
-        self._bar.update(self._task, total=total, completed=done, rate=rate, errors=errors)
-        if not self._console.is_terminal and now - self._logged >= self.LOG_SECONDS:
-            self._logged = now
-            self._console.print(f"{self._what} {done} of {total} {rate} {errors}".rstrip())
-
-
 @app.command()
 def report(
     files: Annotated[
@@ -374,7 +327,7 @@ def report(
     """Make a page to look through: one HTML file with all pictures in it."""
     from lrpfunc.pictures.report import page
 
-    with _Bar("writing") as bar:
+    with ProgressBar("writing") as bar:
         summary = page.write(files, out, title=title, size=size, overwrite=overwrite, progress=bar)
     _console().print(f"{summary.path}: {_count(summary.samples, 'sample')}, {summary.bytes / 1e6:.1f} MB", markup=False)
 

@@ -135,10 +135,34 @@ sample("addbmm", lambda x: torch.addbmm(COLUMNS, x, KEYS))
 
 # -- activations and what works element by element --------------------------------------------------------------------
 
-for _name in (
-    "relu relu6 leaky_relu hardtanh silu gelu mish hardswish tanh sigmoid hardsigmoid softplus elu celu selu log_sigmoid "
-    "hardshrink softshrink square abs exp erf nan_to_num neg detach clone"
-).split():
+for _name in [
+    "relu",
+    "relu6",
+    "leaky_relu",
+    "hardtanh",
+    "silu",
+    "gelu",
+    "mish",
+    "hardswish",
+    "tanh",
+    "sigmoid",
+    "hardsigmoid",
+    "softplus",
+    "elu",
+    "celu",
+    "selu",
+    "log_sigmoid",
+    "hardshrink",
+    "softshrink",
+    "square",
+    "abs",
+    "exp",
+    "erf",
+    "nan_to_num",
+    "neg",
+    "detach",
+    "clone",
+]:
     sample(_name, getattr(aten, _name))
 for _name in ("sqrt", "rsqrt", "reciprocal"):
     sample(_name, getattr(aten, _name), POSITIVE)
@@ -190,7 +214,12 @@ sample("col2im", lambda x: F.fold(x, (4, 5), 2), random(2, 8, 12))
 def _averages() -> None:
     for n in (1, 2, 3):
         x = image(n)
-        for name in (f"avg_pool{n}d", f"adaptive_avg_pool{n}d", f"upsample_nearest{n}d", f"_upsample_nearest_exact{n}d"):
+        for name in (
+            f"avg_pool{n}d",
+            f"adaptive_avg_pool{n}d",
+            f"upsample_nearest{n}d",
+            f"_upsample_nearest_exact{n}d",
+        ):
             function = getattr(aten, name)
             if name.startswith("avg"):
                 sample(name, lambda x, f=function, n=n: f(x, [3] * n, [2] * n, [0] * n), x)

@@ -214,7 +214,7 @@ def test_dataset_stopped_by_hand_says_how_to_go_on(folder, tmp_path, monkeypatch
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(cli._Bar, "__call__", stop)
+        patched.setattr(cli.ProgressBar, "__call__", stop)
         answer = lrp("dataset", folder, *options)
     assert answer.exit_code == cli.INTERRUPTED
     assert answer.stderr == "\nstopped. The same command with --resume goes on from here.\n"
@@ -244,12 +244,12 @@ def test_dataset_lists_what_it_could_not_read(broken, tmp_path):
 
 
 def test_progress_in_a_log_is_a_line_now_and_then(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli._Bar, "LOG_SECONDS", 0.0)
+    monkeypatch.setattr(cli.ProgressBar, "LOG_SECONDS", 0.0)
     answer = fine("dataset", folder, "-m", "digits", "-o", tmp_path / "x.h5", "--workers", 0, "--batch", 15)
     lines = answer.stderr.splitlines()
     assert [re.sub(r" [\d.]+/s$", "", line) for line in lines] == [f"explaining {n} of 40" for n in (15, 30, 40)]
     assert re.search(r" \d+\.\d/s$", lines[-1])
-    monkeypatch.setattr(cli._Bar, "LOG_SECONDS", 3600.0)
+    monkeypatch.setattr(cli.ProgressBar, "LOG_SECONDS", 3600.0)
     answer = fine("dataset", folder, "-m", "digits", "-o", tmp_path / "y.h5", "--workers", 0)
     assert answer.stderr == ""
 

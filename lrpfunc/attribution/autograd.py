@@ -22,6 +22,21 @@ def with_rules(fmodel: Program, rules: Entries, strict: bool = False) -> Callabl
 
     Works under `torch.func.vjp`, `jacrev`, `vmap` and plain autograd; a cotangent is the relevance of the output.
     Parameters get no relevance. The pullback runs the model a second time, under the rules; `vjp` does without.
+
+    Args:
+        fmodel: the program.
+        rules, strict: as `attribute` takes them.
+
+    Errors: those of `vjp`, when the pullback is called.
+
+    >>> import lrpfunc, torch
+    >>> from lrpfunc import rules
+    >>> params, x = {"w": torch.tensor([[2.0, 0.0], [1.0, -1.0]])}, torch.tensor([[1.0, 3.0]])
+    >>> fmodel, params = lrpfunc.trace(lambda p, x: torch.nn.functional.linear(x, p["w"]), params, x)
+    >>> g = lrpfunc.with_rules(fmodel, rules.epsilon(0))
+    >>> y, pullback = torch.func.vjp(lambda x: g(params, x), x)
+    >>> pullback(y)[0]
+    tensor([[ 3., -3.]])
     """
 
     def g(params, *inputs, **keywords):
@@ -68,7 +83,19 @@ def custom_vjp(rule: Rule, function: Callable) -> Callable:
 
     Relevance goes to the first argument; weight and bias, its second and third, are parameters. A function that
     lrpfunc does not know counts as a layer if it takes a weight, and is moved by its own vector-Jacobian product.
+
+    Args:
+        rule: the rule.
+        function: the function; it is called with the same arguments as ever.
+
     Errors: `RuleError` where the rule cannot handle the function.
+
+    >>> import lrpfunc, torch
+    >>> f = lrpfunc.custom_vjp(lrpfunc.rules.epsilon(0), torch.nn.functional.linear)
+    >>> x, weight = torch.tensor([[1.0, 3.0]]), torch.tensor([[2.0, 0.0], [1.0, -1.0]])
+    >>> y, pullback = torch.func.vjp(lambda x: f(x, weight), x)
+    >>> pullback(y)[0]
+    tensor([[ 3., -3.]])
     """
     if not isinstance(rule, Rule):
         raise RuleError(f"custom_vjp needs a rule such as rules.epsilon(), but got {type(rule).__name__}.")

@@ -32,17 +32,29 @@ def attribute(
 ):
     """The relevance of the inputs, in the structure of `x` and in units of the explained output.
 
-    `x`: one tensor, a tuple of inputs (each a pytree), or a dict by input name for a program traced with keywords.
     Leaves that relevance cannot reach (integers, masks) come back as zeros; token ids that a table is looked up with
-    have relevance, that of their rows. `rules`: a composite, a mapping
-    {name pattern: rule} or one rule for all weighted equations. `target`: None (arg-max), an int, an index tensor, a
-    tuple, a list per sample, or a function output -> relevance. `at`: names of layers at whose outputs relevance is
-    wanted too; the result is then `(relevance, {name: tensor})`. `strict`: no equation may fall back to the gradient.
-    `input_range`: what the inputs are known to lie in, (low, high), for all or by the input's name; rules that treat
-    signs apart save work where low >= 0. `checkpoint`: in how many segments to run the model; all but the last are run
-    twice, so that the residuals of only one are in memory.
+    have relevance, that of their rows.
+
+    Args:
+        fmodel, params: a program and its parameters.
+        x: one tensor, a tuple of inputs (each a pytree), or a dict by input name for a program traced with keywords.
+        rules: a composite, a mapping {name pattern: rule} or one rule for all weighted equations.
+        target: None (arg-max), an int, an index tensor, a tuple, a list per sample, or a function output -> relevance.
+        at: names of layers at whose outputs relevance is wanted too; the result is then `(relevance, {name: tensor})`.
+        strict: whether to refuse equations that fall back to the gradient.
+        input_range: what the inputs are known to lie in, (low, high), for all or by the input's name; rules that treat
+            signs apart save work where low >= 0.
+        checkpoint: in how many segments to run the model; all but the last are run twice, so that the residuals of only
+            one are in memory.
 
     Errors: `ParameterError`, `InputError`, `TargetError`, `RuleError`.
+
+    >>> import lrpfunc, torch
+    >>> from lrpfunc import rules
+    >>> params, x = {"w": torch.tensor([[2.0, 0.0], [1.0, -1.0]])}, torch.tensor([[1.0, 3.0]])
+    >>> fmodel, params = lrpfunc.trace(lambda p, x: torch.nn.functional.linear(x, p["w"]), params, x)
+    >>> lrpfunc.attribute(fmodel, params, x, rules.epsilon(0), target=1)  # 1 * 1 and 3 * -1
+    tensor([[ 1., -3.]])
     """
     return Prepared(make_plan(fmodel, params, rules, strict, input_range))(x, target, at, checkpoint)
 
@@ -59,10 +71,23 @@ def attribute_each(
 ):
     """The relevance for each of several targets: that of `attribute`, with a first dimension for the targets.
 
-    All share one forward pass, and their backward passes are one batch, or batches of `chunk_size` targets to save
-    memory. `targets`: a sequence of what `attribute` takes as target, or an index tensor, (targets,) or
-    (targets, batch).
+    All share one forward pass, and their backward passes are one batch.
+
+    Args:
+        fmodel, params, x, rules, strict, input_range: as `attribute` takes them.
+        targets: a sequence of what `attribute` takes as target, or an index tensor, (targets,) or (targets, batch).
+        chunk_size: how many targets to pull back at once, to save memory; None: all.
+
     Errors: those of `attribute`; `TargetError` if there is no target.
+
+    >>> import lrpfunc, torch
+    >>> from lrpfunc import rules
+    >>> params, x = {"w": torch.tensor([[2.0, 0.0], [1.0, -1.0]])}, torch.tensor([[1.0, 3.0]])
+    >>> fmodel, params = lrpfunc.trace(lambda p, x: torch.nn.functional.linear(x, p["w"]), params, x)
+    >>> lrpfunc.attribute_each(fmodel, params, x, rules.epsilon(0), [0, 1])
+    tensor([[[ 2.,  0.]],
+    <BLANKLINE>
+            [[ 1., -3.]]])
     """
     return Prepared(make_plan(fmodel, params, rules, strict, input_range)).each(x, targets, chunk_size)
 
@@ -78,7 +103,18 @@ def vjp(
 ) -> tuple[Any, Callable]:
     """The output and a pullback `R_out -> R_x`, as `torch.func.vjp` has them. The pullback may be called again.
 
+    Args:
+        fmodel, params, x, rules, strict, input_range, checkpoint: as `attribute` takes them.
+
     Errors: `ParameterError`, `InputError`, `RuleError`; `TargetError` for an R_out that is not shaped like the output.
+
+    >>> import lrpfunc, torch
+    >>> from lrpfunc import rules
+    >>> params, x = {"w": torch.tensor([[2.0, 0.0], [1.0, -1.0]])}, torch.tensor([[1.0, 3.0]])
+    >>> fmodel, params = lrpfunc.trace(lambda p, x: torch.nn.functional.linear(x, p["w"]), params, x)
+    >>> y, pullback = lrpfunc.vjp(fmodel, params, x, rules.epsilon(0))
+    >>> y, pullback(y)
+    (tensor([[ 2., -2.]]), tensor([[ 3., -3.]]))
     """
     return Prepared(make_plan(fmodel, params, rules, strict, input_range)).vjp(x, checkpoint)
 
@@ -134,7 +170,19 @@ def prepare(fmodel: Program, params, rules: Entries, strict: bool = False, input
     `explain = prepare(fmodel, params, rules)`; then `explain(x, target, at, checkpoint)` equals `attribute` with the
     same arguments, `explain.vjp(x)` equals `vjp` and `explain.each(x, targets)` equals `attribute_each`. Prepare
     again after parameters were changed in place.
+
+    Args:
+        fmodel, params, rules, strict, input_range: as `attribute` takes them.
+
     Errors: `ParameterError`, `RuleError`; `InputError` for an `input_range` that names no input or is none.
+
+    >>> import lrpfunc, torch
+    >>> from lrpfunc import rules
+    >>> params, x = {"w": torch.tensor([[2.0, 0.0], [1.0, -1.0]])}, torch.tensor([[1.0, 3.0]])
+    >>> fmodel, params = lrpfunc.trace(lambda p, x: torch.nn.functional.linear(x, p["w"]), params, x)
+    >>> explain = lrpfunc.prepare(fmodel, params, rules.epsilon(0))
+    >>> explain(x, target=0)
+    tensor([[2., 0.]])
     """
     return Prepared(make_plan(fmodel, params, rules, strict, input_range, hoists=True))
 

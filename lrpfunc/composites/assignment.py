@@ -64,7 +64,20 @@ def assign(program: Program, entries: Entries, strict: bool = False) -> Assignme
     """The rule of every equation that relevance comes to: the composite's, else its kind's default, else the gradient.
 
     Behind a factor that counts as a constant no relevance comes to what the factor alone was made of.
-    Errors: with `strict`, `RuleError` if an equation is left to the gradient.
+
+    Args:
+        program: the program.
+        entries: a composite, a mapping from patterns to rules, or one rule for all layers.
+        strict: whether to refuse what is left to the gradient.
+
+    Errors: `RuleError` for ill-formed entries, and with `strict` if an equation is left to the gradient.
+
+    >>> import lrpfunc, torch
+    >>> from lrpfunc import composites, rules
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    >>> fmodel, params = lrpfunc.functionalize(model, torch.ones(1, 3))
+    >>> {name: rule.label for name, rule in composites.assign(fmodel, rules.zplus()).items()}
+    {'0': 'zplus()', '1': 'pass_through()', '2': 'zplus()'}
     """
     given = as_composite(entries)(program)
     if not isinstance(given, Mapping):

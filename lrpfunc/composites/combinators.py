@@ -23,7 +23,19 @@ def by_kind(kinds: Mapping[str, Rule]) -> Composite:
     """A rule for every equation of a kind: `by_kind({"convolution": zplus(), "dense": epsilon()})`.
 
     "linear" covers convolutions and dense layers, "*" whatever is not named but embeddings of tokens, which no other
-    rule fits. Errors: `RuleError` for an unknown kind.
+    rule fits.
+
+    Args:
+        kinds: rules by the names of kinds, as `print(explain(fmodel, rules))` lists them.
+
+    Errors: `RuleError` for an unknown kind, and for what is no rule.
+
+    >>> import lrpfunc, torch
+    >>> from lrpfunc import composites, rules
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    >>> fmodel, params = lrpfunc.functionalize(model, torch.ones(1, 3))
+    >>> {name: rule.label for name, rule in composites.by_kind({"dense": rules.zplus()})(fmodel).items()}
+    {'0': 'zplus()', '2': 'zplus()'}
     """
     for name in kinds:
         if name not in (*KINDS, LINEAR, "*"):
@@ -49,7 +61,20 @@ def by_name(patterns: Mapping[str, Rule]) -> Composite:
     """A rule for every equation whose name matches: an fnmatch pattern, or a prefix such as "layer1" for all below it.
 
     Below a prefix, and where a pattern has wildcards, only weighted equations are meant, unless nothing there has
-    weights. The first pattern that matches counts. Errors: `RuleError` for a pattern that matches no equation.
+    weights. The first pattern that matches counts.
+
+    Args:
+        patterns: rules by patterns.
+
+    Errors: `RuleError` for a pattern that matches no equation, and for what is no rule.
+
+    >>> import lrpfunc, torch
+    >>> from lrpfunc import composites, rules
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    >>> fmodel, params = lrpfunc.functionalize(model, torch.ones(1, 3))
+    >>> chosen = composites.by_name({"0": rules.flat(), "*": rules.epsilon()})(fmodel)
+    >>> {name: rule.label for name, rule in chosen.items()}
+    {'0': 'flat()', '2': 'epsilon(1e-06)'}
     """
     check_rules(patterns)
 
@@ -65,7 +90,20 @@ def by_name(patterns: Mapping[str, Rule]) -> Composite:
 
 
 def first_layer(rule: Rule) -> Composite:
-    """A rule for the first weighted equations on the way from each input, by data flow."""
+    """A rule for the first weighted equations on the way from each input, by data flow.
+
+    Args:
+        rule: the rule, such as `rules.zbox(0, 1)`.
+
+    Errors: `RuleError` for what is no rule.
+
+    >>> import lrpfunc, torch
+    >>> from lrpfunc import composites, rules
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    >>> fmodel, params = lrpfunc.functionalize(model, torch.ones(1, 3))
+    >>> list(composites.first_layer(rules.flat())(fmodel))
+    ['0']
+    """
     check_rules({"first_layer": rule})
 
     def composite(program):
@@ -75,7 +113,21 @@ def first_layer(rule: Rule) -> Composite:
 
 
 def first_match(*composites: Entries) -> Composite:
-    """Composites one over another: each equation gets the rule of the first composite that has one for it."""
+    """Composites one over another: each equation gets the rule of the first composite that has one for it.
+
+    Args:
+        composites: composites, mappings from patterns, or rules; None stands for nothing.
+
+    Errors: `RuleError` for anything else.
+
+    >>> import lrpfunc, torch
+    >>> from lrpfunc import composites, rules
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    >>> fmodel, params = lrpfunc.functionalize(model, torch.ones(1, 3))
+    >>> both = composites.first_match({"2": rules.norm()}, rules.epsilon())
+    >>> {name: rule.label for name, rule in both(fmodel).items()}
+    {'0': 'epsilon(1e-06)', '2': 'norm()'}
+    """
     parts = [as_composite(part) for part in composites if part is not None]
 
     def composite(program):
@@ -90,7 +142,17 @@ def first_match(*composites: Entries) -> Composite:
 def as_composite(entries: Entries) -> Composite:
     """A composite of whatever may be given as rules: a composite, a mapping from patterns, or one rule for all weights.
 
+    Args:
+        entries: one of these.
+
     Errors: `RuleError` for anything else.
+
+    >>> import lrpfunc, torch
+    >>> from lrpfunc import composites, rules
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    >>> fmodel, params = lrpfunc.functionalize(model, torch.ones(1, 3))
+    >>> list(composites.as_composite(rules.epsilon())(fmodel))
+    ['0', '2']
     """
     if isinstance(entries, Rule):
         return by_kind({LINEAR: entries})

@@ -33,7 +33,21 @@ def explain(fmodel: Program, rules: Entries, strict: bool = False) -> Explanatio
     """Which rule each equation gets, one line per equation; those that fall back to the gradient begin with "!".
 
     "constant": no relevance comes here, as all that was made of it counts as a constant.
+
+    Args:
+        fmodel: the program.
+        rules: a composite, a mapping {name pattern: rule}, or one rule for all layers.
+        strict: whether a fallback is an error.
+
     Errors: `RuleError` for a pattern that matches nothing and, with `strict`, for fallbacks.
+
+    >>> import lrpfunc, torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU())
+    >>> fmodel, params = lrpfunc.functionalize(model, torch.ones(2, 3))
+    >>> print(lrpfunc.explain(fmodel, lrpfunc.rules.zplus()))
+      name  kind        operation  input       output      rule
+      0     dense       linear     (batch, 3)  (batch, 4)  zplus()
+      1     activation  relu       (batch, 4)  (batch, 4)  pass_through()
     """
     assigned, known = assign(fmodel, rules, strict), facts(fmodel)
     rows, fallbacks = [], []

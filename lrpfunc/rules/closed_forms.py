@@ -55,29 +55,30 @@ def gamma(gamma: float, stabilize: Stabilizer) -> ClosedForm:
         x, z, kept = residuals
         if engine.gets_coefficients(operation):
             s = multiply(kept.abs(), flow.tensor)
-            return coefficients(operation, x, s, engine.times(operation, kept, flow))
+            return _coefficients(operation, even_and_odd, x, s, engine.times(operation, kept, flow))
         if flow.rectified is not None:  # relevance only where z > 0, where z = relu(z)
             size = (add if operation.is_final else torch.add)(kept, flow.rectified)
             s = engine.over(flow, size, None, is_spare=True)
             if engine.never_negative(operation):
                 return Flow(coefficient=operation.linear(operation.hoisted(risen)).adjoint(s))
-            return coefficients(operation, x, s, s)
+            return _coefficients(operation, even_and_odd, x, s, s)
         if flow.is_relevance:
             sign = z.sign()
             s = multiply(flow.tensor / _magnitude(z, kept, gamma), sign)
-            return coefficients(operation, x, s, multiply(sign, s))
+            return _coefficients(operation, even_and_odd, x, s, multiply(sign, s))
         s = multiply(divide(z.abs(), _magnitude(z, kept, gamma)), flow.tensor)
-        return coefficients(operation, x, s, multiply(z.sign(), s))
-
-    def coefficients(operation, x, s: Tensor, signed: Tensor) -> Flow:
-        """Those of x, from s and sign(z) s."""
-        both = zip(operation.hoisted(even_and_odd), (s, signed), strict=True)
-        even, odd = (operation.linear(weight).adjoint(part) for weight, part in both)
-        if not engine.never_negative(operation):
-            odd = multiply(odd, torch.copysign(x.new_ones(()), x))
-        return Flow(coefficient=add(even, odd))
+        return _coefficients(operation, even_and_odd, x, s, multiply(z.sign(), s))
 
     return ClosedForm(lambda operation: True, forward, backward, (favour.weights, favour.biases, risen, even_and_odd))
+
+
+def _coefficients(operation: Operation, even_and_odd: Callable, x: Tensor, s: Tensor, signed: Tensor) -> Flow:
+    """Those of x, from s and sign(z) s."""
+    both = zip(operation.hoisted(even_and_odd), (s, signed), strict=True)
+    even, odd = (operation.linear(weight).adjoint(part) for weight, part in both)
+    if not engine.never_negative(operation):
+        odd = multiply(odd, torch.copysign(x.new_ones(()), x))
+    return Flow(coefficient=add(even, odd))
 
 
 def _magnitude(z: Tensor, favoured: Tensor, gamma: float) -> Tensor:

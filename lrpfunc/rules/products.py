@@ -35,16 +35,9 @@ def gate(to: str | int = "signal", stabilizer: StabilizerLike = 1e-6) -> Rule:
     if to not in ("signal", 0, 1) or isinstance(to, bool):
         raise RuleError(f'a gate passes relevance to="signal", or to factor 0 or 1, but not to {to!r}.')
 
-    def constant(operation: Operation) -> int:
-        if isinstance(to, int):
-            return 1 - to
-        if operation.constant is None:
-            raise RuleError(f"of the factors of {operation.description} none is a gate: give to=0 or to=1, or halve.")
-        return operation.constant
-
     def forward(operation, *inputs):
         output = _product(operation, inputs)
-        gate = constant(operation)
+        gate = _gate_of(operation, to)
         needs_output = not operation.row.is_multilinear and not operation.gets_coefficients
         needs_signal = not operation.with_factor(gate, inputs[gate]).is_linear
         return output, (
@@ -55,7 +48,7 @@ def gate(to: str | int = "signal", stabilizer: StabilizerLike = 1e-6) -> Rule:
 
     def backward(operation, residuals, flow):
         factor, signal, output = residuals
-        gate = constant(operation)
+        gate = _gate_of(operation, to)
         flows: list[Flow | None] = [None, None]
         fixed = operation.with_factor(gate, factor)
         if flow.is_relevance and operation.row.is_multilinear:
@@ -66,7 +59,16 @@ def gate(to: str | int = "signal", stabilizer: StabilizerLike = 1e-6) -> Rule:
         return flows
 
     label = call("gate", *([] if to == "signal" else [to]), stabilizer=stabilize)
-    return Rule(label, forward, backward, stops=lambda operation: [constant(operation)], any_layout=True)
+    return Rule(label, forward, backward, stops=lambda operation: [_gate_of(operation, to)], any_layout=True)
+
+
+def _gate_of(operation: Operation, to: str | int) -> int:
+    """The factor that is a gate, if relevance goes `to` the signal."""
+    if isinstance(to, int):
+        return 1 - to
+    if operation.constant is None:
+        raise RuleError(f"of the factors of {operation.description} none is a gate: give to=0 or to=1, or halve.")
+    return operation.constant
 
 
 def halve(stabilizer: StabilizerLike = 1e-6) -> Rule:
