@@ -268,7 +268,7 @@ FIXED = {
     "ones_of": Row(is_constant=True, reads_shape=True),
     "size": Row(reads_shape=True),
     **_rows("zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty zero", Row(shape_giver=0)),
-    **_rows("view_as_complex view_as_real stride sym_stride", STRIDES),
+    **_rows("view_as_complex view_as_real sym_stride", STRIDES),
     **_rows(
         "dropout dropout_ feature_dropout feature_dropout_ alpha_dropout alpha_dropout_ feature_alpha_dropout "
         "feature_alpha_dropout_ alias lift_fresh lift_fresh_copy",
