@@ -203,6 +203,7 @@ IDENTICAL = MOVE_TOKENS._replace(adjoint=adjoints.identity_adjoint)
 RESHAPE = MOVE_TOKENS._replace(adjoint=adjoints.reshape_adjoint, moves=moves.reshaped)
 SPLIT = MOVE_SIGNED._replace(adjoint=adjoints.split_adjoint)
 EXPAND = MOVE_SIGNED._replace(adjoint=adjoints.expand_adjoint)
+SHAPED = MOVE._replace(sign=signs.works_on, shape_giver=1)
 PICK = MOVE_SIGNED._replace(moves_tokens="first")
 PAD = MOVE._replace(moves=moves.padded, is_spatial=True, keeps_uniform=moves.unless_padded_with_numbers)
 MIRROR = MOVE_SIGNED._replace(moves=moves.resized, is_spatial=True)
@@ -213,7 +214,7 @@ MOVEMENTS = {
     "reshape": RESHAPE._replace(names=("view", "_unsafe_view")),
     **_rows("flatten unflatten unsqueeze squeeze", RESHAPE),
     "view_as": MOVE._replace(adjoint=adjoints.reshape_adjoint, shape_giver=1, reads_strides=True),
-    "reshape_as": MOVE_SIGNED._replace(adjoint=adjoints.reshape_adjoint, shape_giver=1),
+    "reshape_as": SHAPED._replace(adjoint=adjoints.reshape_adjoint),
     "transpose": TRANSPOSE._replace(moves_tokens="all"),
     **_rows("swapaxes swapdims", TRANSPOSE),
     "permute": MOVE_TOKENS._replace(adjoint=adjoints.permute_adjoint, moves=moves.permuted),
@@ -229,7 +230,7 @@ MOVEMENTS = {
     "roll": MOVE_TOKENS._replace(adjoint=adjoints.roll_adjoint),
     "masked_fill": MOVE_TOKENS._replace(adjoint=adjoints.masked_fill_adjoint, sign=signs.fills(2)),
     "expand": EXPAND._replace(moves_tokens="all"),
-    "expand_as": EXPAND._replace(shape_giver=1),
+    "expand_as": SHAPED._replace(adjoint=adjoints.expand_adjoint),
     "broadcast_to": EXPAND,
     "cat": MOVE_TOKENS._replace(
         names=("concat", "concatenate"), adjoint=adjoints.cat_adjoint, sign=signs.operands(0, 1)
