@@ -91,13 +91,14 @@ def image(dimensions: int, channels: int = 4, size: int = 6) -> Tensor:
 def _layers() -> None:
     for n in (1, 2, 3):
         x, weight = image(n), random(6, 2, *[3] * n)
+        even, odd = random(6, 4, *[2] * n), random(6, 4, *[3] * n)
         transposed, bias = random(4, 3, *[3] * n), random(6)
         geometry = ([2] * n, [1] * n, [1] * n, 2)  # stride, padding, dilation, groups
         conv, back = getattr(F, f"conv{n}d"), getattr(F, f"conv_transpose{n}d")
         other_way = ([2] * n, [1] * n, [1] * n, 2, [1] * n)  # stride, padding, output padding, groups, dilation
         sample(f"conv{n}d", lambda x, f=conv, w=weight, b=bias, g=geometry: f(x, w, b, *g), x)
-        sample(f"conv{n}d: left over", lambda x, f=conv, w=random(6, 4, *[2] * n): f(x, w, None, 3), x)
-        sample(f"conv{n}d: same", lambda x, f=conv, w=random(6, 4, *[3] * n): f(x, w, None, padding="same"), x)
+        sample(f"conv{n}d: left over", lambda x, f=conv, w=even: f(x, w, None, 3), x)
+        sample(f"conv{n}d: same", lambda x, f=conv, w=odd: f(x, w, None, padding="same"), x)
         sample(f"conv_transpose{n}d", lambda x, f=back, w=transposed, b=bias, g=other_way: f(x, w, b, *g), x)
         biases = random(1, 6, *conv(x, weight, None, *geometry).shape[2:])
         built(f"conv{n}d_bias_map", functions.BIAS_MAPS[f"conv{n}d"], x, weight, biases, *geometry)
@@ -234,7 +235,8 @@ def _averages() -> None:
         sample(f"upsample_{linear}", lambda x, f=function, n=n: f(x, [9] * n, False), x)
         sample(f"upsample_{linear}: corners", lambda x, f=function, n=n: f(x, [9] * n, True), x)
     for name in ("_upsample_bilinear2d_aa", "upsample_bicubic2d", "_upsample_bicubic2d_aa"):
-        sample(name, lambda x, f=getattr(aten, name): f(x, [4, 9], False), image(2))
+        function = getattr(aten, name)
+        sample(name, lambda x, f=function: f(x, [4, 9], False), image(2))
 
 
 _averages()
@@ -263,7 +265,8 @@ def _maxima() -> None:
 
 _maxima()
 for _name in ("max", "min", "sort", "median"):
-    sample(_name, lambda x, f=getattr(aten, _name): f(x, 1)[0])
+    _function = getattr(aten, _name)
+    sample(_name, lambda x, f=_function: f(x, 1)[0])
 sample("amax", lambda x: x.amax(1))
 sample("amin", lambda x: x.amin(1))
 sample("topk", lambda x: x.topk(2, 1)[0])
@@ -291,9 +294,11 @@ def _recurrent() -> None:
         return [random(3 * gates, 6), random(3 * gates, 3), random(3 * gates), random(3 * gates, seed=1)]
 
     state, settings = random(1, 2, 3), (True, 1, 0.0, False, False, True)
-    sample("lstm", lambda x, w=weights(4): aten.lstm.input(x, [state, state], w, *settings)[0])
+    of_lstm = weights(4)
+    sample("lstm", lambda x: aten.lstm.input(x, [state, state], of_lstm, *settings)[0])
     for name, gates in (("gru", 3), ("rnn_tanh", 1), ("rnn_relu", 1)):
-        sample(name, lambda x, f=getattr(aten, name).input, w=weights(gates): f(x, state, w, *settings)[0])
+        function, given = getattr(aten, name).input, weights(gates)
+        sample(name, lambda x, f=function, w=given: f(x, state, w, *settings)[0])
 
 
 _recurrent()
@@ -365,7 +370,8 @@ sample("pad: reflect", lambda x: F.pad(x, (1, 2), mode="reflect"))
 sample("constant_pad_nd", lambda x: aten.constant_pad_nd(x, [1, 2]))
 for _n in (1, 2, 3):
     for _name in (f"reflection_pad{_n}d", f"replication_pad{_n}d"):
-        sample(_name, lambda x, f=getattr(aten, _name), n=_n: f(x, [1, 2] * n), image(_n))
+        _function = getattr(aten, _name)
+        sample(_name, lambda x, f=_function, n=_n: f(x, [1, 2] * n), image(_n))
 
 
 def _written(write: Callable) -> Callable:

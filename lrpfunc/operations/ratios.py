@@ -36,4 +36,4 @@ def mish_ratio(x: Tensor) -> Tensor:
 
 
 def leaky_relu_ratio(x: Tensor, slope: float = 0.01) -> Tensor:
-    return torch.where(x > 0, 1.0, slope).to(x.dtype)
+    return torch.where(x > 0, 1.0, x.new_full((), slope))  # of two numbers it would make float32

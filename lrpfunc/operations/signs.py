@@ -24,6 +24,11 @@ def keeps(equation: Equation, is_nonnegative) -> bool:
     return is_nonnegative(equation.arguments[0]) and all(map(is_nonnegative, others))
 
 
+def works_on(equation: Equation, is_nonnegative) -> bool:
+    """If its first argument is, whatever gives the shape."""
+    return is_nonnegative(equation.arguments[0])
+
+
 def operands(first: int, last: int) -> Sign:
     """If all its operands are, which may be numbers: its arguments from `first` to before `last`."""
 

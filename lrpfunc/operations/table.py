@@ -203,6 +203,7 @@ IDENTICAL = MOVE_TOKENS._replace(adjoint=adjoints.identity_adjoint, keeps_values
 RESHAPE = MOVE_TOKENS._replace(adjoint=adjoints.reshape_adjoint, moves=moves.reshaped, keeps_values=True)
 SPLIT = MOVE_SIGNED._replace(adjoint=adjoints.split_adjoint)
 EXPAND = MOVE_SIGNED._replace(adjoint=adjoints.expand_adjoint)
+SHAPED = MOVE._replace(sign=signs.works_on, shape_giver=1)
 PICK = MOVE_SIGNED._replace(moves_tokens="first")
 PAD = MOVE._replace(moves=moves.padded, is_spatial=True, keeps_uniform=moves.unless_padded_with_numbers)
 MIRROR = MOVE_SIGNED._replace(moves=moves.resized, is_spatial=True)
@@ -213,7 +214,7 @@ MOVEMENTS = {
     "reshape": RESHAPE._replace(names=("view", "_unsafe_view")),
     **_rows("flatten unflatten unsqueeze squeeze", RESHAPE),
     "view_as": MOVE._replace(adjoint=adjoints.reshape_adjoint, shape_giver=1, reads_strides=True),
-    "reshape_as": MOVE_SIGNED._replace(adjoint=adjoints.reshape_adjoint, shape_giver=1),
+    "reshape_as": SHAPED._replace(adjoint=adjoints.reshape_adjoint),
     "transpose": TRANSPOSE._replace(moves_tokens="all"),
     **_rows("swapaxes swapdims", TRANSPOSE),
     "permute": MOVE_TOKENS._replace(adjoint=adjoints.permute_adjoint, moves=moves.permuted),
@@ -228,8 +229,13 @@ MOVEMENTS = {
     "unbind": MOVE_TOKENS._replace(adjoint=adjoints.unbind_adjoint),
     "roll": MOVE_TOKENS._replace(adjoint=adjoints.roll_adjoint),
     "masked_fill": MOVE_TOKENS._replace(adjoint=adjoints.masked_fill_adjoint, sign=signs.fills(2)),
+<<<<<<< HEAD
     "expand": EXPAND._replace(moves_tokens="all", keeps_values=True),
     "expand_as": EXPAND._replace(shape_giver=1),
+=======
+    "expand": EXPAND._replace(moves_tokens="all", keeps_values=True),
+    "expand_as": SHAPED._replace(adjoint=adjoints.expand_adjoint),
+>>>>>>> h-table
     "broadcast_to": EXPAND,
     "cat": MOVE_TOKENS._replace(
         names=("concat", "concatenate"), adjoint=adjoints.cat_adjoint, sign=signs.operands(0, 1)
@@ -250,7 +256,8 @@ MOVEMENTS = {
     **_rows("overwrite index_put", MOVE._replace(moves_tokens="all")),
     "as_strided": MOVE._replace(reads_strides=True),
     "type_as": MOVE._replace(shape_giver=1, may_return_input=True),
-    **_rows("copy fill", MOVE._replace(shape_giver=0)),
+    "copy": MOVE._replace(adjoint=adjoints.expand_adjoint, shape_giver=0),
+    "fill": MOVE._replace(shape_giver=0),
     **_rows(
         "take_along_dim masked_scatter slice_scatter select_scatter diagonal_scatter scatter index_copy index_fill "
         "hsplit vsplit dsplit unsafe_chunk unsafe_split take max_unpool2d",
@@ -268,7 +275,7 @@ FIXED = {
     "ones_of": Row(is_constant=True, reads_shape=True),
     "size": Row(reads_shape=True),
     **_rows("zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty zero", Row(shape_giver=0)),
-    **_rows("view_as_complex view_as_real stride sym_stride", STRIDES),
+    **_rows("view_as_complex view_as_real sym_stride", STRIDES),
     **_rows(
         "dropout dropout_ feature_dropout feature_dropout_ alpha_dropout alpha_dropout_ feature_alpha_dropout "
         "feature_alpha_dropout_ alias lift_fresh lift_fresh_copy",
