@@ -229,13 +229,8 @@ MOVEMENTS = {
     "unbind": MOVE_TOKENS._replace(adjoint=adjoints.unbind_adjoint),
     "roll": MOVE_TOKENS._replace(adjoint=adjoints.roll_adjoint),
     "masked_fill": MOVE_TOKENS._replace(adjoint=adjoints.masked_fill_adjoint, sign=signs.fills(2)),
-<<<<<<< HEAD
-    "expand": EXPAND._replace(moves_tokens="all", keeps_values=True),
-    "expand_as": EXPAND._replace(shape_giver=1),
-=======
     "expand": EXPAND._replace(moves_tokens="all", keeps_values=True),
     "expand_as": SHAPED._replace(adjoint=adjoints.expand_adjoint),
->>>>>>> h-table
     "broadcast_to": EXPAND,
     "cat": MOVE_TOKENS._replace(
         names=("concat", "concatenate"), adjoint=adjoints.cat_adjoint, sign=signs.operands(0, 1)
