@@ -127,7 +127,7 @@ def public_functions() -> dict[str, object]:
         page = importlib.import_module(name)
         for listed in getattr(page, "__all__", [n for n in vars(page) if not n.startswith("_")]):
             value = getattr(page, listed)
-            if inspect.isfunction(value) and value not in found.values():
+            if inspect.isfunction(value) and not listed.isupper() and value not in found.values():  # DEFAULT is data
                 found[f"{name}.{listed}"] = value
     return found
 

@@ -43,13 +43,9 @@ def with_rules(fmodel: Program, rules: Entries, strict: bool = False) -> Callabl
         both = (params, fmodel.collect(inputs, keywords))
         fmodel.bind(*both)
         leaves, structure = optree.tree_flatten(both, namespace=NAMESPACE)
-        is_tensor = [isinstance(leaf, Tensor) for leaf in leaves]
 
         def restore(tensors):
-            filled = iter(tensors)
-            return optree.tree_unflatten(
-                structure, [next(filled) if t else leaf for t, leaf in zip(is_tensor, leaves, strict=True)]
-            )
+            return optree.tree_unflatten(structure, _refilled(leaves, tensors))
 
         def value(*tensors):
             params, inputs = restore(tensors)
@@ -70,6 +66,12 @@ def with_rules(fmodel: Program, rules: Entries, strict: bool = False) -> Callabl
         return _with_tensors(fmodel.output, results)
 
     return g
+
+
+def _refilled(leaves: Sequence, tensors: Sequence[Tensor]) -> list:
+    """Leaves with other tensors in the place of theirs."""
+    filled = iter(tensors)
+    return [next(filled) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
 
 
 def _with_tensors(template, tensors: Sequence[Tensor]):
