@@ -21,3 +21,6 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "digits"
     digits.write_images(path)
     return path
+
+
+collect_ignore = ["lxt_reference.py"]  # a script for LXT's own environment, not for doctest to import

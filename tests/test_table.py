@@ -167,7 +167,14 @@ def test_a_row_has_the_kind_of_its_equation(key):
         assert found != "other"
 
 
-@pytest.mark.parametrize("key", SAMPLES)
+def test_the_adjoint_of_a_copy_sums_what_was_broadcast():
+    """torch has no derivative of it: its result is the second tensor, broadcast to the first."""
+    operation, inputs = bound("copy")
+    s = torch.randn(operation(*inputs).shape, dtype=torch.float64)
+    assert torch.equal(operation.adjoint(s), s.sum_to_size(inputs[0].shape))
+
+
+@pytest.mark.parametrize("key", [key for key in SAMPLES if key != "copy"])
 def test_adjoint_is_the_gradient_of_what_is_linear(key):
     if bound(key) is None or not bound(key)[0].is_linear:
         return
