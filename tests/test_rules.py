@@ -288,8 +288,8 @@ LABELS = {
     "epsilon(0.1234567)": lambda: rules.epsilon(0.1234567),
     "epsilon(stabilizer(0.01, clip=True))": lambda: rules.epsilon(rules.stabilizer(0.01, clip=True)),
     "norm()": lambda: rules.norm(),
-    "norm(0.01)": lambda: rules.norm(1e-2),
-    "norm(stabilizer(0.01, norm_scale=True, dim=1))": lambda: rules.norm(
+    "norm(stabilizer=0.01)": lambda: rules.norm(1e-2),
+    "norm(stabilizer=stabilizer(0.01, norm_scale=True, dim=1))": lambda: rules.norm(
         rules.stabilizer(1e-2, norm_scale=True, dim=1)
     ),
     "zplus()": lambda: rules.zplus(1e-6),

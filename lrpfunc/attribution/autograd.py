@@ -13,7 +13,7 @@ from lrpfunc.attribution.explanations import vjp
 from lrpfunc.composites import Entries
 from lrpfunc.errors import RuleError
 from lrpfunc.operations import TABLE, UNKNOWN, Operation, bind_function
-from lrpfunc.program import NAMESPACE, Program, Variable, operator_name
+from lrpfunc.program import NAMESPACE, Program, Variable, operator_name, refilled
 from lrpfunc.rules import Flow, Rule
 
 
@@ -42,19 +42,16 @@ def with_rules(fmodel: Program, rules: Entries, strict: bool = False) -> Callabl
     def g(params, *inputs, **keywords):
         both = (params, fmodel.collect(inputs, keywords))
         fmodel.bind(*both)
-        leaves, structure = optree.tree_flatten(both, namespace=NAMESPACE)
-
-        def restore(tensors):
-            return optree.tree_unflatten(structure, _refilled(leaves, tensors))
+        leaves = optree.tree_leaves(both, namespace=NAMESPACE)
 
         def value(*tensors):
-            params, inputs = restore(tensors)
+            params, inputs = refilled(both, tensors)
             output = optree.tree_leaves(fmodel(params, *inputs), namespace=NAMESPACE)
             # autograd takes no input for an output
             return tuple(leaf.view_as(leaf) for leaf in output if isinstance(leaf, Tensor))
 
         def pullback(tensors, relevances):
-            params, inputs = restore(tensors)
+            params, inputs = refilled(both, tensors)
             _, pullback = vjp(fmodel, params, inputs, rules, strict)
             relevance = pullback(_with_tensors(fmodel.output, relevances))
             moved = [leaf for leaf in optree.tree_leaves(relevance, namespace=NAMESPACE) if isinstance(leaf, Tensor)]
@@ -66,12 +63,6 @@ def with_rules(fmodel: Program, rules: Entries, strict: bool = False) -> Callabl
         return _with_tensors(fmodel.output, results)
 
     return g
-
-
-def _refilled(leaves: Sequence, tensors: Sequence[Tensor]) -> list:
-    """Leaves with other tensors in the place of theirs."""
-    filled = iter(tensors)
-    return [next(filled) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
 
 
 def _with_tensors(template, tensors: Sequence[Tensor]):
@@ -104,13 +95,11 @@ def custom_vjp(rule: Rule, function: Callable) -> Callable:
 
     def f(x, *arguments, **keywords):
         arguments, keywords = _in_order(function, arguments, keywords)
-        fixed, structure = optree.tree_flatten((arguments, keywords), namespace=NAMESPACE)
-        is_tensor = [isinstance(leaf, Tensor) for leaf in fixed]
+        both = (arguments, keywords)
+        fixed = optree.tree_leaves(both, namespace=NAMESPACE)
 
         def operation(leaves) -> Operation:
-            rest = iter(leaves[1:])
-            filled = [next(rest) if t else leaf for t, leaf in zip(is_tensor, fixed, strict=True)]
-            arguments, keywords = optree.tree_unflatten(structure, filled)
+            arguments, keywords = refilled(both, leaves[1:])
             return bind_function(function, arguments, keywords, leaves[0])
 
         def value(*leaves):

@@ -16,7 +16,7 @@ from lrpfunc.attribution.targets import Target, check_relevance, seed, seeds
 from lrpfunc.composites import Entries
 from lrpfunc.errors import RuleError, TargetError, near_misses
 from lrpfunc.operations import InputRange, active_equations
-from lrpfunc.program import NAMESPACE, Program
+from lrpfunc.program import NAMESPACE, Program, refilled
 
 
 def attribute(
@@ -152,13 +152,13 @@ class Prepared:
         entering = [optree.tree_leaves(each, namespace=NAMESPACE) for each in seeds(trail.output, targets)]
 
         def back(*tensors):  # vmap takes and gives nothing but tensors
-            relevance, _ = backward(trail, _refilled(entering[0], tensors))
+            relevance, _ = backward(trail, refilled(entering[0], tensors))
             return tuple(
                 leaf for leaf in optree.tree_leaves(relevance, namespace=NAMESPACE) if isinstance(leaf, Tensor)
             )
 
         stacked = [torch.stack(leaves) for leaves in zip(*entering, strict=True) if isinstance(leaves[0], Tensor)]
-        return trail.pack(_refilled(trail.inputs, torch.func.vmap(back, chunk_size=chunk_size)(*stacked)))
+        return trail.pack(refilled(trail.inputs, torch.func.vmap(back, chunk_size=chunk_size)(*stacked)))
 
     def __repr__(self) -> str:
         return f"Prepared({len(self.plan.steps)} equations, inputs {', '.join(self.plan.program.input_names)})"
@@ -185,12 +185,6 @@ def prepare(fmodel: Program, params, rules: Entries, strict: bool = False, input
     tensor([[2., 0.]])
     """
     return Prepared(make_plan(fmodel, params, rules, strict, input_range, hoists=True))
-
-
-def _refilled(tree, tensors: Sequence[Tensor]):
-    """A pytree with other tensors in the place of its own."""
-    filled = iter(tensors)
-    return optree.tree_map(lambda leaf: next(filled) if isinstance(leaf, Tensor) else leaf, tree, namespace=NAMESPACE)
 
 
 def _output_named(program: Program, name: str) -> str:

@@ -9,7 +9,8 @@ from lrpfunc.composites import Entries, assign
 from lrpfunc.errors import RuleError, TraceError
 from lrpfunc.operations import Context, InputRange, Operation, bind, facts, input_ranges, nonnegative, row_of
 from lrpfunc.program import Equation, Program, Variable, fast_paths
-from lrpfunc.rules.rule import COEFFICIENTS, RECTIFIED, SAME, Rule
+from lrpfunc.rules import COEFFICIENT, RECTIFIED_COEFFICIENT, Rule, declared
+from lrpfunc.rules.rule import RECTIFIED
 
 
 class Step(NamedTuple):
@@ -125,11 +126,8 @@ def _forms(program: Program, assigned: Mapping[str, Rule]) -> tuple[set[str], se
 
 def _gives(equation: Equation, rule: Rule, arriving: set[str]) -> bool:
     """Whether an equation surely sends coefficients back, knowing where they arrive."""
-    if rule.gives == COEFFICIENTS:
-        return True
-    row = row_of(equation)
-    keeps = rule.gives == SAME or (rule.gives == RECTIFIED and (row.rectifies or row.ratio is not None))
-    return keeps and all(variable.name in arriving for variable in equation.outputs if variable.is_floating)
+    is_sure = all(variable.name in arriving for variable in equation.outputs if variable.is_floating)
+    return declared(rule, row_of(equation), not is_sure) in (COEFFICIENT, RECTIFIED_COEFFICIENT)
 
 
 def _meeting_points(program: Program, coefficients: set[str]) -> frozenset[str]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import optree
+from torch import Tensor
 
 from lrpfunc.program.equations import Variable
 
@@ -29,3 +30,9 @@ def label_inputs(names: Sequence[str], inputs: tuple) -> list[str]:
     """What the leaves of the inputs are called in messages: `x`, `batch['mask']`."""
     accessors = optree.tree_accessors(inputs, namespace=NAMESPACE)
     return [names[a[0].entry] + "".join(entry.codify("") for entry in a[1:]) for a in accessors]
+
+
+def refilled(tree, tensors: Sequence[Tensor]):
+    """A pytree with other tensors in the place of its own."""
+    filled = iter(tensors)
+    return optree.tree_map(lambda leaf: next(filled) if isinstance(leaf, Tensor) else leaf, tree, namespace=NAMESPACE)

@@ -1,7 +1,7 @@
 """The rules, one constructor each. A rule is a custom vector-Jacobian product of one equation."""
 
 from lrpfunc.rules.attention import attention, embedding, softmax
-from lrpfunc.rules.declarations import check_declared
+from lrpfunc.rules.declarations import COEFFICIENT, RECTIFIED_COEFFICIENT, check_declared, declared
 from lrpfunc.rules.elementwise import affine, relu_beta_smooth, relu_deconvnet, relu_guided_backprop
 from lrpfunc.rules.flows import Flow
 from lrpfunc.rules.linear import alpha_beta, epsilon, flat, gamma, norm, wsquare, zbox, zplus

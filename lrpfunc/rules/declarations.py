@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lrpfunc.errors import RuleError
-from lrpfunc.operations import Operation
+from lrpfunc.operations import Operation, Row
 from lrpfunc.rules.flows import Flow
 from lrpfunc.rules.rule import COEFFICIENTS, SAME, Rule, nothing
 
@@ -14,7 +14,7 @@ RELEVANCE, COEFFICIENT, RECTIFIED_COEFFICIENT = "a relevance", "a coefficient", 
 
 def check_declared(rule: Rule, who: str, operation: Operation, arrived: Flow, sent: Sequence[Flow | None]) -> None:
     """Whether a rule sent what it declares by `gives` and `stops`. Errors: `RuleError`, which names `who`."""
-    needed = _declared(rule, operation, arrived) if rule.gives else ""
+    needed = declared(rule, operation.row, arrived.is_relevance)
     for flow in sent if needed else ():
         if flow is not None and not _is(flow, needed):
             raise RuleError(
@@ -39,14 +39,16 @@ def _form(flow: Flow) -> str:
     return COEFFICIENT if flow.rectified is None else RECTIFIED_COEFFICIENT
 
 
-def _declared(rule: Rule, operation: Operation, arrived: Flow) -> str:
-    """The form of what a rule declares to send when this arrives; "" if any will do."""
+def declared(rule: Rule, row: Row, gets_relevance: bool) -> str:
+    """The form of what a rule declares to send where a relevance, or else a coefficient, arrives; "" if any will do."""
+    if not rule.gives:
+        return ""
     if rule.gives == COEFFICIENTS:
         return COEFFICIENT
-    if arrived.is_relevance:
+    if gets_relevance:
         return RELEVANCE
     if rule.gives == SAME:
         return COEFFICIENT
-    if operation.row.rectifies:
+    if row.rectifies:
         return RECTIFIED_COEFFICIENT
-    return COEFFICIENT if operation.row.ratio is not None else ""
+    return COEFFICIENT if row.ratio is not None else ""

@@ -65,8 +65,7 @@ def norm(stabilizer: StabilizerLike = 1e-6) -> Rule:
     (tensor([[1.5000]]), tensor([[0.5000]]))
     """
     stabilize = as_stabilizer(stabilizer)
-    has_default = stabilize.label == as_stabilizer(1e-6).label
-    return _proportional(call("norm", *([] if has_default else [stabilize])), stabilize, zero_bias=False)
+    return _proportional(call("norm", stabilizer=stabilize), stabilize, zero_bias=False)
 
 
 def _proportional(label: str, stabilize: Stabilizer, zero_bias: bool) -> Rule:
