@@ -12,7 +12,7 @@ from lrpfunc.attribution.checks import checked_flows, checked_pair
 from lrpfunc.attribution.explanations import vjp
 from lrpfunc.composites import Entries
 from lrpfunc.errors import RuleError
-from lrpfunc.operations import TABLE, UNKNOWN, Operation, bind_function
+from lrpfunc.operations import Operation, bind_function, row_named
 from lrpfunc.program import NAMESPACE, Program, Variable, operator_name, refilled
 from lrpfunc.rules import Flow, Rule
 
@@ -121,7 +121,7 @@ def custom_vjp(rule: Rule, function: Callable) -> Callable:
 def _in_order(function: Callable, arguments: tuple, keywords: dict) -> tuple[list, dict]:
     """All arguments of a weighted torch function after the first, in the order that ATen and the table have."""
     name = operator_name(function)
-    if TABLE.get(name, UNKNOWN).positions is None:
+    if row_named(name).positions is None:
         return list(arguments), keywords
     packet = getattr(torch.ops.aten, name)
     schema = getattr(packet, packet.overloads()[0])._schema

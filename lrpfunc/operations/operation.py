@@ -16,7 +16,7 @@ from lrpfunc.operations.facts import facts, is_active_input
 from lrpfunc.operations.kinds import CONVOLUTION, OTHER, Activity
 from lrpfunc.operations.pullbacks import Recorded, floating, may_record, pull_back, record, tensors_in
 from lrpfunc.operations.row import Positions, Row, Slot
-from lrpfunc.operations.table import TABLE, UNKNOWN, row_of
+from lrpfunc.operations.table import row_named, row_of
 from lrpfunc.program import Equation, Program, Variable, is_plain, operator_name
 
 
@@ -301,7 +301,7 @@ def bind_nothing(program: Program, equation: Equation) -> Operation:
 
 def bind_function(function: Callable, arguments: Sequence, keywords: Mapping[str, Any], x: Tensor) -> Operation:
     """The operation of a torch function of x, its first argument; the others are bound."""
-    row = TABLE.get(operator_name(function), UNKNOWN)
+    row = row_named(operator_name(function))
     slotted = [Slot(0), *arguments]
     kind = row.kind if isinstance(row.kind, str) else row.kind(slotted, Activity((True,), 1))
     return Operation(operator_name(function), function, slotted, keywords, row, kind).at([x])

@@ -42,7 +42,12 @@ GROUPS = 6  # the position of the number of groups among the arguments of a conv
 
 def row_of(equation: Equation) -> Row:
     """The row of an equation's operator."""
-    return TABLE.get(equation.operator, UNKNOWN)
+    return row_named(equation.operator)
+
+
+def row_named(operator: str) -> Row:
+    """The row of an ATen name; one that knows nothing where there is none."""
+    return TABLE.get(operator, UNKNOWN)
 
 
 def _rows(names: str, row: Row) -> dict[str, Row]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lrpfunc.errors import TraceError
-from lrpfunc.operations import SPELLINGS, TABLE, UNKNOWN
+from lrpfunc.operations import SPELLINGS, row_named
 from lrpfunc.program import PARAMETER, Equation, Variable, batch_norm, einsum, embedding, operator_name, size
 from lrpfunc.tracing.graphs import (
     Origin,
@@ -102,7 +102,7 @@ class Builder:
 
     def _convert(self, node) -> None:
         name = operator_name(node.target)
-        row = TABLE.get(name, UNKNOWN)
+        row = row_named(name)
         if isinstance(node.target, torch._ops.HigherOrderOperator):
             self._inline_region(node, name)
         elif row.is_assertion:
@@ -149,7 +149,7 @@ class Builder:
             return
         if name == "instance_norm" and arguments[names.index("use_input_stats")]:
             arguments[3:5] = None, None  # running statistics, which it would only update
-        deterministic = TABLE.get(name, UNKNOWN).deterministic
+        deterministic = row_named(name).deterministic
         if deterministic is not None:
             arguments = [deterministic.get(key, value) for key, value in zip(names, arguments, strict=True)]
         spelled = SPELLINGS[name](arguments) if name in SPELLINGS and _is_single(node) else None
@@ -162,7 +162,7 @@ class Builder:
             function = embedding
         if name == "einsum" and len(arguments[1]) == 2:
             function, arguments = einsum, [arguments[0], *arguments[1]]
-        shape_giver = TABLE.get(operator_name(function), UNKNOWN).shape_giver
+        shape_giver = row_named(operator_name(function)).shape_giver
         if shape_giver is not None:
             arguments[shape_giver] = self._detached(node, arguments[shape_giver])
         if is_mutable and torch.Tag.inplace_view not in node.target.tags:

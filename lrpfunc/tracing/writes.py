@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lrpfunc.errors import TraceError
-from lrpfunc.operations import TABLE, UNKNOWN
+from lrpfunc.operations import row_named
 from lrpfunc.program import Variable, operator_name, overwrite
 from lrpfunc.tracing.graphs import functional_twin, memory, normalize, usual
 from lrpfunc.tracing.source_lines import line_of
@@ -93,9 +93,7 @@ class Writes:
                 "Replace it by one that returns a new tensor."
             )
         is_inplace = maker.target._schema.is_mutable
-        if TABLE.get(name, UNKNOWN).may_return_input or (
-            is_inplace and torch.Tag.inplace_view not in maker.target.tags
-        ):
+        if row_named(name).may_return_input or (is_inplace and torch.Tag.inplace_view not in maker.target.tags):
             return _Base(base, ())
         function = usual(functional_twin(maker) if is_inplace else maker.target)
         arguments = tuple(self.builder.read(normalize(maker)[1][1:], writer))
