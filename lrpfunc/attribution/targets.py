@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from numbers import Integral
 from typing import Any
@@ -140,15 +141,15 @@ def is_int(value: Any) -> bool:
 
 def mark(logits: Tensor, indices: list[Tensor]) -> Tensor:
     """True where all indices of a sample agree, else False: comparisons only, so that it maps over any transform."""
-    mask = torch.ones_like(logits, dtype=torch.bool)
+    agree = []
     for axis, index in enumerate(indices, start=1):
         size = logits.shape[axis]
-        positions = torch.arange(size, device=logits.device).reshape(
-            [-1 if a == axis else 1 for a in range(logits.dim())]
-        )
+        positions = torch.arange(size, device=logits.device)
+        if logits.dim() > 2:
+            positions = positions.reshape([-1 if a == axis else 1 for a in range(logits.dim())])
         wanted = torch.where(index < 0, index + size, index).reshape([-1] + [1] * (logits.dim() - 1))
-        mask = mask & (positions == wanted)
-    return mask
+        agree.append(positions == wanted)
+    return functools.reduce(torch.logical_and, agree).expand(logits.shape)
 
 
 def check_relevance(relevance: Any, output: Any) -> Any:

@@ -213,7 +213,7 @@ class Operation:
                 f"the adjoint of {self.description} must give its input's shape, {tuple(shape)}, but gave "
                 f"{tuple(moved.shape)}: its row in the table of operations is wrong."
             )
-        return moved.to(dtype) if dtype.is_floating_point else moved
+        return moved.to(dtype) if dtype.is_floating_point and moved.dtype != dtype else moved
 
     def remembering(self, *inputs: Tensor) -> tuple[Any, Any]:
         """The value, and what `recall` needs to move a flow back without another forward pass.

@@ -31,9 +31,16 @@ def add(spare: Tensor, other: Tensor) -> Tensor:
 
 def may_overwrite(spare: Tensor, *others: Tensor) -> bool:
     """Whether the result of `spare` and others fits in `spare`, and no transform, derivative or tracer would notice."""
-    fits = all(other.shape == spare.shape and other.dtype == spare.dtype for other in others)
-    overlaps = any(stride == 0 and size > 1 for stride, size in zip(spare.stride(), spare.shape, strict=True))
-    return fits and not overlaps and is_plain(spare, *others)
+    for other in others:  # loops: a generator would cost more than all that is asked
+        if other.shape != spare.shape or other.dtype != spare.dtype:
+            return False
+    return not _overlaps(spare) and is_plain(spare, *others)
+
+
+def _overlaps(tensor: Tensor) -> bool:
+    """Whether several of its elements are one place in memory."""
+    strides = tensor.stride()
+    return 0 in strides and any(stride == 0 and size > 1 for stride, size in zip(strides, tensor.shape, strict=True))
 
 
 def is_plain(*tensors: Tensor) -> bool:
@@ -46,9 +53,11 @@ def is_plain(*tensors: Tensor) -> bool:
     ):
         return False
     is_differentiating = torch.is_grad_enabled()
-    return not any(
-        type(tensor) not in (Tensor, torch.nn.Parameter)
-        or (is_differentiating and tensor.requires_grad)
-        or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-        for tensor in tensors
-    )
+    for tensor in tensors:
+        if (
+            type(tensor) not in (Tensor, torch.nn.Parameter)
+            or (is_differentiating and tensor.requires_grad)
+            or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        ):
+            return False
+    return True

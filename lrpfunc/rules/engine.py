@@ -306,15 +306,14 @@ def move(statement: Statement, operation: Operation, residuals: Residuals, flow:
     sent = []
     for branch, weights, kept in zip(statement.branches, operation.hoisted(statement.weights), ratios, strict=True):
         if kept is not None:
-            maps = [_with_weight(operation, weight) for weight in weights]
             s = _shared(statement, operation, branch, kept, output, flow, is_spare)
-            sent.append((branch, list(zip(branch.terms, maps, strict=True)), s))
+            sent.append((branch, weights, s))
     if not statement.gives_coefficients:
-        return _as_relevances(_combined([(b, _values(terms, s, inputs)) for b, terms, s in sent]))
-    moved = _side(sent, POSITIVE)
+        return _as_relevances(_combined([(b, _values(operation, b, weights, s, inputs)) for b, weights, s in sent]))
+    moved = _side(operation, sent, POSITIVE)
     if not statement.is_signed or never_negative(operation):
         return as_coefficients(moved)
-    return as_coefficients(_by_sign(inputs[0], moved, _side(sent, NEGATIVE)))
+    return as_coefficients(_by_sign(inputs[0], moved, _side(operation, sent, NEGATIVE)))
 
 
 def _shared(statement: Statement, operation: Operation, branch: Branch, kept, output, flow: Flow, is_spare: bool):
@@ -349,17 +348,22 @@ def times(operation: Operation, ratio: Tensor, flow: Flow) -> Tensor:
     return multiply(ratio, flow.tensor) if operation.is_final else ratio * flow.tensor
 
 
-def _side(sent: list, part: str) -> Any:
+def _side(operation: Operation, sent: list[tuple[Branch, tuple, Tensor]], part: str) -> Any:
     """The coefficients of x where it has a sign: from the terms of that part of it, or of all."""
-    return _combined(
-        [(branch, _sum([a.adjoint(s) for term, a in terms if term.x in (ALL, part)])) for branch, terms, s in sent]
-    )
+    moved = []
+    for branch, weights, s in sent:
+        of_part = [w for term, w in zip(branch.terms, weights, strict=True) if term.x in (ALL, part)]
+        moved.append((branch, _sum([_with_weight(operation, weight).adjoint(s) for weight in of_part])))
+    return _combined(moved)
 
 
-def _values(terms: list, s: Tensor, inputs: tuple[Tensor, ...]) -> Any:
+def _values(operation: Operation, branch: Branch, weights: tuple, s: Tensor, inputs: tuple[Tensor, ...]) -> Any:
     """The relevance of terms that are no part of x: the part times its coefficient."""
-    moved = ((term, a.adjoint(s)) for term, a in terms)
-    return _sum([m if isinstance(term.x, str) else multiply(m, term.x(inputs[0])) for term, m in moved])
+    moved = []
+    for term, weight in zip(branch.terms, weights, strict=True):
+        c = _with_weight(operation, weight).adjoint(s)
+        moved.append(c if isinstance(term.x, str) else multiply(c, term.x(inputs[0])))
+    return _sum(moved)
 
 
 def _combined(moved: list[tuple[Branch, Any]]) -> Any:
