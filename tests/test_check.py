@@ -284,7 +284,10 @@ def test_the_check_leaves_transforms_alone():
 # -- what is well-formed ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", transformer_zoo.NAMES)
+# Tracing and every pass check what they made, so that each traced and canonized model of the suite is one more.
+
+
+@pytest.mark.parametrize("name", ["bert", "mixtral"])
 def test_transformers_pass(name):
     pytest.importorskip("transformers")
     fmodel, params = lrpfunc.functionalize(transformer_zoo.build(name), **transformer_zoo.inputs(name))
@@ -292,15 +295,8 @@ def test_transformers_pass(name):
     check(lrpfunc.canonize(fmodel, params).fmodel, who="canonization")
 
 
-def test_models_on_token_ids_pass():
-    pytest.importorskip("transformers")
-    ids = torch.arange(14).reshape(2, 7)
-    check(lrpfunc.functionalize(transformer_zoo.build("bert"), input_ids=ids)[0])
-
-
-@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "mobilenet_v3_small", "shufflenet_v2_x0_5", "vgg11_bn"])
-def test_networks_on_images_pass(name):
-    model = randomize(getattr(torchvision.models, name)(weights=None))
+def test_a_network_on_images_passes():
+    model = randomize(torchvision.models.shufflenet_v2_x0_5(weights=None))
     fmodel, params = lrpfunc.functionalize(model, torch.zeros(1, 3, 64, 64))
     canonical = lrpfunc.canonize(fmodel, params).fmodel
     check(canonical, who="canonization")
