@@ -72,11 +72,6 @@ def kind(program: Program, equation: Equation) -> str:
     return facts(program).kind_of(equation)
 
 
-def active_inputs(program: Program, equation: Equation) -> tuple[Variable, ...]:
-    """The variables that an equation reads and relevance goes to, in the order of its arguments."""
-    return facts(program).inputs_of(equation)
-
-
 def is_active(program: Program, equation: Equation) -> bool:
     """Whether relevance can come to an equation."""
     return facts(program).is_active(equation)

@@ -151,9 +151,6 @@ class Operation:
             arguments[positions.bias] = weight.new_zeros(()) if bias is None and is_needed else bias
         return self.copy(arguments=arguments, hoists={})  # which were made of the old weight
 
-    def without_bias(self) -> Operation:
-        return self.linear(self.weight) if self.bias is not None else self
-
     def offset(self, bias: Tensor | None, epsilon: float) -> Tensor | None:
         """A bias that adds epsilon to every output as well; None where the operation has no bias per output."""
         position = self.positions.bias
