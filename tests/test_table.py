@@ -21,7 +21,6 @@ from lrpfunc.operations import (
     SPELLINGS,
     TABLE,
     USUAL_NAMES,
-    active_inputs,
     bind,
     facts,
     is_active,
@@ -66,7 +65,7 @@ def bound(key: str):
     """The operation of a sample at its active inputs, and these inputs; None for what has none."""
     program, params, equation = traced(key)
     values = evaluated(program, params, SAMPLES[key].inputs)
-    inputs = [values[variable.name].detach() for variable in active_inputs(program, equation)]
+    inputs = [values[variable.name].detach() for variable in facts(program).inputs_of(equation)]
     return (bind(program, equation, values).at(inputs), inputs) if inputs else None
 
 
@@ -280,7 +279,7 @@ def test_a_constant_is_not_active(key):
 def test_no_relevance_goes_to_what_gives_a_shape(key):
     program, _, equation = traced(key)
     giver = equation.arguments[TABLE[equation.operator].shape_giver]
-    assert giver not in active_inputs(program, equation)
+    assert giver not in facts(program).inputs_of(equation)
 
 
 @pytest.mark.parametrize("key", keys_where(lambda row: row.smooth or row.remember))
