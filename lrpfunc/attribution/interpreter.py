@@ -182,7 +182,7 @@ def _retreat(trail: Trail, segment: _Segment, flows: dict[str, Flow], inner: dic
     values, remaining = segment.values, segment.records if uses_up else list(segment.records)
     for name, asked in trail.at.items():
         if asked in values:  # zero if no relevance comes there
-            inner.setdefault(name, torch.zeros_like(values[asked]))
+            inner.setdefault(name, no_relevance(values[asked]))
     while remaining:
         step, operation, residuals = remaining.pop()
         assert step.rule is not None
@@ -221,7 +221,7 @@ def _collect(step: Step, flows: dict[str, Flow], values: Mapping[str, Any]) -> F
     """What has arrived at an equation's outputs as one flow, None if nothing has."""
     if len(step.equation.outputs) == 1:
         return flows.pop(step.equation.outputs[0].name, None)
-    outputs = [v for v in step.equation.outputs if v.is_floating] or list(step.equation.outputs)
+    outputs = [v for v in step.equation.outputs if v.is_differentiable] or list(step.equation.outputs)
     arrived = [flows.pop(variable.name, None) for variable in outputs]
     if all(flow is None for flow in arrived):
         return None
@@ -229,7 +229,7 @@ def _collect(step: Step, flows: dict[str, Flow], values: Mapping[str, Any]) -> F
     if all(flow is None or not flow.is_relevance for flow in arrived):
         parts = (torch.zeros_like(v) if f is None else f.tensor for f, v in zip(arrived, tensors, strict=True))
         return Flow(coefficient=tuple(parts))
-    parts = (torch.zeros_like(v) if f is None else f.relevance(v) for f, v in zip(arrived, tensors, strict=True))
+    parts = (no_relevance(v) if f is None else f.relevance(v) for f, v in zip(arrived, tensors, strict=True))
     return Flow(relevance=tuple(parts))
 
 
@@ -239,7 +239,12 @@ def _keep(trail: Trail, step: Step, flows: Mapping[str, Flow], inner: dict[str, 
         if any(variable == output.name for output in step.equation.outputs):
             value = values[variable]
             flow = flows.get(variable)
-            inner[name] = torch.zeros_like(value) if flow is None else flow.relevance(value)
+            inner[name] = no_relevance(value) if flow is None else flow.relevance(value)
+
+
+def no_relevance(value: Tensor) -> Tensor:
+    """Zeros like a value, real ones of a complex value."""
+    return torch.zeros_like(value.real if value.is_complex() else value)
 
 
 def _input_relevance(trail: Trail, flows: Mapping[str, Flow]):
@@ -250,5 +255,5 @@ def _input_relevance(trail: Trail, flows: Mapping[str, Flow]):
         if flow is not None:
             relevance.append(checked_range(flow.relevance(value)))
         else:
-            relevance.append(torch.zeros_like(value) if isinstance(value, Tensor) else value)
+            relevance.append(no_relevance(value) if isinstance(value, Tensor) else value)
     return trail.pack(contiguous(optree.tree_unflatten(structure, relevance)))

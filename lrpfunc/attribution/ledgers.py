@@ -146,7 +146,8 @@ def _recorded(rule: Rule, program: Program, equation: Equation, entries: list[En
 def _of_outputs(flow: Flow, output) -> float:
     """The relevance that arrives at an equation's floating-point outputs."""
     outputs = output if isinstance(output, (tuple, list)) else (output,)
-    values = [value for value in outputs if isinstance(value, Tensor) and value.is_floating_point()]
+    tensors = [value for value in outputs if isinstance(value, Tensor)]
+    values = [value for value in tensors if value.is_floating_point() or value.is_complex()] or tensors
     if len(outputs) == 1:
         return _sum(flow.relevance(values[0]))
     return sum(_sum(flow.moved(part).relevance(value)) for part, value in zip(flow.tensor, values, strict=True))
@@ -171,7 +172,8 @@ def _arrived(program: Program, arriving: tuple) -> dict[str, float]:
     return {
         leaf.label: _sum(value)
         for leaf, value in leaves
-        if isinstance(leaf.value, Variable) and (leaf.value.is_floating or leaf.value.name in facts(program).active)
+        if isinstance(leaf.value, Variable)
+        and (leaf.value.is_differentiable or leaf.value.name in facts(program).active)
     }
 
 

@@ -126,7 +126,7 @@ def _forms(program: Program, assigned: Mapping[str, Rule]) -> tuple[set[str], se
 
 def _gives(equation: Equation, rule: Rule, arriving: set[str]) -> bool:
     """Whether an equation surely sends coefficients back, knowing where they arrive."""
-    is_sure = all(variable.name in arriving for variable in equation.outputs if variable.is_floating)
+    is_sure = all(variable.name in arriving for variable in equation.outputs if variable.is_differentiable)
     return declared(rule, row_of(equation), not is_sure) in (COEFFICIENT, RECTIFIED_COEFFICIENT)
 
 

@@ -29,6 +29,7 @@ from lrpfunc.operations import (
     SLOPE,
     SOFTMAX,
     SUM,
+    TRANSFORM,
     Facts,
     active_equations,
     bind_nothing,
@@ -55,6 +56,7 @@ DEFAULTS = {
     NORMALIZATION: rules.normalization(),
     EMBEDDING: rules.embedding(),
     MOVEMENT: rules.gradient(),
+    TRANSFORM: rules.transform(),
     CONVOLUTION: DEFAULT_LINEAR,
     DENSE: DEFAULT_LINEAR,
 }

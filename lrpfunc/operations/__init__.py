@@ -35,7 +35,9 @@ from lrpfunc.operations.kinds import (
     PRODUCT,
     SOFTMAX,
     SUM,
+    TRANSFORM,
 )
+from lrpfunc.operations.lookups import of_all
 from lrpfunc.operations.moves import Bounds, Immovable
 from lrpfunc.operations.operation import Context, Operation, bind, bind_function, bind_nothing
 from lrpfunc.operations.ranges import InputRange, input_ranges, nonnegative

@@ -209,6 +209,11 @@ def add_adjoint(operation: Operation, s: Tensor):
     return moved if len(moved) > 1 else moved[0]
 
 
+def one_hot_adjoint(operation: Operation, s: Tensor) -> Tensor:
+    """The relevance of an id is all that its row of zeros and one has."""
+    return s.sum(-1)
+
+
 # -- maximum pooling, by its indices -----------------------------------------------------------------------------------
 
 

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 
 from lrpfunc.operations.factors import DENOMINATOR, Constant, constant_factor
-from lrpfunc.operations.kinds import EMBEDDING, NORMALIZATION, PRODUCT, Activity
+from lrpfunc.operations.ids import Ids, sources
+from lrpfunc.operations.kinds import (
+    EMBEDDING,
+    MOVEMENT,
+    NORMALIZATION,
+    OF_COMPLEX,
+    ONE_INPUT,
+    OTHER,
+    PRODUCT,
+    TRANSFORM,
+    Activity,
+)
 from lrpfunc.operations.table import row_of
 from lrpfunc.program import DEVICE, DTYPE, Equation, Program, Variable, variables_in
 
@@ -17,8 +28,8 @@ from lrpfunc.program import DEVICE, DTYPE, Equation, Program, Variable, variable
 class Facts:
     """The facts of one program. Equations are known by their first output, whose name is never given twice.
 
-    `active`: the variables that relevance can come to: floating-point ones that depend on an input, and token ids from
-    the input to an embedding. `equations`: those that relevance can come to. `fixed`: the variables that depend on
+    `active`: the variables that relevance can come to: real and complex ones that depend on an input, and ids on their
+    way to a table. `equations`: those that relevance can come to. `fixed`: the variables that depend on
     parameters alone. `inputs`: each equation's active inputs. `readers`: the equations that read a variable, each once,
     in the program's order. `results`: the variables that leave the program. `kinds`: each equation's kind. `factors`:
     of products, the factor that may count as a constant. `signs`: by stated ranges of inputs, what is never below zero
@@ -82,19 +93,9 @@ def active_equations(program: Program) -> tuple[Equation, ...]:
     return facts(program).equations
 
 
-def is_active_input(equation: Equation, variable: Variable, active: Collection[str]) -> bool:
-    """Whether relevance goes from an equation to a variable that it reads. Token ids take it on their way to an
-    embedding only, as what they are; elsewhere they are just integers."""
-    if variable.is_floating or variable.name not in active:
-        return variable.name in active
-    if equation.operator == EMBEDDING:  # of a table that is fixed
-        return equation.arguments[0].name not in active
-    return not equation.outputs[0].is_floating
-
-
 def _made(program: Program) -> Facts:
-    active = _active(program)
-    inputs = {e.outputs[0].name: tuple(v for v in e.reads if is_active_input(e, v, active)) for e in program.equations}
+    active, ids = _active(program)
+    inputs = {e.outputs[0].name: _inputs(e, active, ids) for e in program.equations}
     results = frozenset(variable.name for variable in variables_in(program.output_leaves))
     equations = tuple(e for e in program.equations if any(variable.name in active for variable in e.outputs))
     known = Facts(program, active, equations, _fixed(program), inputs, program.readers(), results)
@@ -112,8 +113,21 @@ def _made(program: Program) -> Facts:
 
 
 def _kind(known: Facts, equation: Equation) -> str:
-    kind = row_of(equation).kind
-    return kind if isinstance(kind, str) else kind(equation.arguments, _activity(known, equation))
+    row, inputs = row_of(equation), known.inputs_of(equation)
+    if any(not variable.is_differentiable for variable in inputs):  # ids
+        return EMBEDDING if equation.outputs[0].is_differentiable else MOVEMENT
+    kind = row.kind if isinstance(row.kind, str) else row.kind(_given(equation), _activity(known, equation))
+    if kind in ONE_INPUT and len(inputs) > 1:
+        return OTHER
+    are_complex = {variable.is_complex for variable in (*inputs, *equation.outputs)}
+    if kind == MOVEMENT and len(are_complex) > 1:  # a cast
+        return TRANSFORM
+    return kind if are_complex == {False} or kind in OF_COMPLEX or row.takes_complex else OTHER
+
+
+def _given(equation: Equation) -> tuple:
+    """The arguments, those by keyword last."""
+    return (*equation.arguments, *equation.keywords.values())
 
 
 def _activity(known: Facts, equation: Equation) -> Activity:
@@ -136,44 +150,29 @@ def _fixed(program: Program) -> frozenset[str]:
 # -- what relevance can come to ---------------------------------------------------------------------------------------
 
 
-def _active(program: Program) -> frozenset[str]:
+def _active(program: Program) -> tuple[frozenset[str], Ids]:
     leaves = [leaf.value for leaf in program.input_leaves if isinstance(leaf.value, Variable)]
-    active = {variable.name for variable in leaves if variable.is_floating}
-    tokens = _tokens(program)
+    active = {variable.name for variable in leaves if variable.is_differentiable}
+    ids = Ids(leaves)
     for equation in program.equations:
-        is_active = any(variable.name in active for variable in equation.reads)
-        embeds = equation.operator == EMBEDDING and equation.arguments[1].name in tokens
-        if (is_active or embeds) and not row_of(equation).is_constant:
-            active.update(variable.name for variable in equation.outputs if variable.is_floating)
-    return frozenset(active | tokens)
+        ids.pass_through(equation, active)
+        is_active = any(variable.name in active for variable in equation.reads) or ids.looked_up(equation)
+        if is_active and not is_constant(equation):
+            active.update(variable.name for variable in equation.outputs if variable.is_differentiable)
+    return frozenset(active | ids.on_their_way(program)), ids
 
 
-def _tokens(program: Program) -> set[str]:
-    """Integer inputs whose rows an embedding looks up, and the variables on the way: each has its row's relevance."""
-    lookups = [equation.arguments[:2] for equation in program.equations if equation.operator == EMBEDDING]
-    if not lookups:
-        return set()
-    leaves = {leaf.value.name for leaf in program.input_leaves if isinstance(leaf.value, Variable)}
-    given = set(leaves)  # what depends on an input
-    for equation in program.equations:
-        if any(variable.name in given for variable in equation.reads):
-            given.update(variable.name for variable in equation.outputs)
-    tokens: set[str] = set()
-    for table, ids in lookups:
-        path = list(_way_back(program, ids, given)) if table.name not in given else []
-        if path and path[-1].name in leaves:
-            tokens.update(step.name for step in path)
-    return tokens
+def is_constant(equation: Equation) -> bool:
+    """Whether an equation's result counts as a constant, whatever it reads."""
+    constant = row_of(equation).is_constant
+    return constant if isinstance(constant, bool) else constant(equation)
 
 
-def _way_back(program: Program, variable: Variable, given: Collection[str]) -> Iterator[Variable]:
-    """A variable, what it was moved from, and so on, as long as that is the input's own."""
-    yield variable
-    while (maker := program.producers.get(variable.name)) is not None and row_of(maker).moves_tokens:
-        reads = maker.reads[:1] if row_of(maker).moves_tokens == "first" else maker.reads
-        sources = [read for read in reads if read.is_tensor and read.dtype != torch.bool]
-        sources = [read for read in sources if read.name in given or read.name not in program.producers]
-        if len(sources) != 1 or sources[0].is_floating:
-            return
-        variable = sources[0]
-        yield variable
+def _inputs(equation: Equation, active: Collection[str], ids: Ids) -> tuple[Variable, ...]:
+    """Ids take relevance on their way to a table only, as what they are; elsewhere they are just integers."""
+    if equation.outputs[0].is_differentiable:
+        moved = ids.looked_up(equation)
+    else:
+        moved = list(sources(equation)) if equation.outputs[0].name in active else []
+    names = {variable.name for variable in moved}
+    return tuple(v for v in equation.reads if v.name in active and (v.is_differentiable or v.name in names))

@@ -11,13 +11,16 @@ CONVOLUTION, DENSE, BATCH_NORM, ACTIVATION, ELEMENTWISE, AFFINE, SUM = (
 )  # fmt: skip
 AVERAGE_POOL, MAX_POOL, PRODUCT, BILINEAR = "average_pool", "max_pool", "product", "bilinear"
 SOFTMAX, ATTENTION, NORMALIZATION, EMBEDDING = "softmax", "attention", "normalization", "embedding"
-MOVEMENT, OTHER = "movement", "other"
+MOVEMENT, TRANSFORM, OTHER = "movement", "transform", "other"
 LINEAR = "linear"  # a convolution or a dense layer
 
 KINDS = (
     CONVOLUTION, DENSE, BATCH_NORM, ACTIVATION, ELEMENTWISE, AFFINE, SUM, AVERAGE_POOL, MAX_POOL, PRODUCT, BILINEAR,
-    SOFTMAX, ATTENTION, NORMALIZATION, EMBEDDING, MOVEMENT, OTHER,
+    SOFTMAX, ATTENTION, NORMALIZATION, EMBEDDING, MOVEMENT, TRANSFORM, OTHER,
 )  # fmt: skip
+
+ONE_INPUT = (ACTIVATION, ELEMENTWISE)
+OF_COMPLEX = (CONVOLUTION, DENSE, BILINEAR, AFFINE, SUM, PRODUCT, NORMALIZATION, MOVEMENT, TRANSFORM)
 
 
 class Activity(NamedTuple):
@@ -43,11 +46,11 @@ def by_count(one: str, several: str) -> KindOf:
     return kind
 
 
-def of_first(one: str) -> KindOf:
+def of_first(one: str, other: str = OTHER) -> KindOf:
     """A kind if the first argument alone is active: what normalizes a fixed value by an active one is another thing."""
 
     def kind(arguments: Sequence, active: Activity) -> str:
-        return one if active.total == 1 and active.at(0) else OTHER
+        return one if active.total == 1 and active.at(0) else other
 
     return kind
 
@@ -82,5 +85,26 @@ def quotient(arguments: Sequence, active: Activity) -> str:
 
 
 def lookup(arguments: Sequence, active: Activity) -> str:
-    """Tokens get their rows' relevance; a table that was made of the input gives its rows away."""
-    return MOVEMENT if active.at(0) else EMBEDDING
+    """A table that was made of the input gives its rows away; what ids get, who looks rows up by them, says `facts`."""
+    return MOVEMENT if active.at(0) else OTHER
+
+
+def interpolation(arguments: Sequence, active: Activity) -> str:
+    """Between two values, with a fixed weight."""
+    return OTHER if active.at(2) else by_count(AFFINE, SUM)(arguments, active)
+
+
+def reduction(arguments: Sequence, active: Activity) -> str:
+    """By its name, which is the only word among the arguments."""
+    how = next((argument for argument in arguments if isinstance(argument, str)), None)
+    return {"sum": SUM, "mean": SUM, "amax": MAX_POOL, "amin": MAX_POOL}.get(how or "", OTHER)
+
+
+def write(arguments: Sequence, active: Activity) -> str:
+    """What is written replaces what was there, or is added to it; by a name it may be multiplied as well.
+
+    Two values may be written to one place, and then no relevance of the place is that of both.
+    """
+    how = next((argument for argument in arguments if isinstance(argument, str)), None)
+    adds = len(arguments) > 3 and arguments[3] is True
+    return {None: SUM if adds else TRANSFORM, "add": SUM}.get(how, OTHER)

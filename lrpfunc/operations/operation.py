@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from lrpfunc.errors import RuleError
-from lrpfunc.operations.facts import facts, is_active_input
-from lrpfunc.operations.kinds import CONVOLUTION, OTHER, Activity
-from lrpfunc.operations.pullbacks import Recorded, floating, may_record, pull_back, record, tensors_in
-from lrpfunc.operations.row import Positions, Row, Slot
+from lrpfunc.operations.facts import facts
+from lrpfunc.operations.kinds import CONVOLUTION, MOVEMENT, OTHER, Activity
+from lrpfunc.operations.pullbacks import Recorded, differentiable, may_record, pull_back, record, tensors_in
+from lrpfunc.operations.row import SHIFT, Positions, Row, Slot
 from lrpfunc.operations.table import row_named, row_of
 from lrpfunc.program import Equation, Program, Variable, is_plain, operator_name
 
@@ -169,36 +169,60 @@ class Operation:
 
     @property
     def is_linear(self) -> bool:
+        if self.makes_ids:
+            return True
         if self.row.is_multilinear:  # a denominator is the second
             return len(self.slots) == 1 and (self.slots == [0] or self.operator != "div")
-        return self.is_weighted or self.row.is_linear
+        return self.is_weighted or (self.row.is_linear and self.kind != OTHER)
 
     def adjoint(self, s):
         """The transposed linear map applied to s. Errors: `RuleError` if the operation is not linear in its inputs."""
         if not self.is_linear:
             raise RuleError(f"{self.description} is not linear in its inputs, but the rule needs a linear equation.")
-        if self.row.adjoint is not None:
+        if self.makes_ids:
+            return self._typed(tuple([(s / len(self.shapes)).sum_to_size(shape) for shape in self.shapes]))
+        part = s[0] if isinstance(s, (tuple, list)) else s
+        if self.row.adjoint is not None and (self.kind == MOVEMENT or not self.is_complex(part)):
             result = self.row.adjoint(self, s)
             if result is not None:
                 return self._typed(result)
-        part = s[0] if isinstance(s, (tuple, list)) else s
-        dtypes = [dtype if dtype.is_floating_point else part.dtype for dtype in self.dtypes]
-        likes = zip(self.shapes, dtypes, strict=True)
+        likes = zip(self.shapes, self._dtypes_of_flows(part), strict=True)
         return self.vjp([torch.zeros(shape, dtype=dtype, device=self.device) for shape, dtype in likes], s)
+
+    @property
+    def makes_ids(self) -> bool:
+        """Whether it makes one id of another, or of several: each of these has an equal share."""
+        return self.row.moves_ids == SHIFT and not any(d.is_floating_point or d.is_complex for d in self.dtypes)
+
+    def is_complex(self, s: Tensor) -> bool:
+        """Whether complex numbers take part, of which a transposed map needs the conjugates."""
+        return s.is_complex() or any(dtype.is_complex for dtype in self.dtypes)
+
+    def _dtypes_of_flows(self, s: Tensor) -> list[torch.dtype]:
+        """Of what its inputs get for s: ids and complex values that are merely moved may have a real relevance."""
+        moves_relevance = self.kind == MOVEMENT and not s.is_complex()
+        return [
+            s.dtype
+            if (moves_relevance and dtype.is_complex) or not (dtype.is_floating_point or dtype.is_complex)
+            else dtype
+            for dtype in self.dtypes
+        ]
 
     def vjp(self, inputs: Sequence[Tensor], s):
         """The vector-Jacobian product at `inputs`: one tensor for one input, a tuple for several."""
         pullback = self.row.pullback
-        if pullback is not None and len(inputs) == 2:
+        if pullback is not None and len(inputs) == 2 and not self.is_complex(s):
             moved = pullback(self, inputs, s)
             if moved is not None:
                 return self._typed(moved)
-        moved = pull_back(lambda *inputs: floating(self.smooth(*inputs)), tuple(inputs), s)
+        moved = pull_back(lambda *inputs: differentiable(self.smooth(*inputs)), tuple(inputs), s)
         return moved[0] if len(moved) == 1 else moved
 
     def _typed(self, moved):
-        """Each input's share, of its shape and in its own dtype: a sum of float32 and float64 is float64. Token ids get
+        """Each input's share, of its shape and in its own dtype: a sum of float32 and float64 is float64. Ids get
         floats."""
+        if isinstance(moved, tuple) and len(moved) == 1:
+            return self._share(moved[0], 0)
         if not isinstance(moved, tuple):
             return self._share(moved, 0)
         return tuple(self._share(tensor, position) for position, tensor in enumerate(moved))
@@ -268,11 +292,11 @@ def bind(
     """The operation of an equation, with everything bound but its active inputs, which need no values yet."""
     known = facts(program)
     positions = itertools.count()
+    active = {variable.name for variable in known.inputs_of(equation)}
 
     def fill(template):
         if isinstance(template, Variable):
-            is_input = is_active_input(equation, template, known.active)
-            return Slot(next(positions)) if is_input else values[template.name]
+            return Slot(next(positions)) if template.name in active else values[template.name]
         if isinstance(template, (list, tuple)):
             return type(template)([fill(item) for item in template])
         return template

@@ -57,9 +57,9 @@ def pull_back(function: Callable, inputs: tuple, s) -> tuple:
     return pull(inputs, s)
 
 
-def floating(result):
-    """The floating-point part of a result: what flows can arrive at. A list of one output is that output."""
+def differentiable(result):
+    """The real and complex parts of a result: what flows can arrive at. A list of one output is that output."""
     if isinstance(result, (tuple, list)):
-        parts = tuple(tensor for tensor in result if tensor.is_floating_point())
+        parts = tuple(tensor for tensor in result if tensor.is_floating_point() or tensor.is_complex())
         return parts[0] if len(result) == 1 else parts
     return result

@@ -47,6 +47,8 @@ class Form(NamedTuple):
 # Whether an equation's result is never below zero, given a function that tells it of one of its arguments.
 Sign = Callable[["Equation", Callable[[Any], bool]], bool]
 
+ALL, FIRST, SHIFT = "all", "first", "shift"  # whose ids an operation moves, see `moves_ids`
+
 # Where channels are behind an equation, or (True) before it.
 Moves = Callable[["Equation", Index, bool], Index]
 
@@ -63,16 +65,22 @@ class Row(NamedTuple):
         at two, without a forward pass. `remember` and `recall`: for what is linear around its input and can say at
         which entries, as maximum pooling can. `smooth`: the same function in operations with derivatives of any order.
         `ratio`: f(x) / x of an activation, with f'(0) at 0. `rectifies`: the ReLU. `form`: how it normalizes.
+        `takes_complex`: its kind holds for complex values as well, though its `ratio` is of signs or sizes.
         `outputs`: counts the outputs of a layer that have a bias each. `divides`: tells a mean from a sum.
+        `is_fold`: it multiplies all elements along its axes.
     What its result is made of:
         `is_gate`: it scales a signal. `is_normalizer`: normalizations multiply by it. `is_statistic`, `is_clamp`,
-        `rescales`, `reduces`, `is_elementwise`: what `factors` sees through.
-        `sign`: whether its result is never below zero. `is_constant`: its result is a constant, whatever it reads.
+        `rescales`, `reduces`, `is_elementwise`: what `factors` sees through. `shifts`: it adds its other operand.
+        `sign`: whether its result is never below zero. `is_constant`: its result is a constant, whatever it reads, or
+        if a function says so.
     How things move through it:
         `moves`: a scale and shift per channel; `keeps_uniform`: a uniform value stays that value (None: always);
         `is_spatial`: it acts on the last axes, on each channel alike; `takes_scale`: a layer that can take one up;
-        `bounds`: an activation as a clamp. `moves_tokens`: token ids, of all that it reads ("all") or of its first
-        argument ("first").
+        `bounds`: an activation as a clamp.
+        `moves_ids`: it moves ids, and so their relevance, of all that it reads (ALL) or of its first argument (FIRST),
+        or makes an id of each element of all that it reads (SHIFT). `ids`: the position of the ids that it looks rows
+        up by in its first argument, and `axes_of_ids` the first and the number of its output's axes that are theirs.
+        `is_one_hot`: it makes rows of ones and zeros of ids, which are looked up once they are cast to numbers.
     What tracing asks:
         `is_identity`: of its first argument, in a deterministic evaluation; `is_assertion`: it only checks.
         `may_return_input`: it returns the tensor it was given where nothing is to be done. `shape_giver`: the position
@@ -96,21 +104,27 @@ class Row(NamedTuple):
     form: Form | None = None
     outputs: Callable[[Operation], int] | None = None
     divides: bool = False
+    is_fold: bool = False
     is_gate: bool = False
     is_normalizer: bool = False
     is_statistic: bool = False
     is_clamp: bool = False
     rescales: bool = False
+    shifts: bool = False
     reduces: bool = False
     is_elementwise: bool = False
     sign: Sign | None = None
-    is_constant: bool = False
+    is_constant: bool | Callable[[Equation], bool] = False
     moves: Moves | None = None
     keeps_uniform: Callable[[Equation], bool] | None = None
     is_spatial: bool = False
     takes_scale: bool = False
     bounds: Callable[[Equation], Any] | None = None
-    moves_tokens: str = ""
+    moves_ids: str = ""
+    ids: int | None = None
+    axes_of_ids: Callable[[Operation, int], tuple[int, int]] | None = None
+    is_one_hot: bool = False
+    takes_complex: bool = False
     is_identity: bool = False
     is_assertion: bool = False
     may_return_input: bool = False

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from lrpfunc.operations import adjoints, forms, kinds, moves, ratios, signs
+from lrpfunc.operations import adjoints, constants, forms, kinds, lookups, moves, ratios, signs
 from lrpfunc.operations.kinds import (
     ACTIVATION,
     AFFINE,
@@ -29,8 +29,9 @@ from lrpfunc.operations.kinds import (
     PRODUCT,
     SOFTMAX,
     SUM,
+    TRANSFORM,
 )
-from lrpfunc.operations.row import Positions, Row
+from lrpfunc.operations.row import ALL, FIRST, SHIFT, Positions, Row
 from lrpfunc.program import Equation, smooth_attention
 
 if TYPE_CHECKING:
@@ -101,9 +102,11 @@ LAYERS = {
 # -- activations and what works element by element --------------------------------------------------------------------
 
 ACTIVE = Row(ACTIVATION)
+ZERO_PRESERVING = Row(ELEMENTWISE, is_elementwise=True)  # f(0) = 0
 POSITIVE = Row(ACTIVATION, sign=signs.always)
 KEEPS_SIGN = Row(ACTIVATION, sign=signs.keeps)
-CLAMP = Row(ACTIVATION, sign=signs.clamps, is_clamp=True, moves_tokens="all")
+POWER = Row(kinds.power, ratio=ratios.pow_ratio, sign=signs.power, is_constant=constants.to_the_zeroth, moves_ids=SHIFT)
+CLAMP = Row(kinds.of_first(ACTIVATION, MAX_POOL), sign=signs.clamps, is_clamp=True, moves_ids=SHIFT)
 
 ACTIVATIONS = {
     "relu": POSITIVE._replace(rectifies=True, bounds=moves.of_relu),
@@ -124,43 +127,68 @@ ACTIVATIONS = {
     "elu": Row(ACTIVATION, sign=signs.all_arguments),
     **_rows("celu selu", KEEPS_SIGN),
     "rrelu": KEEPS_SIGN._replace(deterministic={"training": False}),
-    **_rows("prelu log_sigmoid threshold hardshrink softshrink", ACTIVE),
+    "prelu": Row(kinds.of_first(ACTIVATION)),
+    **_rows("log_sigmoid threshold hardshrink softshrink", ACTIVE),
     "square": Row(ELEMENTWISE, ratio=ratios.pow_ratio, sign=signs.always),
-    "pow": Row(kinds.power, ratio=ratios.pow_ratio, sign=signs.power),
-    "abs": Row(ELEMENTWISE, names=("absolute",), ratio=torch.sign, sign=signs.always),
+    "pow": POWER,
+    "float_power": POWER,
+    "abs": Row(
+        ELEMENTWISE,
+        names=("absolute",),
+        ratio=torch.sgn,
+        sign=signs.always,
+        takes_complex=True,
+        moves_ids=SHIFT,
+    ),
     "sqrt": Row(ELEMENTWISE, is_normalizer=True, sign=signs.always),
     **_rows("rsqrt reciprocal", Row(ELEMENTWISE, is_normalizer=True)),
-    "erf": Row(OTHER, is_gate=True, is_elementwise=True),
+    "erf": ZERO_PRESERVING._replace(is_gate=True, sign=signs.keeps),
+    **_rows("expm1 log1p asinh atan sinh", ZERO_PRESERVING._replace(sign=signs.keeps)),
+    **_rows("sin tan asin atanh erfinv", ZERO_PRESERVING),
+    **_rows("fake_quantize_per_tensor_affine fake_quantize_per_channel_affine", Row(ELEMENTWISE)),
     "exp": Row(OTHER, sign=signs.always, is_elementwise=True),
-    "nan_to_num": Row(OTHER, is_clamp=True),
+    "nan_to_num": Row(ELEMENTWISE, is_clamp=True),
 }
 
 
 # -- arithmetic, sums and averages ------------------------------------------------------------------------------------
 
-MULTIPLY = Row(kinds.by_count(AFFINE, PRODUCT), is_multilinear=True, rescales=True)
+MULTIPLY = Row(kinds.by_count(AFFINE, PRODUCT), is_multilinear=True, rescales=True, moves_ids=SHIFT)
+ADDITION = Row(kinds.by_count(AFFINE, SUM), is_linear=True, shifts=True, moves_ids=SHIFT)
 SUMMATION = Row(SUM, is_linear=True, reduces=True)
 AVERAGE = Row(AVERAGE_POOL, is_linear=True, sign=signs.keeps, moves=moves.resized, is_spatial=True)
 STATISTIC = Row(OTHER, is_statistic=True)
 
 ARITHMETIC = {
-    "add": Row(
-        kinds.by_count(AFFINE, SUM), is_linear=True, adjoint=adjoints.add_adjoint, sign=signs.operands(0, 3)
+    "add": ADDITION._replace(
+        adjoint=adjoints.add_adjoint, sign=signs.operands(0, 3)
     ),  # alpha may be the third argument
-    "sub": Row(kinds.by_count(AFFINE, SUM), names=("subtract",), is_linear=True, adjoint=adjoints.sub_adjoint),
-    "rsub": Row(kinds.by_count(AFFINE, SUM), is_linear=True),
-    "neg": Row(AFFINE, names=("negative",), is_linear=True, adjoint=adjoints.neg_adjoint, rescales=True),
+    "sub": ADDITION._replace(names=("subtract",), adjoint=adjoints.sub_adjoint),
+    "rsub": ADDITION,
+    "lerp": Row(kinds.interpolation, is_linear=True, shifts=True),
+    "neg": Row(
+        AFFINE, names=("negative",), is_linear=True, adjoint=adjoints.neg_adjoint, rescales=True, moves_ids=SHIFT
+    ),
+    **_rows("deg2rad rad2deg ldexp", Row(kinds.of_first(AFFINE), is_linear=True, rescales=True)),
     "mul": MULTIPLY._replace(
         names=("multiply",), adjoint=adjoints.mul_adjoint, pullback=adjoints.mul_pullback, sign=signs.product
     ),
     "div": MULTIPLY._replace(
-        kind=kinds.quotient, names=("divide", "true_divide"), adjoint=adjoints.div_adjoint, sign=signs.operands(0, 2)
+        kind=kinds.quotient,
+        names=("divide", "true_divide"),
+        adjoint=adjoints.div_adjoint,
+        sign=signs.operands(0, 2),
+        is_constant=constants.if_rounded,
     ),
-    **_rows("addcmul addcdiv", Row(kinds.by_count(AFFINE, OTHER))),
+    "prod": Row(PRODUCT, is_fold=True),
+    **_rows("remainder fmod", Row(OTHER, moves_ids=SHIFT)),
     "sum": SUMMATION._replace(adjoint=adjoints.mean_adjoint, sign=signs.keeps),
     "mean": SUMMATION._replace(adjoint=adjoints.mean_adjoint, divides=True, sign=signs.keeps, moves=moves.averaged),
     "cumsum": SUMMATION._replace(sign=signs.keeps),
     **_rows("index_add scatter_add col2im", SUMMATION),
+    **_rows("diff trace contract trapezoid", SUMMATION._replace(reduces=False)),
+    **_rows("scatter_reduce index_reduce pooled_rows segment_reduce", Row(kinds.reduction, is_linear=True)),
+    **_rows("grid_sampler grid_sampler_2d grid_sampler_3d", Row(kinds.of_first(AVERAGE_POOL), is_linear=True)),
     **_rows(_dimensions("avg_pool{}d"), AVERAGE._replace(sign=signs.averages, keeps_uniform=moves.unless_zeros_count)),
     **_rows(
         f"{_dimensions('adaptive_avg_pool{}d')} {_dimensions('upsample_nearest{}d')} "
@@ -184,8 +212,9 @@ OTHERS = {
     "max_pool2d": POOL._replace(remember=adjoints.remember_max_pool2d, recall=adjoints.recall_max_pool2d),
     **_rows(f"max_pool1d max_pool3d {_dimensions('max_pool{}d_with_indices')}", POOL),
     **_rows(f"{_dimensions('adaptive_max_pool{}d')} max amax min amin topk sort kthvalue median", MAXIMUM),
-    "maximum": Row(MAX_POOL, sign=signs.operands(0, 2), is_clamp=True),
-    "minimum": Row(MAX_POOL, sign=signs.operands(0, 2)),
+    "maximum": Row(MAX_POOL, sign=signs.operands(0, 2), is_clamp=True, moves_ids=SHIFT),
+    "minimum": Row(MAX_POOL, sign=signs.operands(0, 2), moves_ids=SHIFT),
+    **_rows("fmax fmin", Row(MAX_POOL)),
     "softmax": Row(kinds.of_first(SOFTMAX), is_gate=True, sign=signs.always),
     "log_softmax": Row(kinds.of_first(SOFTMAX)),
     "scaled_dot_product_attention": Row(ATTENTION, smooth=smooth_attention, deterministic={"dropout_p": 0.0}),
@@ -194,7 +223,8 @@ OTHERS = {
     "group_norm": NORM._replace(form=forms.GROUP_NORM),
     "instance_norm": NORM._replace(form=forms.INSTANCE_NORM),
     **_rows("batch_norm frozen_batch_norm", Row(kinds.of_first(BATCH_NORM), form=forms.BATCH_NORM)),
-    "embedding": Row(kinds.lookup, is_linear=True),
+    "embedding": Row(kinds.lookup, is_linear=True, ids=1, axes_of_ids=lookups.of_embedding),
+    "one_hot": Row(moves_ids=FIRST, is_one_hot=True, adjoint=adjoints.one_hot_adjoint, is_linear=True),
     **_rows("lstm gru rnn_tanh rnn_relu", Row(OTHER, deterministic={"dropout": 0.0, "train": False})),
 }
 
@@ -203,13 +233,13 @@ OTHERS = {
 
 MOVE = Row(MOVEMENT, is_linear=True)
 MOVE_SIGNED = MOVE._replace(sign=signs.keeps)
-MOVE_TOKENS = MOVE_SIGNED._replace(moves_tokens="all")
+MOVE_TOKENS = MOVE_SIGNED._replace(moves_ids=ALL)
 IDENTICAL = MOVE_TOKENS._replace(adjoint=adjoints.identity_adjoint, keeps_values=True)
 RESHAPE = MOVE_TOKENS._replace(adjoint=adjoints.reshape_adjoint, moves=moves.reshaped, keeps_values=True)
 SPLIT = MOVE_SIGNED._replace(adjoint=adjoints.split_adjoint)
 EXPAND = MOVE_SIGNED._replace(adjoint=adjoints.expand_adjoint)
 SHAPED = MOVE._replace(sign=signs.works_on, shape_giver=1)
-PICK = MOVE_SIGNED._replace(moves_tokens="first")
+PICK = MOVE_SIGNED._replace(kind=kinds.lookup, moves_ids=FIRST)
 PAD = MOVE._replace(moves=moves.padded, is_spatial=True, keeps_uniform=moves.unless_padded_with_numbers)
 MIRROR = MOVE_SIGNED._replace(moves=moves.resized, is_spatial=True)
 TRANSPOSE = MOVE_SIGNED._replace(adjoint=adjoints.transpose_adjoint, moves=moves.transposed)
@@ -220,7 +250,7 @@ MOVEMENTS = {
     **_rows("flatten unflatten unsqueeze squeeze", RESHAPE),
     "view_as": MOVE._replace(adjoint=adjoints.reshape_adjoint, shape_giver=1, reads_strides=True),
     "reshape_as": SHAPED._replace(adjoint=adjoints.reshape_adjoint),
-    "transpose": TRANSPOSE._replace(moves_tokens="all"),
+    "transpose": TRANSPOSE._replace(moves_ids=ALL),
     **_rows("swapaxes swapdims", TRANSPOSE),
     "permute": MOVE_TOKENS._replace(adjoint=adjoints.permute_adjoint, moves=moves.permuted),
     "contiguous": IDENTICAL._replace(moves=moves.same, may_return_input=True),
@@ -229,53 +259,76 @@ MOVEMENTS = {
     "_to_copy": RECAST,
     "slice": MOVE_TOKENS._replace(adjoint=adjoints.slice_adjoint),
     "select": MOVE_TOKENS._replace(adjoint=adjoints.select_adjoint),
-    **_rows("chunk split", SPLIT._replace(moves_tokens="all")),
+    **_rows("chunk split", SPLIT._replace(moves_ids=ALL)),
     **_rows("split_with_sizes tensor_split", SPLIT),
     "unbind": MOVE_TOKENS._replace(adjoint=adjoints.unbind_adjoint),
     "roll": MOVE_TOKENS._replace(adjoint=adjoints.roll_adjoint),
     "masked_fill": MOVE_TOKENS._replace(adjoint=adjoints.masked_fill_adjoint, sign=signs.fills(2)),
-    "expand": EXPAND._replace(moves_tokens="all", keeps_values=True),
+    "expand": EXPAND._replace(moves_ids=ALL, keeps_values=True),
     "expand_as": SHAPED._replace(adjoint=adjoints.expand_adjoint),
     "broadcast_to": EXPAND,
     "cat": MOVE_TOKENS._replace(
         names=("concat", "concatenate"), adjoint=adjoints.cat_adjoint, sign=signs.operands(0, 1)
     ),
-    "stack": MOVE._replace(sign=signs.operands(0, 1)),
+    "stack": MOVE_TOKENS._replace(sign=signs.operands(0, 1)),
     "where": MOVE_TOKENS._replace(sign=signs.operands(1, 3)),
     **_rows("narrow flip", MOVE_TOKENS),
-    **_rows("index index_select gather", PICK),
+    "index": PICK._replace(ids=1, axes_of_ids=lookups.of_index),
+    "index_select": PICK._replace(ids=2, axes_of_ids=lookups.of_index_select),
+    **_rows("gather take_along_dim", PICK._replace(ids=2, axes_of_ids=lookups.of_all)),
+    "take": PICK._replace(ids=1, axes_of_ids=lookups.of_all),
     "movedim": MOVE_SIGNED._replace(names=("moveaxis",)),
     **_rows(
         "t mT numpy_T repeat repeat_interleave tile rot90 unfold im2col pixel_shuffle pixel_unshuffle "
-        "channel_shuffle diagonal tril triu",
+        "channel_shuffle diagonal tril triu diag diag_embed linalg_diagonal fft_fftshift fft_ifftshift",
         MOVE_SIGNED,
     ),
     "pad": PAD._replace(sign=signs.fills(3)),
     "constant_pad_nd": PAD._replace(sign=signs.fills(2)),
     **_rows(f"{_dimensions('reflection_pad{}d')} {_dimensions('replication_pad{}d')}", MIRROR),
-    **_rows("overwrite index_put", MOVE._replace(moves_tokens="all")),
+    "overwrite": MOVE._replace(moves_ids=ALL),
+    "index_put": MOVE._replace(kind=kinds.write, moves_ids=ALL),
+    **_rows("scatter put", MOVE._replace(kind=kinds.write)),
     "as_strided": MOVE._replace(reads_strides=True),
     "type_as": MOVE._replace(shape_giver=1, may_return_input=True),
-    "copy": MOVE._replace(adjoint=adjoints.expand_adjoint, shape_giver=0),
     "fill": MOVE._replace(shape_giver=0),
     **_rows(
-        "take_along_dim masked_scatter slice_scatter select_scatter diagonal_scatter scatter index_copy index_fill "
-        "hsplit vsplit dsplit unsafe_chunk unsafe_split take max_unpool2d",
+        "masked_scatter slice_scatter select_scatter diagonal_scatter index_copy index_fill "
+        "hsplit vsplit dsplit unsafe_chunk unsafe_split max_unpool1d max_unpool2d max_unpool3d",
         MOVE,
     ),
+}
+
+
+# -- complex numbers --------------------------------------------------------------------------------------------------
+
+CHANGE = Row(TRANSFORM, is_linear=True)
+
+TRANSFORMS = {
+    **_rows(
+        "fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_hfft2 "
+        "fft_ihfft2 fft_fftn fft_ifftn fft_rfftn fft_irfftn fft_hfftn fft_ihfftn _fft_r2c _fft_c2r _fft_c2c stft istft "
+        "real imag complex conj _conj conj_physical resolve_conj resolve_neg",
+        CHANGE,
+    ),
+    **_rows("view_as_complex view_as_real", CHANGE._replace(reads_strides=True)),
 }
 
 
 # -- what relevance never passes, and what tracing takes away ---------------------------------------------------------
 
 STRIDES = Row(reads_strides=True)
+STEP = Row(is_constant=True)  # whose derivative is zero wherever there is one
 
 FIXED = {
     "detach": Row(is_constant=True, may_return_input=True),
+    **_rows("sign floor ceil round trunc heaviside", STEP),
+    "sgn": Row(is_constant=constants.of_real_numbers),
+    "floor_divide": STEP._replace(moves_ids=SHIFT),
     "ones_of": Row(is_constant=True, reads_shape=True),
     "size": Row(reads_shape=True),
     **_rows("zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty zero", Row(shape_giver=0)),
-    **_rows("view_as_complex view_as_real sym_stride", STRIDES),
+    "sym_stride": STRIDES,
     **_rows(
         "dropout dropout_ feature_dropout feature_dropout_ alpha_dropout alpha_dropout_ feature_alpha_dropout "
         "feature_alpha_dropout_ alias lift_fresh lift_fresh_copy",
@@ -287,7 +340,7 @@ FIXED = {
     ),
 }
 
-TABLE: Mapping[str, Row] = {**LAYERS, **ACTIVATIONS, **ARITHMETIC, **OTHERS, **MOVEMENTS, **FIXED}
+TABLE: Mapping[str, Row] = {**LAYERS, **ACTIVATIONS, **ARITHMETIC, **OTHERS, **MOVEMENTS, **TRANSFORMS, **FIXED}
 
 # By a second name, the row's own.
 USUAL_NAMES: Mapping[str, str] = {second: name for name, row in TABLE.items() for second in row.names}

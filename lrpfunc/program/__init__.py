@@ -10,15 +10,18 @@ from lrpfunc.program.equations import (
     Variable,
     operator_name,
     rename,
+    substitute,
     variables_in,
 )
 from lrpfunc.program.functions import (
     BIAS_MAPS,
     batch_norm,
+    contract,
     einsum,
     embedding,
     frozen_batch_norm,
     overwrite,
+    pooled_rows,
     size,
     smooth_attention,
 )

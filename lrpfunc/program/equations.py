@@ -30,6 +30,15 @@ class Variable:
     def is_floating(self) -> bool:
         return self.dtype is not None and self.dtype.is_floating_point
 
+    @property
+    def is_complex(self) -> bool:
+        return self.dtype is not None and self.dtype.is_complex
+
+    @property
+    def is_differentiable(self) -> bool:
+        """Whether it holds real or complex numbers, which have derivatives, and no integers or truth values."""
+        return self.is_floating or self.is_complex
+
     def __str__(self) -> str:
         return "(" + ", ".join(map(str, self.shape)) + ")" if self.is_tensor else "size"
 

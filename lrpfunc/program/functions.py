@@ -116,6 +116,24 @@ def einsum(equation: str, left: Tensor, right: Tensor) -> Tensor:
     return torch.einsum(equation, left, right)
 
 
+def contract(equation: str, x: Tensor) -> Tensor:
+    """An einsum of one operand: axes that are summed over, permuted, or of which the diagonal is taken."""
+    return torch.einsum(equation, x)
+
+
+def pooled_rows(rows: Tensor, offsets: Tensor, how: str, has_end: bool = False) -> Tensor:
+    """The sum, mean or maximum ("sum", "mean", "amax") of each bag of rows, zero for an empty one.
+
+    `offsets` says where each bag begins, and where `has_end` its last where the last bag ends.
+    """
+    starts = offsets[:-1] if has_end else offsets
+    bags = (
+        torch.searchsorted(starts, torch.arange(rows.shape[0], device=rows.device, dtype=starts.dtype), right=True) - 1
+    )
+    result = rows.new_zeros((starts.shape[0], *rows.shape[1:]))
+    return result.scatter_reduce(0, bags[:, None].expand_as(rows), rows, how, include_self=False)
+
+
 def smooth_attention(
     query: Tensor, key: Tensor, value: Tensor, mask=None, dropout=0.0, is_causal=False, scale=None, enable_gqa=False
 ) -> Tensor:

@@ -4,7 +4,7 @@ from lrpfunc.rules.attention import attention, embedding, softmax
 from lrpfunc.rules.declarations import COEFFICIENT, RECTIFIED_COEFFICIENT, check_declared, declared
 from lrpfunc.rules.elementwise import affine, relu_beta_smooth, relu_deconvnet, relu_guided_backprop
 from lrpfunc.rules.flows import Flow
-from lrpfunc.rules.linear import alpha_beta, epsilon, flat, gamma, norm, wsquare, zbox, zplus
+from lrpfunc.rules.linear import alpha_beta, epsilon, flat, gamma, norm, transform, wsquare, zbox, zplus
 from lrpfunc.rules.normalization import normalization
 from lrpfunc.rules.products import gate, halve
 from lrpfunc.rules.rule import Rule, gradient, input_times_gradient, nothing, pass_through

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lrpfunc.errors import RuleError
-from lrpfunc.operations import ATTENTION, EMBEDDING, SOFTMAX, Operation
+from lrpfunc.operations import ATTENTION, EMBEDDING, SOFTMAX, Operation, of_all
 from lrpfunc.rules.flows import Flow
 from lrpfunc.rules.labels import call
 from lrpfunc.rules.rule import Rule, as_coefficients
@@ -112,9 +112,9 @@ def _is_logarithm(operation: Operation) -> bool:
 
 
 def embedding() -> Rule:
-    """A token has the relevance of its row: R_t = sum_d R_td.
+    """An id has the relevance of its row: R_t = sum_d R_td. Several that look up one row together have equal shares.
 
-    Errors: `RuleError` for an equation that is no embedding of tokens.
+    Errors: `RuleError` for an equation that looks up no rows by ids.
 
     >>> import lrpfunc, torch
     >>> table, ids = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1, 0, 1]])
@@ -125,12 +125,16 @@ def embedding() -> Rule:
     """
 
     def forward(operation, *inputs):
-        if operation.kind != EMBEDDING or operation.slots != [1]:
+        if operation.kind != EMBEDDING:
             raise RuleError(f"{operation.description} is no embedding of tokens, but the rule needs one.")
         output = operation(*inputs)
         return output, output
 
     def backward(operation, output, flow):
-        return Flow(relevance=flow.relevance(output).sum(-1))
+        relevance = flow.relevance(output)
+        first, count = (operation.row.axes_of_ids or of_all)(operation, relevance.dim())
+        others = [axis for axis in range(relevance.dim()) if not first <= axis < first + count]
+        of_ids = relevance.sum(others) if others else relevance
+        return [Flow(relevance=(of_ids / len(operation.shapes)).sum_to_size(shape)) for shape in operation.shapes]
 
     return Rule(call("embedding"), forward, backward, any_layout=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from lrpfunc.errors import RuleError
 from lrpfunc.operations import Operation, Row
 from lrpfunc.rules.flows import Flow
-from lrpfunc.rules.rule import COEFFICIENTS, SAME, Rule, nothing
+from lrpfunc.rules.rule import COEFFICIENTS, SAME, SHIFTED, Rule, nothing
 
 RELEVANCE, COEFFICIENT, RECTIFIED_COEFFICIENT = "a relevance", "a coefficient", "a rectified coefficient"
 
@@ -43,11 +43,11 @@ def declared(rule: Rule, row: Row, gets_relevance: bool) -> str:
     """The form of what a rule declares to send where a relevance, or else a coefficient, arrives; "" if any will do."""
     if not rule.gives:
         return ""
-    if rule.gives == COEFFICIENTS:
+    if rule.gives == COEFFICIENTS or (rule.gives == SHIFTED and row.shifts):
         return COEFFICIENT
     if gets_relevance:
         return RELEVANCE
-    if rule.gives == SAME:
+    if rule.gives in (SAME, SHIFTED):
         return COEFFICIENT
     if row.rectifies:
         return RECTIFIED_COEFFICIENT

@@ -147,6 +147,8 @@ def _check_weighted(operation: Operation, inputs: Sequence[Tensor]) -> None:
     """Errors: `RuleError` but for an equation with a weight and one input."""
     if not operation.is_weighted or len(inputs) != 1:
         raise RuleError(f"{operation.description} has no weight, but the rule needs a weighted equation.")
+    if operation.is_complex(operation.weight):
+        raise RuleError(f"{operation.description} has complex values, which have no signs: give it the epsilon rule.")
     if any(operation.keywords.get(factor, 1) < 0 for factor in ("alpha", "beta")):
         raise RuleError(
             f"{operation.description} multiplies its weight or bias by a negative number, so that their signs say "

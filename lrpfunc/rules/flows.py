@@ -16,6 +16,9 @@ from lrpfunc.rules.stabilizers import as_stabilizer
 class Flow:
     """What travels backwards on an edge with value v: a relevance R, or a coefficient c with R = v * c.
 
+    Of a complex v the relevance is real, R = Re(v conj(c)): the sum of its parts' inputs times gradients where c is
+    autograd's gradient, whatever the phase. S(v) = v + epsilon v / |v| then, and R / S(conj(v)) is the coefficient.
+
     A rule reads it in one of three ways: `tensor`, whichever form arrived, for linear maps that treat both alike;
     `relevance(v)`; `coefficient(v, stabilize)`. `is_relevance` says which form it is.
 
@@ -65,7 +68,7 @@ class Flow:
         if self.is_relevance:
             return self._tensor
         factor, c = factors(self, value)
-        return factor * c
+        return (factor * c.conj()).real if c.is_complex() else factor * c
 
     def coefficient(
         self, value: Tensor | None, stabilize: Callable[[Tensor], Tensor], as_it_is: bool = False
@@ -85,6 +88,8 @@ class Flow:
         if self.rectified is not None and stable.epsilon is not None:
             return multiply(stable.proportion(self.rectified, is_nonnegative=True), self._tensor)
         assert value is not None
+        if self.is_relevance and value.is_complex():
+            return stable.quotient(self.relevance(value).to(value.dtype), value.conj())
         if self.is_relevance or self.rectified is not None:
             return stable.quotient(self.relevance(value), value)
         return multiply(stable.proportion(value), self._tensor)

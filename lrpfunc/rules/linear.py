@@ -17,7 +17,7 @@ from lrpfunc.errors import RuleError
 from lrpfunc.rules import closed_forms, engine
 from lrpfunc.rules.engine import ALL, NEGATIVE, ONES, POSITIVE, Branch, Make, Term, negative, positive, whole
 from lrpfunc.rules.labels import call
-from lrpfunc.rules.rule import Rule
+from lrpfunc.rules.rule import COEFFICIENTS, Rule, as_coefficients
 from lrpfunc.rules.stabilizers import Stabilizer, StabilizerLike, as_stabilizer, number
 
 
@@ -66,6 +66,35 @@ def norm(stabilizer: StabilizerLike = 1e-6) -> Rule:
     """
     stabilize = as_stabilizer(stabilizer)
     return _proportional(call("norm", stabilizer=stabilize), stabilize, zero_bias=False)
+
+
+def transform(stabilizer: StabilizerLike = 1e-6) -> Rule:
+    """A linear map without parameters that only says the same in other words, as a Fourier transform does: c_x = A^T c.
+
+    A coefficient is moved as it is, so that what is zero in the new words is never divided by; a relevance is divided
+    by the stabilized output first. Of complex values R = Re(v conj(c)).
+
+    Args:
+        stabilizer: S, an epsilon in units of A x, a `stabilizer` or a function.
+    Errors: `RuleError` in use, for an equation that is not linear.
+    Source: Vielhaben et al. 2023, arXiv:2203.07043 (DFT-LRP), for the Fourier transform.
+
+    >>> import lrpfunc, torch
+    >>> x = torch.tensor([[1.0, 2.0]])
+    >>> fmodel, params = lrpfunc.trace(lambda p, x: torch.fft.irfft(torch.fft.rfft(x), n=2), {}, x)
+    >>> lrpfunc.attribute(fmodel, params, x, lrpfunc.rules.epsilon(0), target=1).round(decimals=4)
+    tensor([[0., 2.]])
+    """
+    stabilize = as_stabilizer(stabilizer)
+
+    def forward(operation, *inputs):
+        output = operation(*inputs)
+        return output, None if operation.gets_coefficients else output
+
+    def backward(operation, output, flow):
+        return as_coefficients(operation.adjoint(flow.coefficient(output, stabilize, as_it_is=True)))
+
+    return Rule(call("transform", stabilizer=stabilize), forward, backward, gives=COEFFICIENTS, any_layout=True)
 
 
 def _proportional(label: str, stabilize: Stabilizer, zero_bias: bool) -> Rule:

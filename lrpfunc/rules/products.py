@@ -72,7 +72,7 @@ def _gate_of(operation: Operation, to: str | int) -> int:
 
 
 def halve(stabilizer: StabilizerLike = 1e-6) -> Rule:
-    """In a product of two values each takes half: of y = a b, c_a = b c / 2 and c_b = a c / 2.
+    """In a product of two values each takes half: of y = a b, c_a = b c / 2 and c_b = a c / 2; of n each an nth.
 
     A relevance that arrives at a matrix product is divided by its stabilized output first.
     Args:
@@ -90,18 +90,32 @@ def halve(stabilizer: StabilizerLike = 1e-6) -> Rule:
     stabilize = as_stabilizer(stabilizer)
 
     def forward(operation, *inputs):
+        if operation.row.is_fold:
+            return operation(*inputs), (inputs, None)
         output = _product(operation, inputs)
         needs_output = not operation.row.is_multilinear and not operation.gets_coefficients
         return output, (inputs, output if needs_output else None)
 
     def backward(operation, residuals, flow):
         inputs, output = residuals
+        if operation.row.is_fold:
+            return _folded(operation, inputs[0], flow)
         if flow.is_relevance and operation.row.is_multilinear:
             return [Flow(relevance=(flow.tensor / 2).sum_to_size(x.shape)) for x in inputs]
         moved = operation.vjp(inputs, flow.coefficient(output, stabilize, as_it_is=True) / 2)
         return [Flow(coefficient=c) for c in moved]
 
     return Rule(call("halve", stabilizer=stabilize), forward, backward, any_layout=True)
+
+
+def _folded(operation: Operation, x: Tensor, flow: Flow) -> Flow:
+    """Of a product of n elements along an axis, or all, each takes an nth."""
+    count = x.numel() // max(flow.tensor.numel(), 1)
+    if not flow.is_relevance:
+        return Flow(coefficient=operation.vjp([x], flow.tensor / count))
+    axis, keeps = [*operation.arguments[1:], None, False][:2]
+    relevance = flow.tensor if axis is None or keeps else flow.tensor.unsqueeze(axis)
+    return Flow(relevance=(relevance / count).expand(x.shape))
 
 
 def _product(operation: Operation, inputs: tuple[Tensor, ...]) -> Tensor:

@@ -14,7 +14,8 @@ from lrpfunc.rules.flows import Flow
 from lrpfunc.rules.labels import call
 from lrpfunc.rules.stabilizers import StabilizerLike, as_stabilizer
 
-COEFFICIENTS, SAME, RECTIFIED = "coefficients", "same", "rectified"  # what a rule may declare by `gives`
+# What a rule may declare by `gives`.
+COEFFICIENTS, SAME, SHIFTED, RECTIFIED = "coefficients", "same", "shifted", "rectified"
 
 
 def nothing(operation: Operation) -> Sequence[int]:
@@ -36,8 +37,8 @@ class Rule(NamedTuple):
         hoists: functions of an operation that make something of its parameters only, so that it is fixed: `prepare`
             calls them once, and the rule gets it by `operation.hoisted`.
         gives: the form of the flows that backward returns: "coefficients", whatever arrives; "same", the form that
-            arrives; "rectified", the same, but a rectified flow for a coefficient at a ReLU; "", unknown. Layers below
-            keep less in memory where they know.
+            arrives; "shifted", the same, but a coefficient where constants are added; "rectified", the same, but a
+            rectified flow for a coefficient at a ReLU; "", unknown. Layers below keep less in memory where they know.
         stops: `stops(operation)` names the inputs, by their positions among the active ones, that get no flow whatever
             happens, so that nothing is kept for what they were made of.
         any_layout: its functions take tensors in any memory layout, so images may be laid out with their channels last.

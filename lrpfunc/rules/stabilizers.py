@@ -47,7 +47,7 @@ class Stabilizer:
 
     def proportion(self, value: Tensor, is_nonnegative: bool = False) -> Tensor:
         """value / S(value), between 0 and 1."""
-        if self.epsilon is None:
+        if self.epsilon is None or value.is_complex():
             return value / self(value)
         if is_nonnegative:
             return divide(value, value + self.threshold(value.dtype))
@@ -96,9 +96,9 @@ def stabilizer(
         if norm_scale:
             axes = tuple(range(1, z.dim())) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
             floor = max(size * info.eps, info.smallest_normal)  # for a z that is zero everywhere
-            threshold = (z.square().mean(dim=axes, keepdim=True).sqrt() * size).clamp(min=floor)
+            threshold = (z.abs().square().mean(dim=axes, keepdim=True).sqrt() * size).clamp(min=floor)
         magnitude = z.abs().clamp(min=threshold) if clip else z.abs() + threshold
-        return torch.where(z < 0, -magnitude, magnitude)
+        return _direction(z) * magnitude if z.is_complex() else torch.where(z < 0, -magnitude, magnitude)
 
     extras = [f"{name}=True" for name, given in (("clip", clip), ("norm_scale", norm_scale)) if given]
     axes = [] if dim is None else [f"dim={dim if isinstance(dim, int) else tuple(dim)}"]
@@ -110,6 +110,8 @@ def _usual(size: float) -> Stabilizer:
     """S(z) = z + sign(z) size."""
 
     def function(z: Tensor) -> Tensor:
+        if z.is_complex():
+            return z + _direction(z) * max(size, torch.finfo(z.dtype).smallest_normal)
         # -0.0 + 0.0 is 0.0, whose sign is +
         return add(_away(z + 0.0, max(size, torch.finfo(z.dtype).smallest_normal), is_spare=True), z)
 
@@ -127,6 +129,11 @@ def literal(value: float) -> str:
     """A number as one would write it: as short as it may be without being another one."""
     short = f"{value:g}"
     return short if float(short) == value else repr(float(value))
+
+
+def _direction(z: Tensor) -> Tensor:
+    """z / |z|, 1 at zero: the sign of a complex number."""
+    return torch.where(z == 0, 1.0, z.sgn())
 
 
 def _away(z: Tensor, threshold: float, is_spare: bool = False) -> Tensor:

@@ -13,7 +13,17 @@ from torch import Tensor, nn
 
 from lrpfunc.errors import TraceError
 from lrpfunc.operations import SPELLINGS, row_named
-from lrpfunc.program import PARAMETER, Equation, Variable, batch_norm, einsum, embedding, operator_name, size
+from lrpfunc.program import (
+    PARAMETER,
+    Equation,
+    Variable,
+    batch_norm,
+    embedding,
+    operator_name,
+    size,
+    substitute,
+    variables_in,
+)
 from lrpfunc.tracing.graphs import (
     Origin,
     functional_twin,
@@ -24,6 +34,7 @@ from lrpfunc.tracing.graphs import (
 )
 from lrpfunc.tracing.source_lines import line_of
 from lrpfunc.tracing.writes import Writes
+from lrpfunc.tracing.written_out import WRITTEN_OUT
 
 aten = torch.ops.aten
 
@@ -44,6 +55,7 @@ class Builder:
         self.equations: list[Equation] = []
         self.origins: dict[str, Origin] = {}  # by an equation's first output
         self.symbols: dict[str, str] = {}  # names of symbolic sizes
+        self.given: set[str] = set()  # variables that depend on an input
         self.writes = Writes(self)
 
     # -- leaves
@@ -67,6 +79,7 @@ class Builder:
                 name_of_first = self.symbols.setdefault(first, f"{word}{count + 1}" if count else word)
                 self.symbols[symbol] = name_of_first
         self.values[node] = self._variable(name, node.meta["val"])
+        self.given.add(name)
         return self.values[node]
 
     def _variable(self, name: str, value) -> Variable:
@@ -157,11 +170,14 @@ class Builder:
             self._emit_spelled(node, *spelled)
             return
         is_mutable = node.target._schema.is_mutable
+        if name.removesuffix("_") == "copy":
+            self._convert_copy(node, *arguments[:2])
+            return
+        if name in WRITTEN_OUT and not is_mutable and self._write_out(node, WRITTEN_OUT[name], arguments, keywords):
+            return
         function: Callable = usual(functional_twin(node) if is_mutable else node.target)
         if name == "embedding":
             function = embedding
-        if name == "einsum" and len(arguments[1]) == 2:
-            function, arguments = einsum, [arguments[0], *arguments[1]]
         shape_giver = row_named(operator_name(function)).shape_giver
         if shape_giver is not None:
             arguments[shape_giver] = self._detached(node, arguments[shape_giver])
@@ -178,14 +194,46 @@ class Builder:
         result = self.emit(node, function, arguments, like=first)
         self.values[node] = [result, *value[1:]] if isinstance(value, (list, tuple)) else result
 
+    def _convert_copy(self, node, base, source) -> None:
+        """What is copied into a tensor takes its shape and dtype, and none of its values."""
+        if source.shape != base.shape:
+            like = Variable("", base.shape, source.dtype)
+            source = self.emit(node, aten.expand_as.default, (source, self._detached(node, base)), like=like)
+        if operator_name(node.target) == "copy_":
+            self.writes.write(node, source)
+        else:
+            same = source.dtype == base.dtype
+            self.values[node] = source if same else self.emit(node, aten.to.dtype, (source, base.dtype))
+
+    def _write_out(self, node, write: Callable, arguments: list, keywords: dict) -> bool:
+        """Whether an operation was written out in others, see `written_out`. Their shapes are found on fake tensors."""
+        fakes = {
+            self.values[n].name: n.meta["val"] for n in node.all_input_nodes if isinstance(self.values[n], Variable)
+        }
+
+        def call(function, *given):
+            made = function(*substitute(given, fakes))
+            result = self.emit(node, function, given, like=made)
+            fakes.update({v.name: m for v, m in zip(variables_in(result), _listed(made), strict=True)})
+            return result
+
+        def depends(argument) -> bool:
+            return any(variable.name in self.given for variable in variables_in(argument))
+
+        result = write(call, depends, *arguments, **keywords)
+        if result is not None:
+            value = node.meta["val"]
+            self.values[node] = [result, *value[1:]] if isinstance(value, (list, tuple)) else result
+        return result is not None
+
     def _detached(self, node, argument):
         """An argument of which the values do not matter: nothing flows back to it."""
         is_floating = isinstance(argument, Variable) and argument.is_floating
         return self.emit(node, aten.detach.default, (argument,), like=argument) if is_floating else argument
 
     def emit(self, node, function: Callable, arguments: tuple, keywords: dict | None = None, like: Any = None):
-        """The value of a new equation: a variable, or a list of them, like what a node has (or another variable)."""
-        value = node.meta.get("val")
+        """The value of a new equation: a variable, or a list of them, like what a node has (or `like` is)."""
+        value = node.meta.get("val") if like is None else like
         name = f"{node.name}.{len(self.equations)}"
         result: Any
         if isinstance(like, Variable):
@@ -195,9 +243,15 @@ class Builder:
         else:
             result = self._variable(name, value)
         outputs = tuple(result) if isinstance(result, list) else (result,)
+        if any(variable.name in self.given for variable in variables_in((arguments, tuple((keywords or {}).values())))):
+            self.given.update(variable.name for variable in outputs)
         self.equations.append(Equation("", function, arguments, keywords or {}, outputs, line_of(node)))
         self.origins[outputs[0].name] = origin(node)
         return result
+
+
+def _listed(made) -> list:
+    return list(made) if isinstance(made, (list, tuple)) else [made]
 
 
 def _is_single(node) -> bool:

@@ -57,7 +57,7 @@ def functional_twin(node) -> Callable:
     """What gives as a new tensor (or, for `unsqueeze_` and the like, a view) what an in-place operation writes."""
     name, schema = operator_name(node.target), node.target._schema
     packet = getattr(aten, name.removesuffix("_"), None) if node.target.namespace == "aten" else None
-    twin = getattr(packet, node.target._overloadname, None)
+    twin = _overload(packet, node.target) if packet is not None else None
     written = [argument.name for argument in schema.arguments if argument.is_write]
     is_view = torch.Tag.inplace_view in node.target.tags
     if twin is None or twin._schema.is_mutable or written != [schema.arguments[0].name] or is_view != _is_view(twin):
@@ -68,6 +68,15 @@ def functional_twin(node) -> Callable:
             "Replace it by one that returns a new tensor."
         )
     return twin
+
+
+def _overload(packet, target):
+    """The overload that takes what an in-place operation takes: the one of its name, if that does."""
+    types = [str(argument.type) for argument in target._schema.arguments]
+    names = [target._overloadname, *packet.overloads()]
+    overloads = [getattr(packet, name or "default") for name in names if (name or "default") in packet.overloads()]
+    alike = [f for f in overloads if [str(argument.type) for argument in f._schema.arguments] == types]
+    return next(iter(alike), next(iter(overloads), None) if target._overloadname in packet.overloads() else None)
 
 
 def _is_view(function) -> bool:
