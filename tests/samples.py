@@ -196,8 +196,6 @@ for _name in ("add", "sub", "rsub", "mul", "div"):
 sample("add: alpha", lambda x, y: torch.add(x, y, alpha=-2.0), X, Y)
 sample("sub: alpha", lambda x, y: torch.sub(x, y, alpha=3.0), X, Y)
 sample("rsub: alpha", lambda x, y: torch.rsub(x, y, alpha=3.0), X, Y)
-sample("addcmul", lambda x: torch.addcmul(x, Y, Y, value=0.5))
-sample("addcdiv", lambda x: torch.addcdiv(x, Y, POSITIVE, value=0.5))
 for _name in ("sum", "mean"):
     _function = getattr(aten, _name)
     sample(_name, lambda x, f=_function: f(x, [1]))
@@ -386,7 +384,6 @@ def _written(write: Callable) -> Callable:
 
 
 sample("overwrite", _written(lambda x, y: x[:, 1].mul_(y)), X, random(2, 6))
-sample("copy", _written(lambda x, y: x.copy_(y)), X, Y)
 sample("fill", _written(lambda x: x.fill_(0.5)))
 sample("fill: value", _written(lambda x, y: x.fill_(y.sum())), X, Y)
 sample("zero", lambda x: x + x.clone().zero_())
@@ -426,3 +423,93 @@ sample("new_empty", lambda x: x + x.new_empty(6).fill_(2.0))
 sample("view_as_complex", lambda x: torch.view_as_real(torch.view_as_complex(x) * 2), random(3, 2))
 sample("view_as_real", lambda x: torch.view_as_real(torch.view_as_complex(x) * 2), random(3, 2))
 sample("sym_stride", lambda x: x * x.stride(0), random(4, 5, 3), open=(1,))
+
+
+# -- what keeps zero, steps, interpolations ---------------------------------------------------------------------------
+
+for _name in ("expm1", "log1p", "asinh", "atan", "sinh", "sin", "tan", "asin", "atanh", "erfinv"):
+    sample(_name, lambda x, f=getattr(torch, _name): f(x), random(2, 4).tanh() * 0.9)
+sample("fake_quantize_per_tensor_affine", lambda x: torch.fake_quantize_per_tensor_affine(x, 0.1, 0, -128, 127))
+sample(
+    "fake_quantize_per_channel_affine",
+    lambda x: torch.fake_quantize_per_channel_affine(
+        x, torch.full((4,), 0.1), torch.zeros(4, dtype=torch.int32), 1, -128, 127
+    ),
+    X.float(),
+)
+for _name in ("sign", "sgn", "floor", "ceil", "round", "trunc"):
+    sample(_name, lambda x, f=getattr(torch, _name): f(x))
+sample("heaviside", lambda x: torch.heaviside(x, Y))
+sample("floor_divide", lambda x: x // 0.3)
+sample("div: rounded", lambda x: torch.div(x, 0.3, rounding_mode="trunc"))
+sample("pow: zero", lambda x: x**0)
+sample("float_power", lambda x: torch.float_power(x, 2))
+sample("remainder", lambda x: x.remainder(0.3))
+sample("fmod", lambda x: x.fmod(0.3))
+sample("lerp", lambda x: torch.lerp(x, Y, 0.3))
+sample("lerp: both", lambda x, y: torch.lerp(x, y, 0.3), X, Y)
+sample("deg2rad", torch.deg2rad)
+sample("rad2deg", torch.rad2deg)
+sample("ldexp", lambda x: aten.ldexp(x, torch.tensor(2)))
+sample("prod", lambda x: x.prod(1))
+sample("fmax", lambda x, y: torch.fmax(x, y), X, Y)
+sample("fmin", lambda x, y: torch.fmin(x, y), X, Y)
+sample("clamp: by another", lambda x, y: torch.clamp(x, max=y), X, Y)
+
+# -- sums and moves ---------------------------------------------------------------------------------------------------
+
+OFFSETS = torch.tensor([0, 2, 2])
+sample("diff", lambda x: aten.diff(x, 1, 1))
+sample("trace", lambda x: aten.trace(x), MATRIX)
+sample("contract", lambda x: torch.einsum("abc->ca", x))
+sample("pooled_rows", lambda x: F.embedding_bag(torch.tensor([0, 2, 1]), x, OFFSETS, mode="mean"), random(4, 3))
+for _how in ("sum", "mean", "amax"):
+    sample(
+        f"scatter_reduce: {_how}",
+        lambda x, y, how=_how: x.scatter_reduce(1, ALIKE, y, how, include_self=False),
+        X,
+        Y,
+    )
+SAMPLES["scatter_reduce"] = SAMPLES.pop("scatter_reduce: sum")
+sample("segment_reduce", lambda x: torch.segment_reduce(x, "sum", lengths=torch.tensor([2, 2])), random(4, 3))
+CUBE = torch.tensor([1, 6]).reshape(1, 1, 1, 1, 2)
+PLACES = random(2, 3, 3, 2, seed=5).tanh() * 0.7
+sample("grid_sampler", lambda x: F.grid_sample(x, PLACES, align_corners=False), random(2, 4, 5, 6))
+sample("max_unpool3d", lambda x: F.max_unpool3d(x, CUBE, 2), random(1, 1, 1, 1, 2))
+sample("put", lambda x, y: x.put(ROWS[:3], y), X, random(3))
+sample("put: added", lambda x, y: x.put(ROWS, y, accumulate=True), X, random(4))
+sample("index_put: added", lambda x, y: x.index_put([torch.tensor([1, 1])], y, accumulate=True), X, random(2, 4, 6))
+sample("diag", lambda x: aten.diag(x), MATRIX)
+sample("diag_embed", torch.diag_embed, MATRIX)
+sample("linalg_diagonal", torch.linalg.diagonal, MATRIX)
+sample("fft_fftshift", torch.fft.fftshift)
+sample("fft_ifftshift", torch.fft.ifftshift)
+
+
+# -- ids: an integer has its row's relevance --------------------------------------------------------------------------
+
+sample("one_hot", lambda ids: F.one_hot(ids, 3).double() @ COLUMNS[:3], ROWS)
+
+# -- complex numbers --------------------------------------------------------------------------------------------------
+
+for _name in ("fft", "ifft", "rfft", "ihfft", "fft2", "ifft2", "rfft2", "ihfft2", "fftn", "ifftn", "rfftn", "ihfftn"):
+    sample(f"fft_{_name}", lambda x, f=getattr(torch.fft, _name): f(x))
+COMPLEX = torch.complex(random(2, 4, 3), random(2, 4, 3, seed=7))
+for _name in ("irfft", "hfft", "irfft2", "hfft2", "irfftn", "hfftn"):
+    sample(f"fft_{_name}", lambda x, f=getattr(torch.fft, _name): f(x), COMPLEX)
+WINDOW = torch.hann_window(8, dtype=torch.float64)
+sample("stft", lambda x: torch.stft(x, 8, window=WINDOW, return_complex=True), random(2, 32))
+SPECTRUM = torch.stft(random(2, 32), 8, window=WINDOW, return_complex=True)
+sample("istft", lambda x: torch.istft(x, 8, window=WINDOW), SPECTRUM)
+sample("real", lambda x: x.real, COMPLEX)
+sample("imag", lambda x: x.imag, COMPLEX)
+sample("complex", torch.complex, X, Y)
+sample("view_as_real", torch.view_as_real, COMPLEX)
+sample("view_as_complex", torch.view_as_complex, random(2, 4, 2))
+for _name in ("conj", "_conj", "conj_physical", "resolve_conj", "resolve_neg"):
+    sample(_name, lambda x, f=getattr(aten, _name): f(x), COMPLEX)
+sample("_fft_r2c", lambda x: aten._fft_r2c(x, [2], 0, True))
+sample("_fft_c2r", lambda x: aten._fft_c2r(x, [2], 0, 4), COMPLEX)
+sample("_fft_c2c", lambda x: aten._fft_c2c(x, [2], 0, True), COMPLEX)
+sample("abs: complex", torch.abs, COMPLEX)
+sample("mul: complex", lambda x: x * SPECTRUM[0, 0, 0], COMPLEX)

@@ -29,7 +29,7 @@ from lrpfunc.operations import (
     row_of,
 )
 from lrpfunc.operations.kinds import LINEAR
-from lrpfunc.operations.pullbacks import floating
+from lrpfunc.operations.pullbacks import differentiable
 from lrpfunc.program import functions
 from lrpfunc.tracing import trace_along
 from tests.helpers import randomize
@@ -72,7 +72,7 @@ def bound(key: str):
 def gradients(operation, inputs):
     """A cotangent of the operation's value (or values), and what autograd makes of it."""
     leaves = [x.clone().requires_grad_() for x in inputs]
-    value = floating(operation(*leaves))
+    value = differentiable(operation(*leaves))
     parts = value if isinstance(value, tuple) else (value,)
     s = tuple(torch.randn_like(part) for part in parts)
     expected = torch.autograd.grad(parts, leaves, s, allow_unused=True, materialize_grads=True)
@@ -166,14 +166,7 @@ def test_a_row_has_the_kind_of_its_equation(key):
         assert found != "other"
 
 
-def test_the_adjoint_of_a_copy_sums_what_was_broadcast():
-    """torch has no derivative of it: its result is the second tensor, broadcast to the first."""
-    operation, inputs = bound("copy")
-    s = torch.randn(operation(*inputs).shape, dtype=torch.float64)
-    assert torch.equal(operation.adjoint(s), s.sum_to_size(inputs[0].shape))
-
-
-@pytest.mark.parametrize("key", [key for key in SAMPLES if key != "copy"])
+@pytest.mark.parametrize("key", SAMPLES)
 def test_adjoint_is_the_gradient_of_what_is_linear(key):
     if bound(key) is None or not bound(key)[0].is_linear:
         return
@@ -223,7 +216,7 @@ def test_an_offset_adds_epsilon_to_every_output(key):
     close(shifted(*inputs), operation(*inputs) + 0.25)
 
 
-@pytest.mark.parametrize("key", keys_where(lambda row: row.ratio))
+@pytest.mark.parametrize("key", [key for key in keys_where(lambda row: row.ratio) if key != "pow: zero"])
 def test_ratio_is_the_quotient_and_the_slope_at_zero(key):
     operation, _ = bound(key)
     is_root = key == "pow: root"  # of positive numbers, and without a slope at zero
@@ -247,7 +240,7 @@ def test_what_rectifies_is_the_relu(key):
 @pytest.mark.parametrize("is_ranged", [False, True])
 def test_what_is_never_below_zero_is_not(key, is_ranged):
     program, params, _ = traced(key)
-    labels = [leaf.label for leaf in program.input_leaves] if is_ranged else []
+    labels = [leaf.label for leaf in program.input_leaves if is_ranged and leaf.value.is_floating]
     known = nonnegative(program, dict.fromkeys(labels, (0.0, 1.0)))
     for seed in range(3):
         inputs = [x if not x.is_floating_point() else random(*x.shape, seed=seed + 5) for x in SAMPLES[key].inputs]
@@ -269,10 +262,14 @@ def test_every_sign_is_found_somewhere(name):
     assert found
 
 
+BY_ARGUMENTS = {"pow": ["pow: zero"], "float_power": [], "div": ["div: rounded"], "sgn": ["sgn"]}
+
+
 @pytest.mark.parametrize("key", keys_where(lambda row: row.is_constant))
 def test_a_constant_is_not_active(key):
     program, _, equation = traced(key)
-    assert not is_active(program, equation)
+    name = key.partition(":")[0]
+    assert is_active(program, equation) != (key in BY_ARGUMENTS.get(name, [key]))
 
 
 @pytest.mark.parametrize("key", keys_where(lambda row: row.shape_giver is not None))
@@ -328,7 +325,7 @@ def test_what_keeps_uniform_values_does(key):
     assert keeps == torch.allclose(value, torch.full_like(value, 3.0), rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("key", keys_where(lambda row: row.bounds))
+@pytest.mark.parametrize("key", [key for key in keys_where(lambda row: row.bounds) if "another" not in key])
 def test_bounds_are_the_activation_as_a_clamp(key):
     operation, (x,) = bound(key)
     found = operation.row.bounds(traced(key)[2])
@@ -374,7 +371,7 @@ EXCEPTIONS = {
     "addmm": (lambda x: torch.addmm(BIAS, x, WEIGHT.T), (MATRIX,), "dense"),
     "addmm of an active weight": (lambda w: torch.addmm(BIAS, MATRIX, w), (WEIGHT.T.contiguous(),), "other"),
     "addmm of both": (lambda x, w: torch.addmm(BIAS, x, w), (MATRIX, WEIGHT.T.contiguous()), "bilinear"),
-    "addmm of an active bias": (lambda b: torch.addmm(b, MATRIX, WEIGHT.T), (BIAS,), "other"),
+    "addmm of an active bias": (lambda b: torch.addmm(b, MATRIX, WEIGHT.T), (BIAS,), "affine", "add"),
     "pow of a number": (lambda x: x**1.5, (BASE,), "elementwise"),
     "pow of an active exponent": (lambda y: BASE**y, (Y,), "other"),
     "pow of a number's power": (lambda y: 2.0**y, (Y,), "other"),
@@ -390,22 +387,24 @@ EXCEPTIONS = {
     "layer_norm of both": (lambda x, w: F.layer_norm(x, (6,), w), (X, WEIGHT[0].clone()), "other"),
     "einsum of two": (lambda x, y: torch.einsum("bci,bdi->bcd", x, y), (X, Y), "bilinear"),
     "einsum of one and a weight": (lambda x: torch.einsum("bci,oi->bco", x, WEIGHT), (X,), "dense"),
-    "einsum of three": (lambda x, y, z: torch.einsum("bci,bci,bci->bc", x, y, z), (X, Y, X), "other"),
+    "einsum of three": (lambda x, y, z: torch.einsum("bci,bci,bci->bc", x, y, z), (X, Y, X), "bilinear", "einsum"),
     "softmax": (lambda x: x.softmax(-1), (X,), "softmax"),
     "mul of both": (lambda x, y: x * y, (X, Y), "product"),
     "mul of one": (lambda x: x * Y, (X,), "affine"),
     "add of both": (lambda x, y: x + y, (X, Y), "sum"),
     "add of one": (lambda x: x + Y, (X,), "affine"),
-    "addcmul of two": (lambda x, y: torch.addcmul(x, y, BASE), (X, Y), "other"),
+    "addcmul of two": (lambda x, y: torch.addcmul(x, y, BASE), (X, Y), "sum", "add"),
 }
 
 
 @pytest.mark.parametrize("case", EXCEPTIONS)
 def test_kinds_by_which_arguments_are_active(case):
-    function, inputs, expected = EXCEPTIONS[case]
+    function, inputs, expected, *written_out = EXCEPTIONS[case]
     program, _ = trace_along(lambda _, *x: function(*x), {}, list(inputs), [()] * len(inputs))
-    name = case.partition(" ")[0]
-    assert [kind(program, e) for e in program.equations if e.operator == name] == [expected]
+    (name,) = written_out or [case.partition(" ")[0]]
+    kinds = [kind(program, e) for e in program.equations if e.operator == name]
+    assert set(kinds) == {expected}
+    assert len(kinds) == 1 or written_out
 
 
 # -- how channels move ------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from lrpfunc.rules import Flow
 
 
 def refuse_dead_ends(program: Program) -> None:
-    """Relevance must be able to flow: from a floating-point output to a floating-point input, or to embedded tokens."""
+    """Relevance must be able to flow: from an output to an input of real or complex numbers, or to ids."""
     active = facts(program).active
     if not any(isinstance(leaf.value, Variable) and leaf.value.name in active for leaf in program.input_leaves):
         raise InputError(
@@ -26,8 +26,8 @@ def refuse_dead_ends(program: Program) -> None:
         )
     if not any(isinstance(v, Variable) and v.name in active for v in program.output_leaves):
         raise InputError(
-            "no relevance can flow: no output depends on a floating-point input through floating-point values. "
-            "Complex and integer values in between stop it, and so does detach."
+            "no relevance can flow: no output depends on an input through what has a derivative. Comparisons, arg-max, "
+            "step functions such as sign and floor, and detach are constants."
         )
 
 

@@ -44,3 +44,4 @@ from lrpfunc.operations.ranges import InputRange, input_ranges, nonnegative
 from lrpfunc.operations.row import Form, Index, Positions, Row, Slot
 from lrpfunc.operations.spellings import SPELLINGS
 from lrpfunc.operations.table import GROUPS, TABLE, USUAL_NAMES, row_named, row_of
+from lrpfunc.operations.written_out import WRITTEN_OUT

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lrpfunc.errors import RuleError
 from lrpfunc.operations.facts import facts
-from lrpfunc.operations.kinds import CONVOLUTION, MOVEMENT, OTHER, Activity
+from lrpfunc.operations.kinds import CONVOLUTION, MAX_POOL, MOVEMENT, OTHER, Activity
 from lrpfunc.operations.pullbacks import Recorded, differentiable, may_record, pull_back, record, tensors_in
 from lrpfunc.operations.row import SHIFT, Positions, Row, Slot
 from lrpfunc.operations.table import row_named, row_of
@@ -173,7 +173,7 @@ class Operation:
             return True
         if self.row.is_multilinear:  # a denominator is the second
             return len(self.slots) == 1 and (self.slots == [0] or self.operator != "div")
-        return self.is_weighted or (self.row.is_linear and self.kind != OTHER)
+        return self.is_weighted or (self.row.is_linear and self.kind not in (OTHER, MAX_POOL))
 
     def adjoint(self, s):
         """The transposed linear map applied to s. Errors: `RuleError` if the operation is not linear in its inputs."""

@@ -186,9 +186,9 @@ ARITHMETIC = {
     "mean": SUMMATION._replace(adjoint=adjoints.mean_adjoint, divides=True, sign=signs.keeps, moves=moves.averaged),
     "cumsum": SUMMATION._replace(sign=signs.keeps),
     **_rows("index_add scatter_add col2im", SUMMATION),
-    **_rows("diff trace contract trapezoid", SUMMATION._replace(reduces=False)),
-    **_rows("scatter_reduce index_reduce pooled_rows segment_reduce", Row(kinds.reduction, is_linear=True)),
-    **_rows("grid_sampler grid_sampler_2d grid_sampler_3d", Row(kinds.of_first(AVERAGE_POOL), is_linear=True)),
+    **_rows("diff trace contract", SUMMATION._replace(reduces=False)),
+    **_rows("scatter_reduce pooled_rows segment_reduce", Row(kinds.reduction, is_linear=True)),
+    **_rows("grid_sampler", Row(kinds.of_first(AVERAGE_POOL), is_linear=True)),
     **_rows(_dimensions("avg_pool{}d"), AVERAGE._replace(sign=signs.averages, keeps_uniform=moves.unless_zeros_count)),
     **_rows(
         f"{_dimensions('adaptive_avg_pool{}d')} {_dimensions('upsample_nearest{}d')} "
@@ -224,7 +224,7 @@ OTHERS = {
     "instance_norm": NORM._replace(form=forms.INSTANCE_NORM),
     **_rows("batch_norm frozen_batch_norm", Row(kinds.of_first(BATCH_NORM), form=forms.BATCH_NORM)),
     "embedding": Row(kinds.lookup, is_linear=True, ids=1, axes_of_ids=lookups.of_embedding),
-    "one_hot": Row(moves_ids=FIRST, is_one_hot=True, adjoint=adjoints.one_hot_adjoint, is_linear=True),
+    "one_hot": Row(MOVEMENT, moves_ids=FIRST, is_one_hot=True, adjoint=adjoints.one_hot_adjoint, is_linear=True),
     **_rows("lstm gru rnn_tanh rnn_relu", Row(OTHER, deterministic={"dropout": 0.0, "train": False})),
 }
 
@@ -294,7 +294,7 @@ MOVEMENTS = {
     "fill": MOVE._replace(shape_giver=0),
     **_rows(
         "masked_scatter slice_scatter select_scatter diagonal_scatter index_copy index_fill "
-        "hsplit vsplit dsplit unsafe_chunk unsafe_split max_unpool1d max_unpool2d max_unpool3d",
+        "hsplit vsplit dsplit unsafe_chunk unsafe_split max_unpool2d max_unpool3d",
         MOVE,
     ),
 }

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lrpfunc.errors import TraceError
-from lrpfunc.operations import SPELLINGS, row_named
+from lrpfunc.operations import SPELLINGS, WRITTEN_OUT, row_named
 from lrpfunc.program import (
     PARAMETER,
     Equation,
@@ -34,7 +34,6 @@ from lrpfunc.tracing.graphs import (
 )
 from lrpfunc.tracing.source_lines import line_of
 from lrpfunc.tracing.writes import Writes
-from lrpfunc.tracing.written_out import WRITTEN_OUT
 
 aten = torch.ops.aten
 

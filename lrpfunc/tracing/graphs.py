@@ -75,6 +75,8 @@ def _overload(packet, target):
     types = [str(argument.type) for argument in target._schema.arguments]
     names = [target._overloadname, *packet.overloads()]
     overloads = [getattr(packet, name or "default") for name in names if (name or "default") in packet.overloads()]
+    if is_random(target):  # which by another name might take other numbers
+        return getattr(packet, target._overloadname, None)
     alike = [f for f in overloads if [str(argument.type) for argument in f._schema.arguments] == types]
     return next(iter(alike), next(iter(overloads), None) if target._overloadname in packet.overloads() else None)
 
