@@ -513,3 +513,10 @@ sample("_fft_c2r", lambda x: aten._fft_c2r(x, [2], 0, 4), COMPLEX)
 sample("_fft_c2c", lambda x: aten._fft_c2c(x, [2], 0, True), COMPLEX)
 sample("abs: complex", torch.abs, COMPLEX)
 sample("mul: complex", lambda x: x * SPECTRUM[0, 0, 0], COMPLEX)
+
+# -- a bias that is added afterwards ----------------------------------------------------------------------------------
+
+_WEIGHT, _BIAS = random(5, 6), random(5)
+sample("linear_with_bias", lambda x: F.linear(x, _WEIGHT) + _BIAS)
+sample("matmul_with_bias", lambda x: _BIAS + x @ _WEIGHT.T)
+sample("einsum_with_bias", lambda x: torch.einsum("bci,oi->bco", x, _WEIGHT) + _BIAS)

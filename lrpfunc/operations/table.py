@@ -94,7 +94,12 @@ LAYERS = {
         MATRIX_PRODUCT._replace(adjoint=adjoints.mm_adjoint, pullback=adjoints.mm_pullback),
     ),
     **_rows("mv dot inner tensordot", MATRIX_PRODUCT),
+    "linear_with_bias": CONVOLVE._replace(
+        kind=kinds.layer(DENSE, 0, 1, 2), adjoint=adjoints.linear_adjoint, outputs=None, takes_scale=False
+    ),
+    "matmul_with_bias": Row(kinds.layer(DENSE, None, 1, 2), Positions(None, 1, 2), adjoint=adjoints.mm_adjoint),
     "einsum": Row(kinds.layer(DENSE, None, 2, None), Positions(None, 2)),
+    "einsum_with_bias": Row(kinds.layer(DENSE, None, 2, 3), Positions(None, 2, 3)),
     **_rows("baddbmm addbmm", Row(kinds.layer(DENSE, 1, 2, 0), Positions(1, 2, 0))),
 }
 

@@ -15,6 +15,7 @@ from lrpfunc.program.equations import (
 )
 from lrpfunc.program.functions import (
     BIAS_MAPS,
+    BIASED,
     batch_norm,
     contract,
     einsum,

@@ -102,6 +102,30 @@ BIAS_MAPS: dict[str, Callable] = {
 }
 
 
+def linear_with_bias(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`torch.nn.functional.linear`, to which a bias of any shape is added."""
+    return _add_map(torch.nn.functional.linear(x, weight), bias)
+
+
+def matmul_with_bias(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
+    """`torch.matmul`, to which a bias of any shape is added."""
+    return _add_map(torch.matmul(left, right), bias)
+
+
+def einsum_with_bias(equation: str, left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
+    """An einsum of an input and a weight, to which a bias of any shape is added."""
+    return _add_map(torch.einsum(equation, left, right), bias)
+
+
+# By the name of a layer that has no bias where it stands.
+BIASED: dict[str, Callable] = {
+    **BIAS_MAPS,
+    "linear": linear_with_bias,
+    **dict.fromkeys(("matmul", "mm"), matmul_with_bias),
+    "einsum": einsum_with_bias,
+}
+
+
 def overwrite(base: Tensor, value: Tensor, views: Sequence[tuple[Callable, tuple]]) -> Tensor:
     """`base` after `value` was written into a view of it; `views` leads from the base to the view."""
     positions = torch.arange(base.numel(), device=base.device).reshape(base.shape)

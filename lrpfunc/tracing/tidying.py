@@ -24,6 +24,7 @@ from lrpfunc.program import (
     size,
     variables_in,
 )
+from lrpfunc.tracing.biases import with_biases
 from lrpfunc.tracing.graphs import Origin, is_random, random_message
 from lrpfunc.tracing.sizes import Ranges
 
@@ -31,6 +32,8 @@ from lrpfunc.tracing.sizes import Ranges
 def tidied(program: Program, origins: Mapping[str, Origin]) -> Program:
     """A new program after all passes. Errors: `TraceError` where it draws random numbers."""
     program = program.replace(equations=_fuse_frozen_batch_norms(program.replace()))
+    program, renamed = with_biases(program)
+    origins = {**origins, **{new: origins[old] for new, old in renamed.items()}}
     program = program.replace(equations=_name(program, origins))
     program = replace(program, size_ranges=_within_tables(program))
     _refuse_random(program)
@@ -54,7 +57,9 @@ def _name(program: Program, origins: Mapping[str, Origin]) -> tuple[Equation, ..
         if active and origin.path and origin.path not in parents and calls[origin.call] == 1:
             name = origin.path
         else:
-            name = _parameter_name(equation) or ".".join(filter(None, (origin.path, equation.operator)))
+            name = _parameter_name(equation) or ".".join(
+                filter(None, (origin.path, equation.operator.removesuffix("_with_bias")))
+            )
         used[name] += 1
         named.append(replace(equation, name=name if used[name] == 1 else f"{name}:{used[name] - 1}"))
     return tuple(named)
