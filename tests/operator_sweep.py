@@ -62,6 +62,7 @@ class Function:
         self.leaves, self.structure = optree.tree_flatten((sample.input, tuple(sample.args), sample.kwargs))
         numbers = [n for n, leaf in enumerate(self.leaves) if is_number(leaf)]
         self.active = numbers if is_active == "all" else numbers[:1]
+        self.weights: dict[int, Tensor] = {}
         self.inputs = tuple(self.leaves[n].detach() for n in self.active)
         self.params = {
             str(n): leaf.detach()
@@ -78,7 +79,9 @@ class Function:
         total = 0
         for n, result in enumerate(results):
             parts = torch.view_as_real(result) if result.is_complex() else result
-            total = total + (parts * weights(tuple(parts.shape), n)).sum()
+            if n not in self.weights:  # at the first call, which is not traced
+                self.weights[n] = weights(tuple(parts.shape), n)
+            total = total + (parts * self.weights[n]).sum()
         return total.reshape(1) if results else None
 
 

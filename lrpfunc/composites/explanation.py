@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lrpfunc.composites.assignment import FALLBACK, assign
 from lrpfunc.composites.combinators import Entries
-from lrpfunc.operations import active_equations, facts
+from lrpfunc.operations import facts
 from lrpfunc.program import Program, equation_row, format_table
 
 
@@ -32,7 +32,7 @@ class Explanation:
 def explain(fmodel: Program, rules: Entries, strict: bool = False) -> Explanation:
     """Which rule each equation gets, one line per equation; those that fall back to the gradient begin with "!".
 
-    "constant": no relevance comes here, as all that was made of it counts as a constant.
+    "constant": no relevance comes here, as its result, or all that was made of it, counts as a constant.
 
     Args:
         fmodel: the program.
@@ -51,7 +51,9 @@ def explain(fmodel: Program, rules: Entries, strict: bool = False) -> Explanatio
     """
     assigned, known = assign(fmodel, rules, strict), facts(fmodel)
     rows, fallbacks = [], []
-    for equation in active_equations(fmodel):
+    for equation in fmodel.equations:
+        if not (known.is_active(equation) or known.makes_constant(equation)):
+            continue
         rule = assigned.get(equation.name)
         if rule is FALLBACK:
             fallbacks.append(equation.name)

@@ -63,6 +63,12 @@ class Facts:
         """Whether relevance can come to an equation."""
         return any(variable.name in self.active for variable in equation.outputs)
 
+    def makes_constant(self, equation: Equation) -> bool:
+        """Whether an equation reads what relevance can come to and makes a constant of it: detached, or a step."""
+        readers = self.readers.get(equation.outputs[0].name, [])
+        gives_shape = bool(readers) and all(row_of(reader).shape_giver is not None for reader in readers)
+        return bool(self.inputs_of(equation)) and is_constant(equation) and not gives_shape
+
     def is_fixed(self, argument) -> bool:
         """Whether an argument depends on nothing but parameters."""
         return all(variable.name in self.fixed for variable in variables_in(argument))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lrpfunc.errors import RuleError
 from lrpfunc.operations.row import Slot
 from lrpfunc.program import is_plain
 
@@ -54,7 +55,28 @@ def pull_back(function: Callable, inputs: tuple, s) -> tuple:
         # torch.export (non-strict) would take the values inside a transform for constants: give it plain operations.
         with disable_proxy_modes_tracing(), torch._C.DisableTorchFunction():
             pull = make_fx(pull)(inputs, s)
-    return pull(inputs, s)
+    try:
+        return pull(inputs, s)
+    except (torch.OutOfMemoryError, RuleError):
+        raise
+    except RuntimeError as error:  # an operator that knows autograd, but none of the transforms of torch.func
+        if torch.compiler.is_compiling() or not may_record((*inputs, *tensors_in(s))):
+            raise
+        return _by_autograd(function, inputs, s, error)
+
+
+def _by_autograd(function: Callable, inputs: tuple, s, error: RuntimeError) -> tuple:
+    """The vector-Jacobian product by plain autograd. Errors: `RuleError` where that has no derivative either."""
+    with torch.enable_grad():
+        leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+        try:
+            moved = torch.autograd.grad(function(*leaves), leaves, s, allow_unused=True)
+        except RuntimeError:
+            reason = (str(error).strip().splitlines() or ["unknown"])[0]
+            raise RuleError(
+                f"torch has no derivative of it ({reason}). Give its layer a rule that needs none."
+            ) from error
+    return tuple(torch.zeros_like(x) if m is None else m for x, m in zip(inputs, moved, strict=True))
 
 
 def differentiable(result):
