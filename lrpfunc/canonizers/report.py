@@ -18,7 +18,8 @@ UNREAD = ("gone", "nothing reads it")
 class Fate(NamedTuple):
     """What became of an equation, and into what or why.
 
-    Of a batch norm: "merged", "merged right", "threshold", "replaced", "gone" or "left".
+    Of a batch norm: "merged", "merged right", "merged parallel", "threshold", "replaced", "gone" or "left". Of a sum of
+    parallel branches: "merged parallel", "replaced", "gone" or "left".
     """
 
     became: str
@@ -63,10 +64,14 @@ class Report:
 def report_on(before: Program, after: Program) -> Report:
     """What became of all that passes are about, between two programs."""
     known = facts(after)
-    fates, subjects = {}, {}
+    fates: dict[str, Fate] = {}
+    subjects: dict[str, Sequence[str]] = {}
     for about in dict.fromkeys(one.about for one in PASSES):
+        candidates = about.candidates(before)
+        if not candidates and subjects:
+            continue  # that there are no batch norms is worth saying, that there is nothing else to fold is not
         left = {equation.name: equation for equation in about.candidates(after)}
-        subjects[about.name] = tuple(equation.name for equation in about.candidates(before))
+        subjects[about.name] = tuple(equation.name for equation in before.equations if equation in candidates)
         for name in subjects[about.name]:
             is_left = name in left
             why = _obstacles(known, left[name], about) if is_left else ""
