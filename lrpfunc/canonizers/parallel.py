@@ -57,13 +57,23 @@ class Parallel(NamedTuple):
 
 
 def _sums(program: Program) -> list[Equation]:
-    """The sums of linear branches of one input; a sum of all comes before those of some."""
+    """The sums of linear branches of one input, without those that are merged as a part of another."""
     known = facts(program)
-    return [e for e in reversed(program.equations) if _combines(known, e) and _branches(known, e)]
+    sums: list[Equation] = []
+    parts: set[str] = set()
+    for equation in reversed(program.equations):
+        is_part = equation.name in parts or not _combines(known, equation)
+        branches = [] if is_part else _branches(known, equation)
+        if branches:
+            sums.append(equation)
+            if any(_waits(known, branch.layer) for branch in branches) or _is_mergeable(known, equation):
+                parts.update(step.equation.name for branch in branches for step in branch.path)
+    return sums
 
 
 def _width(known: Facts, total: Equation) -> int | str:
-    return total.outputs[0].shape[channel_axis(_layers(_branches(known, total))[0])]
+    layers = _layers(_branches(known, total))
+    return total.outputs[0].shape[channel_axis(layers[0]) if layers else 1]
 
 
 def _combines(known: Facts, equation: Equation) -> bool:
@@ -84,12 +94,18 @@ def _adds_nothing(equation: Equation) -> bool:
 def _branches(known: Facts, total: Equation) -> list[Branch]:
     """What a sum is made of, if that is several linear branches of one value, layers among them."""
     terms, makers = _terms(known, total), known.program.producers
-    common = set.intersection(*({value.name, *_input_of(known, value)} for value, _ in terms))
+    common = set.intersection(*({value.name, *_linear_in(known, value)} for value, _ in terms))
     if not common or len({value.name for value, _ in terms}) < 2:
         return []
     (source,) = common
     branches = [Branch(None if value.name == source else makers[value.name], path) for value, path in terms]
-    return branches if _layers(branches) else []
+    has_layers = _layers(branches) or any(_waits(known, branch.layer) for branch in branches)
+    return branches if has_layers else []
+
+
+def _waits(known: Facts, norm: Equation | None) -> bool:
+    """Whether a branch is the batch norm of a layer, which is to be merged first. Others read the sum's input too."""
+    return norm is not None and is_batch_norm(norm) and _is_read_by(known, norm.arguments[0], norm)
 
 
 def _layers(branches: Sequence[Branch]) -> list[Equation]:
@@ -99,18 +115,21 @@ def _layers(branches: Sequence[Branch]) -> list[Equation]:
 
 def _terms(known: Facts, total: Equation) -> list[tuple[Variable, tuple[Step, ...]]]:
     """What a sum is made of, seen through inner sums and multiples that nothing else reads."""
-    terms: list[tuple[Variable, tuple[Step, ...]]] = [(total.outputs[0], ())]
+    terms = _read(known, total, ())
     at = 0
     while at < len(terms):
         value, path = terms[at]
         maker = known.program.producers.get(value.name)
-        is_inner = not path or _is_read_by(known, value, path[0].equation)
-        if maker is None or not is_inner or not _combines(known, maker):
-            at += 1
+        if maker is not None and _combines(known, maker) and _is_read_by(known, value, path[0].equation):
+            terms[at : at + 1] = _read(known, maker, path)
         else:
-            inputs = {variable.name: variable for variable in known.inputs_of(maker)}.values()
-            terms[at : at + 1] = [(variable, (Step(maker, variable), *path)) for variable in inputs]
+            at += 1
     return terms
+
+
+def _read(known: Facts, equation: Equation, path: tuple[Step, ...]) -> list[tuple[Variable, tuple[Step, ...]]]:
+    inputs = {variable.name: variable for variable in known.inputs_of(equation)}
+    return [(variable, (Step(equation, variable), *path)) for variable in inputs.values()]
 
 
 def _is_read_by(known: Facts, value: Variable, reader: Equation) -> bool:
@@ -118,14 +137,17 @@ def _is_read_by(known: Facts, value: Variable, reader: Equation) -> bool:
     return known.readers[value.name] == [reader] and value.name not in known.results
 
 
-def _input_of(known: Facts, value: Variable) -> list[str]:
-    """Of what a value is a layer or a batch norm."""
+def _linear_in(known: Facts, value: Variable) -> list[str]:
+    """Of what a value is a batch norm, a layer, or the batch norm of a layer that will take that up."""
     maker = known.program.producers.get(value.name)
     if maker is None or not known.is_active(maker):
         return []
-    if is_batch_norm(maker):
-        return [maker.arguments[0].name] if known.is_fixed(maker.arguments[1:]) else []
-    return [maker.arguments[positions(maker).input].name] if takes_scale(known, maker) else []
+    if takes_scale(known, maker):
+        return [maker.arguments[positions(maker).input].name]
+    if not is_batch_norm(maker) or not known.is_fixed(maker.arguments[1:]):
+        return []
+    source = maker.arguments[0]
+    return [source.name, *(_linear_in(known, source) if _is_read_by(known, source, maker) else ())]
 
 
 PARALLEL_SUMS = Subject("parallel sum", "sum", _sums, _width)
@@ -134,15 +156,22 @@ PARALLEL_SUMS = Subject("parallel sum", "sum", _sums, _width)
 # -- whether one layer can be all of them -----------------------------------------------------------------------------
 
 
+def _is_mergeable(known: Facts, total: Equation) -> bool:
+    try:
+        return bool(_find(known, total))
+    except Immovable:
+        return False
+
+
 def _find(known: Facts, total: Equation) -> Parallel:
-    branches, inner = _branches(known, total), dict[str, Equation]()
-    for branch in branches:
-        for step in branch.path:
+    branches = _branches(known, total)
+    inner: dict[str, Equation] = {}
+    for layer, path in branches:
+        for step in path:
             inner[step.equation.name] = step.equation
-        if branch.layer is not None:
-            if not _is_read_by(known, branch.layer.outputs[0], branch.path[0].equation):
-                raise Immovable(f"others read {branch.layer.name} too")
-            inner[branch.layer.name] = branch.layer
+        if layer is not None:
+            _check_reader(known, layer, path[0].equation)
+            inner[layer.name] = layer
     for layer in _layers(branches):
         _check_bias(known, layer)
     host = _host(branches)
@@ -156,6 +185,13 @@ def _find(known: Facts, total: Equation) -> Parallel:
 
 def _touched(found: Parallel) -> list[Equation]:
     return [found.host, *found.inner]
+
+
+def _check_reader(known: Facts, layer: Equation, reader: Equation) -> None:
+    if not _is_read_by(known, layer.outputs[0], reader):
+        raise Immovable(f"others read {layer.name} too")
+    if _waits(known, layer):
+        raise Immovable(f"the batch norm {layer.name} is not merged")
 
 
 def _check_bias(known: Facts, layer: Equation) -> None:

@@ -67,12 +67,13 @@ def report_on(before: Program, after: Program) -> Report:
     fates: dict[str, Fate] = {}
     subjects: dict[str, Sequence[str]] = {}
     for about in dict.fromkeys(one.about for one in PASSES):
-        candidates = about.candidates(before)
-        if not candidates and subjects:
-            continue  # that there are no batch norms is worth saying, that there is nothing else to fold is not
         left = {equation.name: equation for equation in about.candidates(after)}
-        subjects[about.name] = tuple(equation.name for equation in before.equations if equation in candidates)
-        for name in subjects[about.name]:
+        known_before = left.keys() | {equation.name for equation in about.candidates(before)}
+        names = tuple(equation.name for equation in before.equations if equation.name in known_before)
+        if not names and subjects:
+            continue  # that there are no batch norms is worth saying, that there is nothing else to fold is not
+        subjects[about.name] = names
+        for name in names:
             is_left = name in left
             why = _obstacles(known, left[name], about) if is_left else ""
             fates[name] = Fate(LEFT, why) if is_left else Fate(*after.notes.get(name, UNREAD))
