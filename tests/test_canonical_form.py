@@ -843,7 +843,10 @@ FATES = {
         (both("sub", (conv(4, 4), Do("pad", ((1,) * 4,))), (conv(4, 4, padding=1),), 2.0), NORM),
         [MERGED],
     ),
-    "conv norm + conv norm norm": ((both("add", (conv(4, 4), NORM), (conv(4, 4), NORM)), NORM), [*[MERGED] * 3, PARALLEL]),
+    "conv norm + conv norm norm": (
+        (both("add", (conv(4, 4), NORM), (conv(4, 4), NORM)), NORM),
+        [*[MERGED] * 3, PARALLEL],
+    ),
     "cat(conv, conv) norm": ((both("cat", (conv(4, 3),), (conv(4, 1),)), NORM), [MERGED]),
     "cat in space norm": ((both("cat", (conv(4, 4),), (conv(4, 4),), 3), NORM), [MERGED]),
     "cat(conv + conv, conv) norm": (

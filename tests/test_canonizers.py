@@ -812,7 +812,10 @@ def test_named_batch_norms_are_merged_into_named_layers():
     [
         ([("7", "2")], r"no layer is called '7'\..* `print\(fmodel\)` lists all names\."),
         ([("1", "bn")], r"no layer is called 'bn'\."),
-        ([("1", "3")], r"'3' is no batch norm or parallel sum but max_pool2d: name the layer first, then the norm or sum\."),
+        (
+            [("1", "3")],
+            r"'3' is no batch norm or parallel sum but max_pool2d: name the layer first, then the norm or sum",
+        ),
         ([("3", "2")], r"'3' is no linear layer but max_pool2d: nothing can be merged into it\."),
         ([("6", "0")], r"batch norm '0' has 3 channels, but layer '6' has 4 inputs and 2 outputs\."),
         ([("6", "2")], r"'2' cannot be merged into '6'\. Before it: it would go into '1'; behind it: 3 \(max_pool2d\)"),
