@@ -310,6 +310,10 @@ OTHER = {
     "no layer": (lambda m, x: 2 * x - x.neg(), lambda: {}),
     "one term": (lambda m, x: 3 * m.a(x) + 0, lambda: {"a": conv()}),
     "a constant": (lambda m, x: m.a(x) + 1.0, lambda: {"a": conv()}),
+    "a quotient without rest": (
+        lambda m, x: torch.div(m.a(x), 0.1, rounding_mode="trunc") + m.b(x),
+        lambda: {"a": conv(), "b": conv()},
+    ),
     "a broadcast sum": (lambda m, x: m.a(x) + m.b(x), lambda: {"a": conv(), "b": conv(4, 1)}),
     "a scale of the input": (
         lambda m, x: m.a(x) * x.detach().mean((2, 3), keepdim=True) + m.b(x),

@@ -80,7 +80,8 @@ def _combines(known: Facts, equation: Equation) -> bool:
     """Whether an equation adds values of one shape, or rescales one, element by element."""
     active, row = known.inputs_of(equation), row_of(equation)
     is_sum = known.kind_of(equation) == SUM and not row.reduces
-    is_multiple = known.kind_of(equation) == AFFINE and (row.rescales or _adds_nothing(equation))
+    rounds = equation.keywords.get("rounding_mode") is not None
+    is_multiple = known.kind_of(equation) == AFFINE and (_adds_nothing(equation) or row.rescales and not rounds)
     whole = {(variable.shape, variable.dtype) for variable in (*active, *equation.outputs)}
     fixed = [variable for variable in equation.reads if variable not in active]
     return (is_sum or is_multiple) and bool(active) and len(whole) == 1 and known.is_fixed(fixed)
