@@ -81,7 +81,7 @@ def _combines(known: Facts, equation: Equation) -> bool:
     active, row = known.inputs_of(equation), row_of(equation)
     is_sum = known.kind_of(equation) == SUM and not row.reduces
     rounds = equation.keywords.get("rounding_mode") is not None
-    is_multiple = known.kind_of(equation) == AFFINE and (_adds_nothing(equation) or row.rescales and not rounds)
+    is_multiple = known.kind_of(equation) == AFFINE and (_adds_nothing(equation) or (row.rescales and not rounds))
     whole = {(variable.shape, variable.dtype) for variable in (*active, *equation.outputs)}
     fixed = [variable for variable in equation.reads if variable not in active]
     return (is_sum or is_multiple) and bool(active) and len(whole) == 1 and known.is_fixed(fixed)
@@ -105,7 +105,7 @@ def _branches(known: Facts, total: Equation) -> list[Branch]:
 
 
 def _waits(known: Facts, norm: Equation | None) -> bool:
-    """Whether a branch is the batch norm of a layer, which is to be merged first. Others read the sum's input too."""
+    """Whether a branch is the batch norm of a layer, which is to be merged first; others would read the sum's input."""
     return norm is not None and is_batch_norm(norm) and _is_read_by(known, norm.arguments[0], norm)
 
 
@@ -165,6 +165,7 @@ def _is_mergeable(known: Facts, total: Equation) -> bool:
 
 
 def _find(known: Facts, total: Equation) -> Parallel:
+    """Errors: `Immovable` for branches that are no one layer."""
     branches = _branches(known, total)
     inner: dict[str, Equation] = {}
     for layer, path in branches:
