@@ -25,9 +25,11 @@ from lrpfunc.canonizers import (
     LEFT,
     MERGED,
     MERGED_RIGHT,
+    PARALLEL,
     THRESHOLD,
     merge_batch_norm,
     merge_batch_norm_right,
+    merge_parallel,
     threshold_relu,
 )
 from lrpfunc.program.program import Equation, Program, variables_in
@@ -578,6 +580,7 @@ def is_identical(one: dict, other: dict) -> bool:
 PASSES = {
     "all": None,
     "left": merge_batch_norm,
+    "parallel": merge_parallel,
     "right": merge_batch_norm_right,
     "threshold": threshold_relu,
     "backwards": canonizers.chain(threshold_relu, merge_batch_norm_right, merge_batch_norm),
@@ -594,7 +597,7 @@ def check(network: Network) -> Case:
         check_leaves(case, canonical, only_left=name == "left")
         check_restored(case, canonical)
         check_report(case, canonical)
-        assert name != "all" or all("before it: " in why for why in canonical.report.left.values())
+        assert name != "all" or all(" it: " in why or "its terms: " in why for why in canonical.report.left.values())
         if name != "backwards":
             check_idempotent(canonical, passes)
     canonical = lrpfunc.canonize(case.fmodel, case.params)
@@ -655,11 +658,11 @@ def check_parameters_alone(case: Case, canonical) -> None:
 
 def check_report(case: Case, canonical) -> None:
     names = [equation.name for equation in case.fmodel.equations]
-    left = [equation.name for equation in norms_of(canonical.fmodel)]
-    assert list(canonical.report.fates) == [equation.name for equation in norms_of(case.fmodel)]
-    assert list(canonical.report.left) == left
-    for name, (became, where) in canonical.report.fates.items():
-        assert became in (MERGED, MERGED_RIGHT, THRESHOLD, LEFT)
+    norms, fates = canonical.report.subjects["batch norm"], canonical.report.fates
+    assert list(norms) == [equation.name for equation in norms_of(case.fmodel)]
+    assert [name for name in norms if fates[name].became == LEFT] == [e.name for e in norms_of(canonical.fmodel)]
+    for name, (became, where) in fates.items():
+        assert became in ((MERGED, MERGED_RIGHT, THRESHOLD, PARALLEL, LEFT) if name in norms else (PARALLEL, LEFT))
         assert where
         assert became == LEFT or set(where.split(", ")) <= set(names) - {name}
 
@@ -834,19 +837,31 @@ FATES = {
     "conv flatten norm": ((conv(4, 2, 6), Do("flatten", (1,)), Norm(2, 0)), [MERGED]),
     "conv shuffle norm": ((conv(4, 4), Do("shuffle", (2,)), NORM), [MERGED]),
     "conv reflect norm": ((conv(4, 4), Do("pad", ((1, 1, 1, 1), "reflect")), NORM), [MERGED]),
-    "conv + conv norm": ((both("add", (conv(4, 4),), (conv(4, 4, bias=False),)), NORM), [MERGED]),
-    "conv - 2 conv norm": ((both("sub", (conv(4, 4, bias=False),), (conv(4, 4),), 2.0), NORM), [MERGED]),
+    "conv + conv norm": ((both("add", (conv(4, 4),), (conv(4, 4, bias=False),)), NORM), [MERGED, PARALLEL]),
+    "conv - 2 conv norm": ((both("sub", (conv(4, 4, bias=False),), (conv(4, 4),), 2.0), NORM), [MERGED, PARALLEL]),
     "conv pad - 2 conv norm": (
         (both("sub", (conv(4, 4), Do("pad", ((1,) * 4,))), (conv(4, 4, padding=1),), 2.0), NORM),
         [MERGED],
     ),
-    "conv norm + conv norm norm": ((both("add", (conv(4, 4), NORM), (conv(4, 4), NORM)), NORM), [MERGED] * 3),
+    "conv norm + conv norm norm": (
+        (both("add", (conv(4, 4), NORM), (conv(4, 4), NORM)), NORM),
+        [*[MERGED] * 3, PARALLEL],
+    ),
     "cat(conv, conv) norm": ((both("cat", (conv(4, 3),), (conv(4, 1),)), NORM), [MERGED]),
     "cat in space norm": ((both("cat", (conv(4, 4),), (conv(4, 4),), 3), NORM), [MERGED]),
     "cat(conv + conv, conv) norm": (
         (both("cat", (both("add", (conv(4, 3),), (conv(4, 3),)),), (conv(4, 1),)), NORM),
-        [MERGED],
+        [MERGED, PARALLEL],
     ),
+    "conv + norm": ((both("add", (conv(4, 4, padding=1),), (NORM,)),), [PARALLEL] * 2),
+    "conv norm - 2 norm": ((both("sub", (conv(4, 4, padding=1), NORM), (NORM,), 2.0),), [MERGED, PARALLEL, PARALLEL]),
+    "conv + _, norm": ((both("add", (conv(4, 4, padding=1, groups=2),), ()), NORM), [MERGED, PARALLEL]),
+    "conv + (conv + norm)": (
+        (both("add", (conv(4, 4, padding=1), NORM), (both("add", (conv(4, 4, 1, groups=4),), (NORM,)),)),),
+        [MERGED, PARALLEL, PARALLEL],
+    ),
+    "norm conv + conv": ((NORM, both("add", (conv(4, 4),), (conv(4, 4),))), [MERGED_RIGHT, PARALLEL]),
+    "conv apart + conv": ((both("add", (conv(4, 4, padding=1, groups=4),), (conv(4, 4, 1, padding="same"),)),), [LEFT]),
     "norm conv": ((NORM, conv(4, 4)), [MERGED_RIGHT]),
     "norm padded conv": ((NORM, conv(4, 4, padding=1)), [MERGED_RIGHT]),
     "norm same conv": ((NORM, conv(4, 4, padding="same", bias=False)), [MERGED_RIGHT]),

@@ -10,6 +10,7 @@ from lrpfunc.canonizers.chains import Pass, chain
 from lrpfunc.canonizers.folds import Fold, Subject
 from lrpfunc.canonizers.left import MERGED, merge_batch_norm
 from lrpfunc.canonizers.named import merge_named
+from lrpfunc.canonizers.parallel import PARALLEL, merge_parallel
 from lrpfunc.canonizers.passes import DEFAULT, PASSES
 from lrpfunc.canonizers.report import LEFT, Fate, Report
 from lrpfunc.canonizers.right import MERGED_RIGHT, merge_batch_norm_right

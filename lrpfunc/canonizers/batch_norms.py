@@ -8,11 +8,11 @@ from torch import Tensor
 from lrpfunc.canonizers.draft import Draft
 from lrpfunc.canonizers.folds import Subject
 from lrpfunc.errors import CanonizeError
-from lrpfunc.operations import Index, batch_norms
+from lrpfunc.operations import Facts, Index, batch_norms
 from lrpfunc.program import Equation
 
 
-def _width(batch_norm: Equation) -> int | str:
+def _width(known: Facts, batch_norm: Equation) -> int | str:
     return batch_norm.outputs[0].shape[1]
 
 
@@ -28,7 +28,7 @@ def take_away(draft: Draft, batch_norm: Equation, became: str, where: str) -> No
 
 def scale_and_shift(draft: Draft, batch_norm: Equation) -> tuple[Tensor, Tensor]:
     """a and b of a batch norm, in float32 at least: half precision is rounded once, at the end."""
-    gamma, beta, mean, var, eps = (_at_least_single(draft.value(argument)) for argument in batch_norm.arguments[1:])
+    gamma, beta, mean, var, eps = (at_least_single(draft.value(argument)) for argument in batch_norm.arguments[1:])
     scale = (var + eps).rsqrt()
     scale = scale if gamma is None else scale * gamma
     shift = -scale * mean if beta is None else beta - scale * mean
@@ -42,7 +42,8 @@ def gather(values: Tensor, channels: Index, rest: float) -> Tensor:
     return padded[torch.from_numpy(channels.copy()).to(values.device)]
 
 
-def _at_least_single(value):
+def at_least_single(value):
+    """A tensor in float32 if it has less precision."""
     return value.to(torch.promote_types(value.dtype, torch.float32)) if isinstance(value, Tensor) else value
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from lrpfunc.canonizers.chains import Pass, chain
 from lrpfunc.canonizers.draft import Parameters, check_flat
-from lrpfunc.canonizers.passes import PASSES
+from lrpfunc.canonizers.passes import DEFAULT
 from lrpfunc.canonizers.report import Report, report_on
 from lrpfunc.program import Program
 
@@ -22,18 +22,19 @@ class Canonical(NamedTuple):
 
 
 def canonize(fmodel: Program, params: Parameters, passes: Pass | Sequence[Pass] | None = None) -> Canonical:
-    """The canonical form: batch norms folded into layers, the same function, nothing mutated.
+    """The canonical form: batch norms folded into layers, summed branches into one, the same function, nothing mutated.
 
     Args:
         fmodel: a program, as `functionalize` and `trace` return it.
         params: its parameters, a flat dict {name: tensor}.
-        passes: what to do, a pass or a list of them. By default `merge_batch_norm`, `merge_batch_norm_right` and
-            `threshold_relu`, in this order.
+        passes: what to do, a pass or a list of them. By default `merge_batch_norm`, `merge_parallel`,
+            `merge_batch_norm_right` and `threshold_relu`, in this order, until nothing changes any more.
 
     Returns: the canonical `fmodel` and `params`; `restore` and `report`. `restore(params)` gives the original
     parameters bit for bit: what a pass changed comes from the original, everything else from the parameters that are
-    given to it. `report` says what became of each batch norm. The canonical parameters alone, given to the original
-    `fmodel`, give the same function wherever only `merge_batch_norm` was needed and no weight is shared or computed.
+    given to it. `report` says what became of each batch norm and of each sum of branches. The canonical parameters
+    alone, given to the original `fmodel`, give the same function wherever only `merge_batch_norm` was needed and no
+    weight is shared or computed.
 
     Errors: `ParameterError` for parameters that do not fit; `CanonizeError` if they are no flat dict, for passes that
     are none or whose result is ill-formed, and if a batch norm's variance + eps is not positive or its scale or shift
@@ -49,8 +50,8 @@ def canonize(fmodel: Program, params: Parameters, passes: Pass | Sequence[Pass] 
     >>> torch.testing.assert_close(canonical.fmodel(canonical.params, x), model(x))
     """
     check_flat(fmodel, params)
-    given = PASSES if passes is None else passes if isinstance(passes, (list, tuple)) else (passes,)
-    program, new = chain(*given)(fmodel, params)
+    given = DEFAULT if passes is None else passes
+    program, new = chain(*(given if isinstance(given, (list, tuple)) else (given,)))(fmodel, params)
     originals = {name: params[name] for name in params if new[name] is not params[name]}
 
     def restore(canonical_params: Parameters) -> Parameters:

@@ -37,6 +37,19 @@ def chain(*passes: Pass) -> Pass:
     return chained
 
 
+def settle(*passes: Pass) -> Pass:
+    """Passes as one pass that begins again with the first after each that changed something: it may have made room."""
+
+    def settled(program: Program, params: Parameters) -> tuple[Program, Parameters]:
+        for one in passes:
+            changed, new = apply(one, program, params)
+            if changed is not program:
+                return settled(changed, new)
+        return program, params
+
+    return settled
+
+
 def apply(one: Pass, program: Program, params: Parameters) -> tuple[Program, Parameters]:
     """What a pass makes of a program, checked. Errors: `CanonizeError` and `ProgramError`, which name the pass."""
     if not callable(one):

@@ -109,6 +109,11 @@ class Draft:
         self.left_behind[name] = leaves
         self.notes[equation.name] = (became, where)
 
+    def remove(self, equation: Equation, became: str, where: str) -> None:
+        """Take an equation away whose output nothing reads any more; its leaves stay as they are."""
+        self.exchanged[equation.outputs[0].name] = []
+        self.notes[equation.name] = (became, where)
+
     def finish(self) -> tuple[Program, Parameters]:
         """The new program and its parameters, with all changes."""
         kept, gone = [], []

@@ -22,7 +22,7 @@ class Subject:
     name: str
     short: str
     candidates: Callable[[Program], Sequence[Equation]]
-    width: Callable[[Equation], int | str]
+    width: Callable[[Facts, Equation], int | str]
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def _merge(draft: Draft, batch_norm: Equation, absorbers: Sequence[Absorber]) ->
         weight, bias = layer.arguments[weight_at], layer.arguments[bias_at]
         like = weight or layer.arguments[4]  # a batch norm without a weight has its variance
         arguments = list(layer.arguments)
-        scaled = _scaled(layer, draft.value(weight), scale)
+        scaled = scale_outputs(layer, draft.value(weight), scale)
         arguments[weight_at] = draft.write_leaf(layer, "weight", weight, scaled, like)
         if bias is not None or share:
             moved = shift if bias is None else scale * draft.value(bias) + shift
@@ -37,7 +37,7 @@ def _merge(draft: Draft, batch_norm: Equation, absorbers: Sequence[Absorber]) ->
     take_away(draft, batch_norm, MERGED, ", ".join(layer.name for layer in _layers(absorbers)))
 
 
-def _scaled(layer: Equation, weight: Tensor | None, scale: Tensor) -> Tensor:
+def scale_outputs(layer: Equation, weight: Tensor | None, scale: Tensor) -> Tensor:
     """The weight with each output channel scaled."""
     if weight is None:
         return scale

@@ -103,7 +103,7 @@ def _passes_for(program: Program, equation: Equation) -> list[Fold]:
 def _check_width(known: Facts, layer: Equation, equation: Equation, about: Subject) -> None:
     if not takes_scale(known, layer):
         raise CanonizeError(f"'{layer.name}' is no linear layer but {layer.operator}: nothing can be merged into it.")
-    width, source = about.width(equation), layer.arguments[positions(layer).input]
+    width, source = about.width(known, equation), layer.arguments[positions(layer).input]
     widths = [variable.shape[channel_axis(layer)] for variable in (source, layer.outputs[0])]
     if not any(isinstance(n, int) and isinstance(width, int) and n % width == 0 for n in widths):
         raise CanonizeError(

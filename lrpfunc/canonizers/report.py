@@ -18,7 +18,8 @@ UNREAD = ("gone", "nothing reads it")
 class Fate(NamedTuple):
     """What became of an equation, and into what or why.
 
-    Of a batch norm: "merged", "merged right", "threshold", "replaced", "gone" or "left".
+    Of a batch norm: "merged", "merged right", "merged parallel", "threshold", "replaced", "gone" or "left". Of a sum of
+    parallel branches: "merged parallel", "replaced", "gone" or "left".
     """
 
     became: str
@@ -63,11 +64,16 @@ class Report:
 def report_on(before: Program, after: Program) -> Report:
     """What became of all that passes are about, between two programs."""
     known = facts(after)
-    fates, subjects = {}, {}
+    fates: dict[str, Fate] = {}
+    subjects: dict[str, Sequence[str]] = {}
     for about in dict.fromkeys(one.about for one in PASSES):
         left = {equation.name: equation for equation in about.candidates(after)}
-        subjects[about.name] = tuple(equation.name for equation in about.candidates(before))
-        for name in subjects[about.name]:
+        known_before = left.keys() | {equation.name for equation in about.candidates(before)}
+        names = tuple(equation.name for equation in before.equations if equation.name in known_before)
+        if not names and subjects:
+            continue  # that there are no batch norms is worth saying, that there is nothing else to fold is not
+        subjects[about.name] = names
+        for name in names:
             is_left = name in left
             why = _obstacles(known, left[name], about) if is_left else ""
             fates[name] = Fate(LEFT, why) if is_left else Fate(*after.notes.get(name, UNREAD))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from lrpfunc.canonizers import Report
 from lrpfunc.composites import Explanation, explain
 from lrpfunc.errors import LrpError, ModelError
 from lrpfunc.pictures.classifiers import IMAGENET_SIZE, Classifier
@@ -46,6 +47,7 @@ def blank(classifier: Classifier) -> torch.Tensor:
 def as_json(found: Inspection) -> dict[str, Any]:
     """What was found, as JSON takes it."""
     report, ready = found.explainer.report, found.explainer
+    subjects = {"batch norm": ()} if report is None else report.subjects
     fates = {} if report is None else report.fates
     return {
         "model": ready.classifier.name,
@@ -53,7 +55,10 @@ def as_json(found: Inspection) -> dict[str, Any]:
         "classes": ready.classes,
         "composite": found.composite,
         "canonized": report is not None,
-        "batch_norms": [{"name": name, "became": fate.became, "where": fate.where} for name, fate in fates.items()],
+        **{
+            f"{subject.replace(' ', '_')}s": [{"name": name, **fates[name]._asdict()} for name in names]
+            for subject, names in subjects.items()
+        },
         "equations": [
             {**dict(zip(COLUMNS, row[1:], strict=True)), "fallback": bool(row[0])} for row in found.explanation.rows
         ],
@@ -68,22 +73,24 @@ def tables(found: Inspection, console: Console) -> None:
     console.print(Text(f"{ready.classifier.name}, {ready.classes} classes, composite {found.composite}", style="bold"))
     if report is None:
         console.print("not canonized\n")
-    elif report.fates:
-        left = report.left
-        _print(
-            console,
-            ("batch norm", "became", "where"),
-            [(name, *fate) for name, fate in report.fates.items()],
-            ["yellow" if name in left else "" for name in report.fates],
-        )
     else:
-        console.print("no batch norms\n")
+        _print_fates(console, report)
     rows, fallbacks = found.explanation.rows, found.explanation.fallbacks
     _print(console, ("", *COLUMNS), rows, ["yellow" if row[0] else "" for row in rows])
     if fallbacks:
         console.print(
             Text(f"! {len(fallbacks)} without a rule: the gradient moves what arrives there.", style="yellow")
         )
+
+
+def _print_fates(console: Console, report: Report) -> None:
+    left = report.left
+    for subject, names in report.subjects.items():
+        if names:
+            header, rows = (subject, "became", "where"), [(name, *report.fates[name]) for name in names]
+            _print(console, header, rows, ["yellow" if name in left else "" for name in names])
+        else:
+            console.print(f"no {subject}s\n")
 
 
 def _print(console: Console, header: tuple[str, ...], rows: Any, styles: list[str]) -> None:
