@@ -485,6 +485,15 @@ sample("linalg_diagonal", torch.linalg.diagonal, MATRIX)
 sample("fft_fftshift", torch.fft.fftshift)
 sample("fft_ifftshift", torch.fft.ifftshift)
 
+for _name in ("atleast_1d", "atleast_2d", "atleast_3d", "fliplr", "flipud", "diagflat", "positive"):
+    sample(_name, lambda x, f=getattr(aten, _name): f(x), MATRIX)
+for _name in ("column_stack", "hstack", "vstack", "dstack"):
+    sample(_name, lambda x, y, f=getattr(aten, _name): f([x, y]), X, Y)
+sample("block_diag", lambda x, y: torch.block_diag(x, y), MATRIX, OTHER_MATRIX)
+sample("meshgrid", lambda x, y: aten.meshgrid([x, y], indexing="ij")[0], SIX, OTHER_SIX)
+sample("broadcast_tensors", lambda x, y: aten.broadcast_tensors([x, y])[0], X, Y[:1])
+sample("cartesian_prod", lambda x, y: aten.cartesian_prod([x, y]), SIX, OTHER_SIX)
+sample("combinations", lambda x: aten.combinations(x), SIX)
 
 # -- ids: an integer has its row's relevance --------------------------------------------------------------------------
 

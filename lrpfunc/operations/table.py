@@ -299,7 +299,9 @@ MOVEMENTS = {
     "fill": MOVE._replace(shape_giver=0),
     **_rows(
         "masked_scatter slice_scatter select_scatter diagonal_scatter index_copy index_fill "
-        "hsplit vsplit dsplit unsafe_chunk unsafe_split max_unpool2d max_unpool3d",
+        "hsplit vsplit dsplit unsafe_chunk unsafe_split max_unpool2d max_unpool3d atleast_1d atleast_2d atleast_3d "
+        "fliplr flipud meshgrid broadcast_tensors block_diag column_stack hstack vstack dstack cartesian_prod "
+        "combinations diagflat positive",
         MOVE,
     ),
 }

@@ -238,6 +238,8 @@ class Builder:
         if isinstance(like, Variable):
             result = Variable(name, like.shape, like.dtype)
         elif isinstance(value, (list, tuple)):
+            if any(isinstance(part, (list, tuple)) for part in value):
+                raise TraceError(f"'{operator_name(function)}' at {line_of(node)} returns lists in a tuple: remove it.")
             result = [self._variable(f"{name}.{i}", part) for i, part in enumerate(value)]
         else:
             result = self._variable(name, value)
