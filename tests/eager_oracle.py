@@ -1,0 +1,233 @@
+"""AttnLRP and CP-LRP without lrpfunc: the module itself, run eagerly with other derivatives, and x * gradient.
+
+Where every rule keeps the form R = x * c, the coefficient c moves backwards as the gradient does of functions that have
+the module's values but other derivatives (the "detach trick"). With [v] for v as a constant:
+
+| in the module | AttnLRP | CP-LRP |
+|---|---|---|
+| layers, sums, means, maxima, movements | f(x) | f(x) |
+| activations and powers, called or a module of their own | x [f(x) / x] | x [f(x) / x] |
+| normalizations, quotients | x / [d] | x / [d] |
+| softmax | softmax(x) | softmax(x) |
+| products of two active values, of matrices too | half(a) half(b) | a [b] if b is the gate, else half(a) half(b) |
+
+where half(v) = [v] + (v - [v]) / 2 has half the derivative. Attention as a whole is written out, so that by CP-LRP its
+probabilities, a softmax, are the gate. What is a gate to a product: a softmax or sigmoid before a tanh, that before any
+other activation, that before all else; of two alike neither is. A value is active if it requires a gradient.
+
+Sources: Achtibat et al. 2024, arXiv:2402.05602; Ali et al. 2022, arXiv:2202.07304.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+SIGMOID, TANH, ACTIVATED, NO_GATE = 3, 2, 1, 0  # ranks: how much of a gate a value is
+
+ACTIVATIONS = {
+    "sigmoid": SIGMOID,
+    "hardsigmoid": SIGMOID,
+    "tanh": TANH,
+    **dict.fromkeys(
+        "relu relu6 leaky_relu gelu silu mish elu selu celu softplus hardswish hardtanh logsigmoid".split(), ACTIVATED
+    ),
+    **dict.fromkeys("clamp clamp_min clamp_max pow square abs sqrt".split(), NO_GATE),
+}
+QUOTIENTS = {"div", "divide", "true_divide", "truediv"}
+PRODUCTS = {"mul", "multiply", "rmul", "matmul", "rmatmul", "mm", "bmm", "einsum", "baddbmm"}
+LAYERS = {"linear", "addmm", "conv1d", "conv2d", "conv3d", "embedding", "sum", "mean"}
+OPERATORS = {"imul": "mul", "itruediv": "truediv", "ipow": "pow", "imatmul": "matmul"}
+
+
+def relevance(module: nn.Module, x: dict[str, Tensor], method: str, target: int) -> dict[str, Tensor]:
+    """Of every input for the output's column `target`, by "attn_lrp" or "cp_lrp"."""
+    module.requires_grad_(False)
+    leaves = {name: value.detach().clone().requires_grad_() for name, value in x.items()}
+    hooks = [m.register_forward_hook(_as_activation) for m in module.modules() if _is_written_out_activation(m)]
+    try:
+        with InDouble(), DetachTrick(method):
+            output = module(**leaves)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    gradients = torch.autograd.grad(output[:, target].sum(), list(leaves.values()))
+    return {name: x[name] * gradient for name, gradient in zip(leaves, gradients, strict=True)}
+
+
+class InDouble(TorchFunctionMode):
+    """What a model computes in float32 whatever its own precision is computed in float64."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.float:
+            func = torch.Tensor.double
+        args = [torch.float64 if value is torch.float32 else value for value in args]
+        kwargs = {name: torch.float64 if value is torch.float32 else value for name, value in (kwargs or {}).items()}
+        return func(*args, **kwargs)
+
+
+class DetachTrick(TorchFunctionMode):
+    """Functions of torch keep their values and have the derivatives of the table above."""
+
+    def __init__(self, method: str):
+        super().__init__()
+        self.gates_count_as_constants = {"attn_lrp": False, "cp_lrp": True}[method]
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        active = list(_active((args, kwargs)))
+        if not active:
+            return func(*args, **kwargs)
+        name = func.__name__.strip("_")
+        name = OPERATORS.get(name, name)
+        changes_first = func.__name__.endswith("_") and (not func.__name__.endswith("__") or func.__name__[2:] != name + "__")
+        if name in ACTIVATIONS or name in QUOTIENTS or name in PRODUCTS:
+            if changes_first:
+                return self.in_place(name, args, kwargs)
+        result = self.value(func, name, args, kwargs, active)
+        rank = ACTIVATIONS.get(name) or self.rank(name, active)
+        for tensor in _active(result):
+            tensor.rank = rank
+        return result
+
+    def in_place(self, name, args, kwargs):
+        first = args[0].clone()
+        first.rank = rank_of(args[0])
+        result = self.__torch_function__(getattr(torch, {"truediv": "div"}.get(name, name)), (), (first, *args[1:]), kwargs)
+        args[0].copy_(result)
+        args[0].rank = rank_of(result)
+        return args[0]
+
+    def value(self, func, name, args, kwargs, active):
+        if name == "scaled_dot_product_attention":
+            with self:
+                return attention(*args, **kwargs)
+        assert name != "multi_head_attention_forward", "attention with its projections is not in the table"
+        if name in NORMALIZATIONS:
+            return NORMALIZATIONS[name](*args, **kwargs)
+        if name in ("rsqrt", "reciprocal", "rtruediv", "rdiv") or (name == "pow" and args[1] < 0):  # denominators
+            return func(*args, **kwargs).detach()
+        if name in ACTIVATIONS:
+            return with_ratio(active[0], func(*args, **kwargs))
+        if name in QUOTIENTS and isinstance(args[1], Tensor):
+            return func(args[0], args[1].detach(), *args[2:], **kwargs)
+        if name in PRODUCTS and len(active) == 2:
+            changed = {id(v): new for v, new in zip(active, self.factors(*active), strict=True)}
+            args, kwargs = _replaced((args, kwargs), changed)
+        return func(*args, **kwargs)
+
+    def factors(self, a, b):
+        if self.gates_count_as_constants and rank_of(a) != rank_of(b):
+            return (a.detach(), b) if rank_of(a) > rank_of(b) else (a, b.detach())
+        return half(a), half(b)
+
+    def rank(self, name, active):
+        """A softmax is a gate. Movements, scales and shifts of what is a gate are; layers' and products' results not."""
+        if name == "softmax":
+            return SIGMOID
+        if name in LAYERS or name in PRODUCTS and (len(active) > 1 or "m" in name[1:]):
+            return NO_GATE
+        return min(map(rank_of, active))
+
+
+def rank_of(value: Tensor) -> int:
+    return getattr(value, "rank", NO_GATE)
+
+
+def half(v: Tensor) -> Tensor:
+    return v.detach() + (v - v.detach()) / 2
+
+
+def with_ratio(x: Tensor, y: Tensor) -> Tensor:
+    """y as x [y / x]; where x is zero it has no relevance to give on."""
+    return y.detach() + (x - x.detach()) * torch.where(x == 0, 0, y / torch.where(x == 0, 1, x)).detach()
+
+
+def _is_written_out_activation(module: nn.Module) -> bool:
+    kind = type(module)
+    return kind.__module__ == "transformers.activations" or "gelu" in kind.__name__.lower()
+
+
+def _as_activation(module, inputs, y):
+    x = inputs[0]
+    if not y.requires_grad:
+        return y
+    with torch._C.DisableTorchFunction():
+        result = with_ratio(x, y)
+    result.rank = max(rank_of(y), ACTIVATED)
+    return result
+
+
+# -- what torch computes as a whole -----------------------------------------------------------------------------------
+
+
+def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+    if enable_gqa:
+        key, value = (v.repeat_interleave(query.shape[-3] // v.shape[-3], -3) for v in (key, value))
+    scores = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    if is_causal:
+        scores = scores.masked_fill(torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1), -torch.inf)
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attn_mask, -torch.inf)
+    elif attn_mask is not None:
+        scores = scores + attn_mask
+    return torch.softmax(scores, -1) @ value
+
+
+def layer_norm(x, normalized_shape, weight=None, bias=None, eps=1e-5, *_):
+    axes = list(range(-len(normalized_shape), 0))
+    centred = x - x.mean(axes, keepdim=True)
+    return _scaled(centred / _deviation(centred, axes, eps), weight, bias)
+
+
+def rms_norm(x, normalized_shape, weight=None, eps=None):
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    return _scaled(x / _deviation(x, list(range(-len(normalized_shape), 0)), eps), weight, None)
+
+
+def group_norm(x, num_groups, weight=None, bias=None, eps=1e-5, *_):
+    grouped = x.unflatten(1, (num_groups, -1)).flatten(2)
+    centred = grouped - grouped.mean(-1, keepdim=True)
+    shape = [1, -1, *[1] * (x.dim() - 2)]
+    weight, bias = (None if v is None else v.reshape(shape) for v in (weight, bias))
+    return _scaled((centred / _deviation(centred, -1, eps)).reshape(x.shape), weight, bias)
+
+
+def normalize(x, p=2.0, dim=1, eps=1e-12, out=None):
+    return x / x.norm(p, dim, keepdim=True).clamp_min(eps).detach()
+
+
+def _deviation(x, axes, eps):
+    return (x.square().mean(axes, keepdim=True) + eps).sqrt().detach()
+
+
+def _scaled(x, weight, bias):
+    x = x if weight is None else x * weight
+    return x if bias is None else x + bias
+
+
+NORMALIZATIONS = {"layer_norm": layer_norm, "rms_norm": rms_norm, "group_norm": group_norm, "normalize": normalize}
+
+
+# -- arguments --------------------------------------------------------------------------------------------------------
+
+
+def _active(tree) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        if tree.requires_grad:
+            yield tree
+    elif isinstance(tree, dict):
+        yield from _active(list(tree.values()))
+    elif isinstance(tree, (list, tuple)):
+        for leaf in tree:
+            yield from _active(leaf)
+
+
+def _replaced(tree, changed: dict[int, Tensor]):
+    if isinstance(tree, dict):
+        return {key: _replaced(value, changed) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(_replaced(leaf, changed) for leaf in tree)
+    return changed.get(id(tree), tree) if isinstance(tree, Tensor) else tree
