@@ -28,27 +28,30 @@ from torch.overrides import TorchFunctionMode
 SIGMOID, TANH, ACTIVATED, NO_GATE = 3, 2, 1, 0  # ranks: how much of a gate a value is
 
 ACTIVATIONS = {
-    "sigmoid": SIGMOID,
-    "hardsigmoid": SIGMOID,
+    **dict.fromkeys(("sigmoid", "hardsigmoid"), SIGMOID),
     "tanh": TANH,
     **dict.fromkeys(
         "relu relu6 leaky_relu gelu silu mish elu selu celu softplus hardswish hardtanh logsigmoid".split(), ACTIVATED
     ),
-    **dict.fromkeys("clamp clamp_min clamp_max pow square abs sqrt".split(), NO_GATE),
 }
+POWERS = {"pow", "square", "sqrt", "abs", "clamp", "clamp_min", "clamp_max"}
+DENOMINATORS = {"rsqrt", "reciprocal", "rtruediv", "rdiv", "norm", "vector_norm", "linalg_vector_norm"}
 QUOTIENTS = {"div", "divide", "true_divide", "truediv"}
-PRODUCTS = {"mul", "multiply", "rmul", "matmul", "rmatmul", "mm", "bmm", "einsum", "baddbmm"}
-LAYERS = {"linear", "addmm", "conv1d", "conv2d", "conv3d", "embedding", "sum", "mean"}
-OPERATORS = {"imul": "mul", "itruediv": "truediv", "ipow": "pow", "imatmul": "matmul"}
+SCALAR_PRODUCTS, MATRIX_PRODUCTS = {"mul", "multiply", "rmul"}, {"matmul", "rmatmul", "mm", "bmm", "einsum", "baddbmm"}
+LAYERS = {"linear", "addmm", "conv1d", "conv2d", "conv3d", "sum", "mean"}
+IN_PLACE = {
+    "__imul__": torch.mul, "mul_": torch.mul, "__itruediv__": torch.div, "div_": torch.div, "clamp_": torch.clamp,
+    "relu_": torch.relu, "sigmoid_": torch.sigmoid, "tanh_": torch.tanh,
+}  # fmt: skip
 
 
 def relevance(module: nn.Module, x: dict[str, Tensor], method: str, target: int) -> dict[str, Tensor]:
     """Of every input for the output's column `target`, by "attn_lrp" or "cp_lrp"."""
     module.requires_grad_(False)
     leaves = {name: value.detach().clone().requires_grad_() for name, value in x.items()}
-    hooks = [m.register_forward_hook(_as_activation) for m in module.modules() if _is_written_out_activation(m)]
+    hooks = [m.register_forward_hook(_as_activation) for m in module.modules() if _is_activation_written_out(m)]
     try:
-        with InDouble(), DetachTrick(method):
+        with DetachTrick(method):
             output = module(**leaves)
     finally:
         for hook in hooks:
@@ -57,48 +60,30 @@ def relevance(module: nn.Module, x: dict[str, Tensor], method: str, target: int)
     return {name: x[name] * gradient for name, gradient in zip(leaves, gradients, strict=True)}
 
 
-class InDouble(TorchFunctionMode):
-    """What a model computes in float32 whatever its own precision is computed in float64."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is torch.Tensor.float:
-            func = torch.Tensor.double
-        args = [torch.float64 if value is torch.float32 else value for value in args]
-        kwargs = {name: torch.float64 if value is torch.float32 else value for name, value in (kwargs or {}).items()}
-        return func(*args, **kwargs)
-
-
 class DetachTrick(TorchFunctionMode):
     """Functions of torch keep their values and have the derivatives of the table above."""
 
     def __init__(self, method: str):
         super().__init__()
-        self.gates_count_as_constants = {"attn_lrp": False, "cp_lrp": True}[method]
+        self.gates_are_constants = {"attn_lrp": False, "cp_lrp": True}[method]
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         active = list(_active((args, kwargs)))
         if not active:
             return func(*args, **kwargs)
+        if func.__name__ in IN_PLACE:  # into a copy first, as what is changed may be needed for the gradient
+            changed = args[0].clone()
+            changed.rank = rank_of(args[0])
+            result = self.__torch_function__(IN_PLACE[func.__name__], (), (changed, *args[1:]), kwargs)
+            args[0].copy_(result).rank = rank_of(result)
+            return args[0]
         name = func.__name__.strip("_")
-        name = OPERATORS.get(name, name)
-        changes_first = func.__name__.endswith("_") and (not func.__name__.endswith("__") or func.__name__[2:] != name + "__")
-        if name in ACTIVATIONS or name in QUOTIENTS or name in PRODUCTS:
-            if changes_first:
-                return self.in_place(name, args, kwargs)
         result = self.value(func, name, args, kwargs, active)
-        rank = ACTIVATIONS.get(name) or self.rank(name, active)
+        rank = self.rank(name, args, active)
         for tensor in _active(result):
             tensor.rank = rank
         return result
-
-    def in_place(self, name, args, kwargs):
-        first = args[0].clone()
-        first.rank = rank_of(args[0])
-        result = self.__torch_function__(getattr(torch, {"truediv": "div"}.get(name, name)), (), (first, *args[1:]), kwargs)
-        args[0].copy_(result)
-        args[0].rank = rank_of(result)
-        return args[0]
 
     def value(self, func, name, args, kwargs, active):
         if name == "scaled_dot_product_attention":
@@ -107,29 +92,43 @@ class DetachTrick(TorchFunctionMode):
         assert name != "multi_head_attention_forward", "attention with its projections is not in the table"
         if name in NORMALIZATIONS:
             return NORMALIZATIONS[name](*args, **kwargs)
-        if name in ("rsqrt", "reciprocal", "rtruediv", "rdiv") or (name == "pow" and args[1] < 0):  # denominators
+        if name in DENOMINATORS or (name == "pow" and args[1] < 0):
             return func(*args, **kwargs).detach()
-        if name in ACTIVATIONS:
-            return with_ratio(active[0], func(*args, **kwargs))
+        if name in ACTIVATIONS or name in POWERS:
+            result = with_ratio(active[0], func(*args, **kwargs))
+            result.activates = active[0]
+            return result
         if name in QUOTIENTS and isinstance(args[1], Tensor):
             return func(args[0], args[1].detach(), *args[2:], **kwargs)
-        if name in PRODUCTS and len(active) == 2:
-            changed = {id(v): new for v, new in zip(active, self.factors(*active), strict=True)}
+        if name in SCALAR_PRODUCTS and len(active) == 1:
+            result = func(*args, **kwargs)
+            result.scales = active[0]
+            return result
+        if name in SCALAR_PRODUCTS | MATRIX_PRODUCTS and len(active) == 2:
+            changed = dict(zip(map(id, active), self.factors(*active), strict=True))
             args, kwargs = _replaced((args, kwargs), changed)
         return func(*args, **kwargs)
 
-    def factors(self, a, b):
-        if self.gates_count_as_constants and rank_of(a) != rank_of(b):
+    def factors(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        if _is_slope(a, b):
+            return a.detach(), b
+        if _is_slope(b, a):
+            return a, b.detach()
+        if self.gates_are_constants and rank_of(a) != rank_of(b):
             return (a.detach(), b) if rank_of(a) > rank_of(b) else (a, b.detach())
         return half(a), half(b)
 
-    def rank(self, name, active):
-        """A softmax is a gate. Movements, scales and shifts of what is a gate are; layers' and products' results not."""
+    def rank(self, name, args, active) -> int:
+        """What moves, scales or shifts a gate gives one; what layers and products give is none."""
         if name == "softmax":
             return SIGMOID
-        if name in LAYERS or name in PRODUCTS and (len(active) > 1 or "m" in name[1:]):
+        if name in ACTIVATIONS:
+            return ACTIVATIONS[name]
+        if name in SCALAR_PRODUCTS and len(active) == 2 and (_is_slope(*active) or _is_slope(*active[::-1])):
+            return ACTIVATED
+        if name in LAYERS | MATRIX_PRODUCTS or (name in SCALAR_PRODUCTS and len(active) == 2):
             return NO_GATE
-        return min(map(rank_of, active))
+        return rank_of(args[0]) if name in QUOTIENTS else min(map(rank_of, active))
 
 
 def rank_of(value: Tensor) -> int:
@@ -141,23 +140,38 @@ def half(v: Tensor) -> Tensor:
 
 
 def with_ratio(x: Tensor, y: Tensor) -> Tensor:
-    """y as x [y / x]; where x is zero it has no relevance to give on."""
+    """y as x [y / x]. An x of zero has no relevance to give on."""
     return y.detach() + (x - x.detach()) * torch.where(x == 0, 0, y / torch.where(x == 0, 1, x)).detach()
 
 
-def _is_written_out_activation(module: nn.Module) -> bool:
-    kind = type(module)
-    return kind.__module__ == "transformers.activations" or "gelu" in kind.__name__.lower()
+def _is_slope(slope: Tensor, x: Tensor) -> bool:
+    """Of x * sigmoid(a x)."""
+    argument = getattr(slope, "activates", None)
+    return argument is not None and (argument is x or getattr(argument, "scales", None) is x)
+
+
+def _is_activation_written_out(module: nn.Module) -> bool:
+    return type(module).__module__ == "transformers.activations" or "gelu" in type(module).__name__.lower()
 
 
 def _as_activation(module, inputs, y):
-    x = inputs[0]
     if not y.requires_grad:
         return y
     with torch._C.DisableTorchFunction():
-        result = with_ratio(x, y)
+        result = with_ratio(inputs[0], y)
     result.rank = max(rank_of(y), ACTIVATED)
     return result
+
+
+class InDouble(TorchFunctionMode):
+    """What a model computes in float32 whatever its own precision is computed in float64."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.float:
+            func = torch.Tensor.double
+        args = [torch.float64 if value is torch.float32 else value for value in args]
+        kwargs = {name: torch.float64 if value is torch.float32 else value for name, value in (kwargs or {}).items()}
+        return func(*args, **kwargs)
 
 
 # -- what torch computes as a whole -----------------------------------------------------------------------------------

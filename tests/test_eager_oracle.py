@@ -30,7 +30,7 @@ SEQUENCES = {
 }  # fmt: skip
 EXPERTS = {"experts_implementation": "batched_mm"}
 LATENT = {
-    **PLAIN, "moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1,
+    **PLAIN, "num_key_value_heads": 4, "moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1,
     "kv_lora_rank": 8, "q_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8,
     "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1, **EXPERTS,
 }  # fmt: skip
@@ -67,7 +67,7 @@ MORE = {
     "falcon_alibi": plain("Falcon", alibi=True, new_decoder_architecture=False, parallel_attn=False),
     "bloom": ("BloomConfig", "BloomForCausalLM", {**TOKENS, "hidden_size": WIDTH, "n_layer": 2, "n_head": 4, "use_cache": False}),
     "mpt": ("MptConfig", "MptForCausalLM", {"vocab_size": VOCABULARY, "d_model": WIDTH, "n_heads": 4, "n_layers": 2, "max_seq_len": 16, "expansion_ratio": 2, "use_cache": False}),
-    "stablelm": plain("StableLm"),
+    "stablelm": plain("StableLm", num_key_value_heads=2),
     "olmo": plain("Olmo"),
     "olmo2": plain("Olmo2"),
     "cohere": plain("Cohere"),
@@ -77,7 +77,7 @@ MORE = {
     "glm": causal("Glm"),
     "glm4": causal("Glm4"),
     "smollm3": causal("SmolLM3"),
-    "qwen2_moe": plain("Qwen2Moe", moe_intermediate_size=16, shared_expert_intermediate_size=16, num_experts=4, num_experts_per_tok=2, **EXPERTS),
+    "qwen2_moe": plain("Qwen2Moe", num_key_value_heads=2, moe_intermediate_size=16, shared_expert_intermediate_size=16, num_experts=4, num_experts_per_tok=2, **EXPERTS),
     "qwen3_moe": causal("Qwen3Moe", moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2, **EXPERTS),
     "deepseek_v2": ("DeepseekV2Config", "DeepseekV2ForCausalLM", LATENT),
     "deepseek_v3": ("DeepseekV3Config", "DeepseekV3ForCausalLM", LATENT),
@@ -115,7 +115,8 @@ class Classifier(nn.Module):
         self.model = model
 
     def forward(self, **x):
-        output = self.model(**x)
+        with eager_oracle.InDouble():
+            output = self.model(**x)
         logits = output.logits if "logits" in output else output.last_hidden_state
         return logits if logits.dim() == 2 else logits[:, -1]
 
@@ -124,8 +125,8 @@ def build(name: str, attention: str) -> nn.Module:
     import transformers
 
     config_class, model_class, keywords = ALL[name]
-    model = getattr(transformers, model_class)(getattr(transformers, config_class)(**keywords))
-    model.set_attn_implementation(attention)
+    config = getattr(transformers, config_class)(**keywords)
+    model = getattr(transformers, model_class)._from_config(config, attn_implementation=attention)
     assert model.config._attn_implementation == attention
     transformer_zoo.fill(model, bias=True)
     return Classifier(model.double().eval())
