@@ -30,9 +30,8 @@ SIGMOID, TANH, ACTIVATED, NO_GATE = 3, 2, 1, 0  # ranks: how much of a gate a va
 ACTIVATIONS = {
     **dict.fromkeys(("sigmoid", "hardsigmoid"), SIGMOID),
     "tanh": TANH,
-    **dict.fromkeys(
-        "relu relu6 leaky_relu gelu silu mish elu selu celu softplus hardswish hardtanh logsigmoid".split(), ACTIVATED
-    ),
+    **dict.fromkeys(("relu", "relu6", "leaky_relu", "gelu", "silu", "mish", "hardswish", "hardtanh"), ACTIVATED),
+    **dict.fromkeys(("elu", "selu", "celu", "softplus", "logsigmoid"), ACTIVATED),
 }
 POWERS = {"pow", "square", "sqrt", "abs", "clamp", "clamp_min", "clamp_max"}
 DENOMINATORS = {"rsqrt", "reciprocal", "rtruediv", "rdiv", "norm", "vector_norm", "linalg_vector_norm"}
