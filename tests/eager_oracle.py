@@ -13,7 +13,8 @@ the module's values but other derivatives (the "detach trick"). With [v] for v a
 
 where half(v) = [v] + (v - [v]) / 2 has half the derivative. Attention as a whole is written out, so that by CP-LRP its
 probabilities, a softmax, are the gate. What is a gate to a product: a softmax or sigmoid before a tanh, that before any
-other activation, that before all else; of two alike neither is. A value is active if it requires a gradient.
+other activation, that before all else; of two alike neither is; to a product of matrices only a softmax. A value is
+active if it requires a gradient.
 
 Sources: Achtibat et al. 2024, arXiv:2402.05602; Ali et al. 2022, arXiv:2202.07304.
 """
@@ -23,6 +24,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.overrides import TorchFunctionMode
 
 SIGMOID, TANH, ACTIVATED, NO_GATE = 3, 2, 1, 0  # ranks: how much of a gate a value is
@@ -48,13 +50,8 @@ def relevance(module: nn.Module, x: dict[str, Tensor], method: str, target: int)
     """Of every input for the output's column `target`, by "attn_lrp" or "cp_lrp"."""
     module.requires_grad_(False)
     leaves = {name: value.detach().clone().requires_grad_() for name, value in x.items()}
-    hooks = [m.register_forward_hook(_as_activation) for m in module.modules() if _is_activation_written_out(m)]
-    try:
-        with DetachTrick(method):
-            output = module(**leaves)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with register_module_forward_hook(_as_activation), DetachTrick(method):  # of modules made on the way as well
+        output = module(**leaves)
     gradients = torch.autograd.grad(output[:, target].sum(), list(leaves.values()))
     return {name: x[name] * gradient for name, gradient in zip(leaves, gradients, strict=True)}
 
@@ -104,17 +101,20 @@ class DetachTrick(TorchFunctionMode):
             result.scales = active[0]
             return result
         if name in SCALAR_PRODUCTS | MATRIX_PRODUCTS and len(active) == 2:
-            changed = dict(zip(map(id, active), self.factors(*active), strict=True))
+            factors = self.factors(*active, needed=SIGMOID if name in MATRIX_PRODUCTS else ACTIVATED)
+            changed = dict(zip(map(id, active), factors, strict=True))
             args, kwargs = _replaced((args, kwargs), changed)
         return func(*args, **kwargs)
 
-    def factors(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    def factors(self, a: Tensor, b: Tensor, needed: int) -> tuple[Tensor, Tensor]:
+        """What the derivative goes to. `needed`: the least rank of a gate."""
         if _is_slope(a, b):
             return a.detach(), b
         if _is_slope(b, a):
             return a, b.detach()
-        if self.gates_are_constants and rank_of(a) != rank_of(b):
-            return (a.detach(), b) if rank_of(a) > rank_of(b) else (a, b.detach())
+        ranks = [rank if rank >= needed else NO_GATE for rank in map(rank_of, (a, b))]
+        if self.gates_are_constants and ranks[0] != ranks[1]:
+            return (a.detach(), b) if ranks[0] > ranks[1] else (a, b.detach())
         return half(a), half(b)
 
     def rank(self, name, args, active) -> int:
@@ -127,7 +127,7 @@ class DetachTrick(TorchFunctionMode):
             return ACTIVATED
         if name in LAYERS | MATRIX_PRODUCTS or (name in SCALAR_PRODUCTS and len(active) == 2):
             return NO_GATE
-        return rank_of(args[0]) if name in QUOTIENTS else min(map(rank_of, active))
+        return rank_of(args[0]) if name in QUOTIENTS | {"type_as"} else min(map(rank_of, active))
 
 
 def rank_of(value: Tensor) -> int:
@@ -139,7 +139,8 @@ def half(v: Tensor) -> Tensor:
 
 
 def with_ratio(x: Tensor, y: Tensor) -> Tensor:
-    """y as x [y / x]. An x of zero has no relevance to give on."""
+    """y as x [y / x]. An x of zero or minus infinity has no relevance to give on."""
+    x = torch.where((x != 0) & x.isfinite(), x, 0)
     return y.detach() + (x - x.detach()) * torch.where(x == 0, 0, y / torch.where(x == 0, 1, x)).detach()
 
 
@@ -154,8 +155,8 @@ def _is_activation_written_out(module: nn.Module) -> bool:
 
 
 def _as_activation(module, inputs, y):
-    if not y.requires_grad:
-        return y
+    if not (_is_activation_written_out(module) and isinstance(y, Tensor) and y.requires_grad):
+        return None
     with torch._C.DisableTorchFunction():
         result = with_ratio(inputs[0], y)
     result.rank = max(rank_of(y), ACTIVATED)
