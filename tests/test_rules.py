@@ -122,8 +122,14 @@ def test_constants_by_hand():
     fmodel, params = lrpfunc.trace(f, w, x)
     # 3 x + 2 = (5, 8), z = 5 + 4 = 9 = R. As a coefficient s = 1, c = w: R_x = x * 3 w, the shift keeps 2 (1 + 0.5).
     expect(lrpfunc.attribute(fmodel, params, x, rules.epsilon(0.0)), 3.0, 3.0)
-    # flat hands on relevance, 4.5 for each: constants take nothing of it.
-    expect(lrpfunc.attribute(fmodel, params, x, rules.flat(0.0)), 4.5, 4.5)
+    # flat hands on relevance, 4.5 for each, of which the shift keeps its share too: R_x = 4.5 * 3 x / (3 x + 2).
+    expect(
+        lrpfunc.attribute(
+            fmodel, params, x, composites.by_kind({"dense": rules.flat(0.0), "affine": rules.affine(0.0)})
+        ),
+        2.7,
+        3.375,
+    )
 
 
 def layer_forms():
@@ -397,6 +403,16 @@ def test_a_rule_on_an_equation_that_it_cannot_handle_says_so(rule, module, messa
     fmodel, params = lrpfunc.functionalize(module, x)
     with pytest.raises(RuleError, match=message):
         lrpfunc.attribute(fmodel, params, x, lrpfunc.composites.by_kind({"*": rule}))
+
+
+@pytest.mark.parametrize("then", [torch.sigmoid, torch.relu, lambda y: y, lambda y: y.clamp(max=9)])
+@pytest.mark.parametrize("composite", [composites.epsilon(0), composites.attn_lrp(), composites.cp_lrp()])
+def test_a_bias_written_out_has_the_share_of_a_layers_own(composite, then):
+    """Also where a relevance arrives at it and no coefficient."""
+    p, x = {"w": torch.randn(4, 3), "b": torch.randn(4)}, torch.randn(2, 3)
+    forms = (lambda p, x: then(F.linear(x, p["w"], p["b"])), lambda p, x: then(p["b"] + x @ p["w"].T))
+    layer, written = (lrpfunc.attribute(*lrpfunc.trace(f, p, x), x, composite, target=0) for f in forms)
+    torch.testing.assert_close(written, layer)
 
 
 def test_affine_refuses_two_inputs():

@@ -8,7 +8,7 @@ from lrpfunc.errors import RuleError
 from lrpfunc.rules.flows import Flow
 from lrpfunc.rules.labels import call
 from lrpfunc.rules.rule import SAME, Rule
-from lrpfunc.rules.stabilizers import number
+from lrpfunc.rules.stabilizers import StabilizerLike, as_stabilizer, number
 
 
 def relu_deconvnet() -> Rule:
@@ -75,29 +75,38 @@ def _of_input(label: str, move) -> Rule:
     return Rule(label, forward, backward, any_layout=True)
 
 
-def affine() -> Rule:
-    """Scaled or shifted by constants: a factor takes no share, a shift keeps its share of a coefficient as a bias does.
+def affine(stabilizer: StabilizerLike = 1e-6) -> Rule:
+    """Scaled or shifted by constants: a factor takes no share, a shift keeps its share as a bias does.
 
-    A coefficient is moved by the adjoint, y = a x + b: c_x = a c; a relevance passes unchanged, R_x = R. So what is
-    shifted and cancels to zero (attention scores under a mask, say) is never divided by.
+    A coefficient is moved by the adjoint, y = a x + b: c_x = a c, so attention scores, which get coefficients, are never
+    divided by. A relevance passes a scale unchanged, R_x = R, and is shared with a shift: R_x = a x R / S(y).
+    Args:
+        stabilizer: S, an epsilon in units of y, a `stabilizer` or a function.
     Errors: `RuleError` for an equation with several inputs.
+    Source: Bach et al. 2015, doi:10.1371/journal.pone.0130140, eq. 58, for the share of a bias.
 
     >>> import lrpfunc, torch
     >>> fmodel, params = lrpfunc.trace(lambda p, x: x * 3 + 2, {}, torch.ones(1, 2))
-    >>> rules = lrpfunc.composites.by_kind({"affine": lrpfunc.rules.affine()})
+    >>> rules = lrpfunc.composites.by_kind({"affine": lrpfunc.rules.affine(0)})
     >>> lrpfunc.attribute(fmodel, params, torch.ones(1, 2), rules, target=0)
-    tensor([[5., 0.]])
+    tensor([[3., 0.]])
     """
+    stabilize = as_stabilizer(stabilizer)
 
     def forward(operation, *inputs):
         if len(inputs) != 1:
             raise RuleError(f"{operation.description} must have one input that is scaled or shifted by constants.")
-        return operation(*inputs), None if operation.is_linear else inputs
+        output = operation(*inputs)
+        if not (operation.row.rescales or operation.gets_coefficients):
+            return output, (inputs[0], output)
+        return output, (None if operation.is_linear else inputs[0], None)
 
-    def backward(operation, inputs, flow):
-        if flow.is_relevance:
+    def backward(operation, residuals, flow):
+        x, output = residuals
+        if flow.is_relevance and operation.row.rescales:
             return Flow(relevance=flow.tensor.sum_to_size(operation.shapes[0]))
-        moved = operation.adjoint(flow.tensor) if operation.is_linear else operation.vjp(inputs, flow.tensor)
-        return Flow(coefficient=moved)
+        c = flow.coefficient(output, stabilize, as_it_is=True)
+        moved = operation.adjoint(c) if operation.is_linear else operation.vjp([x], c)
+        return Flow(relevance=x * moved) if flow.is_relevance else Flow(coefficient=moved)
 
-    return Rule(call("affine"), forward, backward, gives=SAME, any_layout=True)
+    return Rule(call("affine", stabilizer=stabilize), forward, backward, gives=SAME, any_layout=True)
