@@ -78,8 +78,8 @@ def _of_input(label: str, move) -> Rule:
 def affine(stabilizer: StabilizerLike = 1e-6) -> Rule:
     """Scaled or shifted by constants: a factor takes no share, a shift keeps its share as a bias does.
 
-    A coefficient is moved by the adjoint, y = a x + b: c_x = a c, so attention scores, which get coefficients, are never
-    divided by. A relevance passes a scale unchanged, R_x = R, and is shared with a shift: R_x = a x R / S(y).
+    A coefficient is moved by the adjoint, y = a x + b: c_x = a c, so attention scores, which get one, are never divided
+    by. A relevance passes a scale unchanged, R_x = R, and is shared with a shift: R_x = a x R / S(y).
     Args:
         stabilizer: S, an epsilon in units of y, a `stabilizer` or a function.
     Errors: `RuleError` for an equation with several inputs.
