@@ -227,6 +227,7 @@ GATES = {
     "softmax": lambda x, g: x * g.softmax(-1),
     "largest of a softmax": lambda x, g: x * g.softmax(-1).topk(4, -1)[0],
     "silu": lambda x, g: F.silu(g) * x,
+    "square of a relu": lambda x, g: F.relu(g).square() * x,
     "gelu written out": lambda x, g: g * 0.5 * (1 + torch.erf(g / 2**0.5)) * x,
     "matmul by a softmax": lambda x, g: g.softmax(-1) @ x.mT,
 }

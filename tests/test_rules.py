@@ -122,8 +122,13 @@ def test_constants_by_hand():
     fmodel, params = lrpfunc.trace(f, w, x)
     # 3 x + 2 = (5, 8), z = 5 + 4 = 9 = R. As a coefficient s = 1, c = w: R_x = x * 3 w, the shift keeps 2 (1 + 0.5).
     expect(lrpfunc.attribute(fmodel, params, x, rules.epsilon(0.0)), 3.0, 3.0)
-    # flat hands on relevance, 4.5 for each, of which the shift keeps 2 / 5 and 2 / 8.
-    expect(lrpfunc.attribute(fmodel, params, x, rules.flat(0.0)), 2.7, 3.375)
+    # flat hands on relevance whatever the value is, 4.5 for each: constants take nothing of it, as in the layer that
+    # has them in its bias.
+    expect(lrpfunc.attribute(fmodel, params, x, rules.flat(0.0)), 4.5, 4.5)
+    # An activation hands on relevance of the value, sigmoid(8) = z = R: the shift keeps 2 / 8, a factor nothing.
+    fmodel, params = lrpfunc.trace(lambda p, x: torch.sigmoid(x * 3 + 2)[:, 1:], {}, x)
+    z = torch.sigmoid(torch.tensor(8.0))
+    expect(lrpfunc.attribute(fmodel, params, x, rules.epsilon(0.0)), 0.0, float(z) * 6 / 8)
 
 
 def layer_forms():

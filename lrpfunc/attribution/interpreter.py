@@ -211,7 +211,8 @@ def _add(flows: dict[str, Flow], variable: Variable, flow: Flow, values: Mapping
     if before is None:
         flows[variable.name] = flow
     elif before.is_relevance == flow.is_relevance:
-        flows[variable.name] = flow.moved(before.tensor + flow.tensor)
+        kept = before if before.by_value else flow
+        flows[variable.name] = kept.moved(before.tensor + flow.tensor)
     else:
         value = values[variable.name]
         flows[variable.name] = Flow(relevance=before.relevance(value) + flow.relevance(value))

@@ -10,6 +10,7 @@ from lrpfunc import rules
 from lrpfunc.composites.combinators import Composite, Entries, by_kind, first_layer, first_match
 from lrpfunc.operations import (
     ACTIVATION,
+    AFFINE,
     ATTENTION,
     AVERAGE_POOL,
     BATCH_NORM,
@@ -343,7 +344,8 @@ def _layers(convolution: Rule, epsilon, stabilizer, zero_bias: bool, entries: En
 
 
 def _without_parameters(stabilizer: StabilizerLike) -> dict[str, Rule]:
-    return {SUM: rules.norm(stabilizer), AVERAGE_POOL: rules.norm(stabilizer)}
+    shared = rules.norm(stabilizer)
+    return {SUM: shared, AVERAGE_POOL: shared, AFFINE: rules.affine(stabilizer)}
 
 
 def _gradient_like(activation: Rule, entries: Entries) -> Composite:

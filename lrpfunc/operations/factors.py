@@ -52,7 +52,7 @@ def constant_factor(facts: Facts, equation: Equation) -> Constant | None:
         _one_of(DENOMINATOR, [_normalizes(facts, *pair) for pair in (factors, factors[::-1])])
         or _slope(facts, factors)
         or _gate(facts, factors)
-        or _one_of(ACTIVATED, [_comes_from(facts, factor, _is_activation, THROUGH) for factor in factors])
+        or _one_of(ACTIVATED, [_comes_from(facts, factor, _is_activation, THROUGH_POWERS) for factor in factors])
     )
 
 
@@ -69,8 +69,10 @@ def _gate(facts: Facts, factors: Sequence[Variable]) -> Constant | None:
 
 
 # What a factor's origin is seen through: 1 - sigmoid(x) is a gate too, and so are the largest of some, or some divided
-# by their sum. Attention's probabilities may pass layers that mix its heads.
+# by their sum. A power of an activation is one, as relu(x)^2 is. Attention's probabilities may pass layers that mix its
+# heads.
 THROUGH = (MOVEMENT, AFFINE, MAX_POOL)
+THROUGH_POWERS = (*THROUGH, ELEMENTWISE)
 THROUGH_LAYERS = (*THROUGH, DENSE, CONVOLUTION)
 
 Test = Callable[["Facts", Equation], bool]

@@ -184,13 +184,13 @@ def one_channel(statement: Statement) -> ClosedForm:
         (shape,) = operation.shapes
         if operation.kind == DENSE:
             s = stabilize.quotient(relevance.sum(-1, keepdim=True), inputs)
-            return Flow(relevance=s.expand(shape))
+            return Flow(relevance=s.expand(shape), by_value=False)
         groups = operation.arguments[GROUPS]
         total = relevance.unflatten(1, (groups, -1)).sum(2)
         s = stabilize.quotient(total, inputs).flatten(0, 1).unsqueeze(1)
         one = _one_channel(operation).copy(shapes=[torch.Size((len(s), 1, *shape[2:]))])
         moved = one.adjoint(s).reshape(shape[0], groups, 1, *shape[2:])
-        return Flow(relevance=moved.expand(-1, -1, shape[1] // groups, *shape[2:]).reshape(shape))
+        return Flow(relevance=moved.expand(-1, -1, shape[1] // groups, *shape[2:]).reshape(shape), by_value=False)
 
     return ClosedForm(fits, forward, backward, (counts,))
 

@@ -43,10 +43,10 @@ def declared(rule: Rule, row: Row, gets_relevance: bool) -> str:
     """The form of what a rule declares to send where a relevance, or else a coefficient, arrives; "" if any will do."""
     if not rule.gives:
         return ""
-    if rule.gives == COEFFICIENTS or (rule.gives == SHIFTED and row.shifts):
+    if rule.gives == COEFFICIENTS:
         return COEFFICIENT
     if gets_relevance:
-        return RELEVANCE
+        return "" if rule.gives == SHIFTED and row.shifts else RELEVANCE
     if rule.gives in (SAME, SHIFTED):
         return COEFFICIENT
     if row.rectifies:

@@ -80,7 +80,7 @@ def affine(stabilizer: StabilizerLike = 1e-6) -> Rule:
 
     Of y = a x + b a coefficient is moved by the adjoint, c_x = a c, so that what is shifted and cancels to zero
     (attention scores under a mask, say) is never divided by. A relevance passes a factor unchanged, R_x = R, and at a
-    shift it is shared by contribution, R_x = a x R / S(y).
+    shift it is shared by contribution, R_x = a x R / S(y), unless it was shared whatever the value is (flat, zbox).
 
     Args:
         stabilizer: S, an epsilon in units of y, a `stabilizer` or a function.
@@ -103,8 +103,8 @@ def affine(stabilizer: StabilizerLike = 1e-6) -> Rule:
 
     def backward(operation, residuals, flow):
         inputs, output = residuals
-        if flow.is_relevance and not operation.row.shifts:
-            return Flow(relevance=flow.tensor.sum_to_size(operation.shapes[0]))
+        if flow.is_relevance and not (operation.row.shifts and flow.by_value):
+            return flow.moved(flow.tensor.sum_to_size(operation.shapes[0]))
         c = flow.coefficient(output, stabilize, as_it_is=True)
         return Flow(coefficient=operation.adjoint(c) if operation.is_linear else operation.vjp(inputs, c))
 

@@ -391,5 +391,5 @@ def _by_sign(x: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
 
 def _as_relevances(moved) -> Flow | tuple[Flow, ...]:
     if isinstance(moved, tuple):
-        return tuple(Flow(relevance=tensor) for tensor in moved)
-    return Flow(relevance=moved)
+        return tuple(Flow(relevance=tensor, by_value=False) for tensor in moved)
+    return Flow(relevance=moved, by_value=False)

@@ -27,6 +27,8 @@ class Flow:
         coefficient: c, likewise. Exactly one of the two is given.
         rectified: a = relu(v), where c is the coefficient of a that has yet to pass the ReLU: R = a c, and where a is
             zero so is R.
+        by_value: False for a relevance that was shared whatever the value is (flat, wsquare) or relative to bounds of it
+            (zbox), so that a constant in it has no share: (x - mean) / std hands it on as it is.
     Errors: `RuleError` for both forms or none.
     Source: Montavon et al. 2019, doi:10.1007/978-3-030-28954-6_10, who write R_j = a_j c_j.
 
@@ -38,13 +40,14 @@ class Flow:
     tensor([2.0000, 0.4000])
     """
 
-    __slots__ = ("_tensor", "is_relevance", "rectified")
+    __slots__ = ("_tensor", "by_value", "is_relevance", "rectified")
 
     def __init__(
         self,
         relevance: Tensor | tuple | None = None,
         coefficient: Tensor | tuple | None = None,
         rectified: Tensor | None = None,
+        by_value: bool = True,
     ):
         if (relevance is None) == (coefficient is None):
             raise RuleError("a Flow is either a relevance or a coefficient: give exactly one.")
@@ -52,6 +55,7 @@ class Flow:
             raise RuleError("only a coefficient can be rectified.")
         self.is_relevance = relevance is not None
         self.rectified = rectified
+        self.by_value = by_value
         self._tensor: Any = relevance if relevance is not None else coefficient
 
     @property
@@ -96,7 +100,7 @@ class Flow:
 
     def moved(self, tensor) -> Flow:
         """The same form with another tensor."""
-        return Flow(relevance=tensor) if self.is_relevance else Flow(coefficient=tensor)
+        return Flow(relevance=tensor, by_value=self.by_value) if self.is_relevance else Flow(coefficient=tensor)
 
 
 def factors(flow: Flow, value: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -37,7 +37,7 @@ class Rule(NamedTuple):
         hoists: functions of an operation that make something of its parameters only, so that it is fixed: `prepare`
             calls them once, and the rule gets it by `operation.hoisted`.
         gives: the form of the flows that backward returns: "coefficients", whatever arrives; "same", the form that
-            arrives; "shifted", the same, but a coefficient where constants are added; "rectified", the same, but a
+            arrives; "shifted", the same, but any form where constants are added; "rectified", the same, but a
             rectified flow for a coefficient at a ReLU; "", unknown. Layers below keep less in memory where they know.
         stops: `stops(operation)` names the inputs, by their positions among the active ones, that get no flow whatever
             happens, so that nothing is kept for what they were made of.
