@@ -16,6 +16,7 @@ from torch import Tensor
 from lrpfunc.errors import InputError, TraceError
 from lrpfunc.program import NAMESPACE, Leaf, Variable, label_inputs, leaf_names
 from lrpfunc.tracing.exports import Axes
+from lrpfunc.tracing.twins import clone_of, twin_of
 
 
 class Inputs(NamedTuple):
@@ -65,6 +66,7 @@ class Boundary:
         self.param_names = _checked_names(params, self.param_leaves)
         self.is_flat = type(params) is dict and all(isinstance(leaf, Tensor) for leaf in params.values())
         self.leaves, self.structure = _flatten(inputs.values)
+        self.objects = clone_of([None if isinstance(leaf, Tensor) else leaf for leaf in self.leaves])
         if not any(isinstance(leaf, Tensor) for leaf in self.leaves):
             raise TraceError("there is no tensor among the example inputs: give at least one.")
 
@@ -76,7 +78,8 @@ class Boundary:
     def __call__(self, tensors: Sequence[Tensor]) -> list:
         filled = iter(tensors)
         params = optree.tree_unflatten(self.param_structure, [next(filled) for _ in self.param_leaves])
-        values = [next(filled) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
+        objects = twin_of(self.objects)  # the function may change them, and is run several times
+        values = [next(filled) if isinstance(a, Tensor) else b for a, b in zip(self.leaves, objects, strict=True)]
         result = self.function(params, *optree.tree_unflatten(self.structure, values))
         leaves, self.result_structure = _flatten(result)
         self.results = [leaf if _varies(leaf) or isinstance(leaf, PLAIN) else None for leaf in leaves]
@@ -84,7 +87,7 @@ class Boundary:
 
     def input_leaves(self, variables: Sequence[Variable]) -> tuple[Leaf, ...]:
         filled = iter(variables)
-        values = [next(filled) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
+        values = [next(filled) if isinstance(a, Tensor) else b for a, b in zip(self.leaves, self.objects, strict=True)]
         paths = optree.tree_paths(self.inputs.values, namespace=NAMESPACE)  # type: ignore[arg-type]
         return tuple(map(Leaf, paths, label_inputs(self.inputs.names, self.inputs.values), values))
 
