@@ -23,5 +23,5 @@ from lrpfunc.program.functions import (
     smooth_attention,
 )
 from lrpfunc.program.program import Program
-from lrpfunc.program.pytrees import NAMESPACE, Leaf, label_inputs, leaf_names, refilled
+from lrpfunc.program.pytrees import NAMESPACE, Leaf, dataclasses_in, flatten, label_inputs, leaf_names, refilled
 from lrpfunc.program.tables import equation_row, format_table

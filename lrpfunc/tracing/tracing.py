@@ -136,6 +136,7 @@ def _capture(boundary: Boundary, model: nn.Module | None) -> tuple[Program, Para
         equations=tuple(builder.equations),
         output=boundary.output([result for result, kind in results if kind is OutputKind.USER_OUTPUT]),
         size_ranges={builder.symbols[symbol]: bounds for symbol, bounds in ranges.items() if bounds != (0, None)},
+        nodes=boundary.nodes,
         takes_keywords=boundary.inputs.positional < len(boundary.inputs.names),
     )
     return tidied(program, builder.origins), builder.params

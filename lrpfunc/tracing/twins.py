@@ -11,7 +11,6 @@ import functools
 import sys
 from collections import deque
 from collections.abc import Callable
-from dataclasses import is_dataclass
 from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -63,8 +62,8 @@ class _Twins:
         elif isinstance(value, FunctionType):
             self._make_function(value)
         elif isinstance(value, functools.partial):
-            parts = self.of(value.func), *map(self.of, value.args)
-            self._note(value, functools.partial(*parts, **{k: self.of(v) for k, v in value.keywords.items()}))
+            keywords = {key: self.of(item) for key, item in value.keywords.items()}
+            self._note(value, functools.partial(self.of(value.func), *map(self.of, value.args), **keywords))
         elif isinstance(value, CellType):
             self._make_cell(value)
         elif isinstance(value, (dict, list, set, deque)) or _has_state(value):
@@ -100,7 +99,7 @@ class _Twins:
     def _make_object(self, value: Any) -> None:
         """A module, a container or another object with attributes; itself, if it cannot be copied."""
         try:
-            made = object.__new__(type(value)) if isinstance(value, nn.Module) else copy.copy(value)
+            made: Any = object.__new__(type(value)) if isinstance(value, nn.Module) else copy.copy(value)
         except Exception:  # locks, files and the like
             self._note(value, value)
             return
@@ -121,6 +120,6 @@ def _has_state(value: Any) -> bool:
     kind = type(value)
     if isinstance(value, SHARED) or not hasattr(value, "__dict__") or hasattr(kind, "__del__"):
         return False
-    if is_dataclass(value) and value.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+    if getattr(getattr(kind, "__dataclass_params__", None), "frozen", False):
         return False
     return not any(base.__module__.partition(".")[0] in STANDARD for base in kind.__mro__)
