@@ -21,6 +21,7 @@ from lrpfunc.program.functions import (
     overwrite,
     size,
     smooth_attention,
+    standardize,
 )
 from lrpfunc.program.program import Program
 from lrpfunc.program.pytrees import NAMESPACE, Leaf, dataclasses_in, flatten, label_inputs, leaf_names, refilled

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,13 +13,25 @@ from torch import Tensor, nn
 
 from lrpfunc.errors import TraceError
 from lrpfunc.operations import SPELLINGS, row_named
-from lrpfunc.program import PARAMETER, Equation, Variable, batch_norm, einsum, embedding, operator_name, size
+from lrpfunc.program import (
+    PARAMETER,
+    Equation,
+    Variable,
+    batch_norm,
+    einsum,
+    embedding,
+    operator_name,
+    size,
+    standardize,
+    variables_in,
+)
 from lrpfunc.tracing.graphs import (
     Origin,
     functional_twin,
     is_symbolic,
     normalize,
     origin,
+    unsupported_message,
     usual,
 )
 from lrpfunc.tracing.source_lines import line_of
@@ -44,6 +56,7 @@ class Builder:
         self.equations: list[Equation] = []
         self.origins: dict[str, Origin] = {}  # by an equation's first output
         self.symbols: dict[str, str] = {}  # names of symbolic sizes
+        self.varying: set[str] = set()  # what depends on an input, by variables' names
         self.writes = Writes(self)
 
     # -- leaves
@@ -67,6 +80,7 @@ class Builder:
                 name_of_first = self.symbols.setdefault(first, f"{word}{count + 1}" if count else word)
                 self.symbols[symbol] = name_of_first
         self.values[node] = self._variable(name, node.meta["val"])
+        self.varying.add(name)
         return self.values[node]
 
     def _variable(self, name: str, value) -> Variable:
@@ -103,7 +117,9 @@ class Builder:
     def _convert(self, node) -> None:
         name = operator_name(node.target)
         row = row_named(name)
-        if isinstance(node.target, torch._ops.HigherOrderOperator):
+        if name == "cond":
+            self._inline_branches(node)
+        elif isinstance(node.target, torch._ops.HigherOrderOperator):
             self._inline_region(node, name)
         elif row.is_assertion:
             return
@@ -127,12 +143,29 @@ class Builder:
         position = next((i for i, value in enumerate(values) if isinstance(value, torch.fx.GraphModule)), None)
         is_plain = name == "wrap_with_set_grad_enabled" or (name == "wrap_with_autocast" and not values[2])
         if position is None or not is_plain:
-            raise TraceError(f"'{name}' at {line_of(node)} is not supported: remove it from forward.")
-        region = values[position]
-        for inner, outer in zip(region.graph.find_nodes(op="placeholder"), node.args[position + 1 :], strict=True):
+            raise TraceError(unsupported_message(name, line_of(node)))
+        self.values[node] = self._inline(values[position], node.args[position + 1 :], node)
+
+    def _inline(self, region, operands: Sequence, node) -> list:
+        for inner, outer in zip(region.graph.find_nodes(op="placeholder"), operands, strict=True):
             self.writes.outer[inner] = outer
             self.values[inner] = self.read(outer, node)
-        self.values[node] = self.inline(region.graph, region)
+        return self.inline(region.graph, region)
+
+    def _inline_branches(self, node) -> None:
+        """`torch.cond` as both of its branches, of which the condition takes one: no relevance comes to the other."""
+        condition, *branches = self.read(node.args[:3], node)
+        if not isinstance(condition, Variable) or not condition.is_tensor:
+            condition = self.emit(node, aten.scalar_tensor.default, (condition,), like=Variable("", (), torch.float32))
+        if condition.shape != () or condition.dtype != torch.bool:
+            flat = Variable("", (), condition.dtype)
+            condition = self.emit(node, aten.reshape.default, (condition, []), like=flat)
+            condition = self.emit(node, aten.ne.Scalar, (condition, 0), like=replace(flat, dtype=torch.bool))
+        taken, other = (self._inline(branch, node.args[3], node) for branch in branches)
+        self.values[node] = [
+            self.emit(node, aten.where.self, (condition, one, two), like=self._variable("", value))
+            for one, two, value in zip(taken, other, node.meta["val"], strict=True)
+        ]
 
     def _convert_operator(self, node, name: str) -> None:
         names, arguments, keywords = normalize(node)
@@ -140,6 +173,9 @@ class Builder:
         keywords = {key: self.read(value, node) for key, value in keywords.items()}
         if name == "batch_norm":
             x, weight, bias, mean, var, training, _, eps, _ = arguments
+            if training and not self._is_varying((x, weight, bias)):
+                self.values[node] = self.emit(node, standardize, (x, weight, bias, eps))
+                return
             if training:
                 raise TraceError(
                     f"batch norm '{origin(node).path or node.name}' is in training mode, in which samples of a batch "
@@ -178,6 +214,9 @@ class Builder:
         result = self.emit(node, function, arguments, like=first)
         self.values[node] = [result, *value[1:]] if isinstance(value, (list, tuple)) else result
 
+    def _is_varying(self, arguments: tuple) -> bool:
+        return any(variable.name in self.varying for variable in variables_in(arguments))
+
     def _detached(self, node, argument):
         """An argument of which the values do not matter: nothing flows back to it."""
         is_floating = isinstance(argument, Variable) and argument.is_floating
@@ -195,6 +234,8 @@ class Builder:
         else:
             result = self._variable(name, value)
         outputs = tuple(result) if isinstance(result, list) else (result,)
+        if self._is_varying((arguments, tuple((keywords or {}).values()))):
+            self.varying.update(variable.name for variable in outputs)
         self.equations.append(Equation("", function, arguments, keywords or {}, outputs, line_of(node)))
         self.origins[outputs[0].name] = origin(node)
         return result

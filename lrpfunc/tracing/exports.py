@@ -99,6 +99,8 @@ class _Lines(TorchFunctionMode):
     """Notes the user's line on each node; torch.export itself notes only lines of functions called `forward`."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
+        if torch.compiler.is_dynamo_compiling():  # the branches of torch.cond, say
+            return function(*args, **(kwargs or {}))
         frame = sys._getframe(1)
         while frame.f_back is not None and frame.f_code.co_filename.startswith(INTERNAL):
             frame = frame.f_back
