@@ -318,7 +318,7 @@ def test_branches_are_both_equations_and_relevance_comes_to_the_one_taken(condit
     fmodel, params = traced(model, x_of(), at=[(x_of(5),), (-x_of(5),), (x_of(1),)])
     assert {"one", "two"} <= set(names(fmodel))
     for x in (x_of(5), -x_of(5)):
-        relevance = lrpfunc.attribute(fmodel, params, x, composites.epsilon(0, zero_bias=True), lambda y: y)
+        relevance = lrpfunc.attribute(fmodel, params, x, composites.epsilon(0), lambda y: y)
         one = (model.one(x) > 0).float() @ model.one.weight
         taken = one if bool(condition(x)) else 2 * model.two.weight.sum(0)
         assert torch.allclose(relevance, x * taken, atol=1e-5)

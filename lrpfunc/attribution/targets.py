@@ -23,8 +23,8 @@ def seed(output: Any, target: Target, has_batch: bool = True) -> Any:
     """The relevance R_out = output * one_hot(target), in the structure of `output` and in units of the logit.
 
     `target`: None (the arg-max class of each sample), an int, an index tensor (batch,), a tuple for outputs of higher
-    rank, a list or range with one of these per sample, or a function `output -> R_out`. An output of one number per sample is
-    its own seed. The output's first dimension is the batch, unless not `has_batch`: then the output is one sample's.
+    rank, a list or range of one per sample, or a function `output -> R_out`. An output of one number per sample is its
+    own seed. The output's first dimension is the batch, unless not `has_batch`: then the output is one sample's.
     Errors: `TargetError` for anything out of range, of another shape, or ambiguous. An index tensor whose values are
     not known (under vmap or torch.compile) and that is out of range gives zeros.
     """

@@ -263,7 +263,8 @@ def attn_lrp(
         gamma: of the gamma rule for layers; 0 for the epsilon rule.
         epsilon: S of all rules but gamma: an epsilon in units of its outputs, a `stabilizer` or a function.
         stabilizer: S of the gamma rule, in units of its denominators, likewise.
-        zero_bias: leave biases out of what is shared by; it needs a larger epsilon (1e-2, say).
+        zero_bias: leave biases out of what is shared by; it needs a larger epsilon (1e-2, say), or with gamma a larger
+            stabilizer, which then rules the layers.
         entries: what goes first: a composite, `{name pattern: rule}` or one rule.
     Errors: `RuleError` for a negative gamma or epsilon, and for entries that match nothing.
     Source: Achtibat et al. 2024, arXiv:2402.05602.

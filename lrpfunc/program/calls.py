@@ -74,10 +74,11 @@ def flatten_inputs(expected: Sequence[Leaf], names: Sequence[str], inputs: tuple
     """The leaves of inputs, of the structure that was traced."""
     leaves = optree.tree_leaves(inputs, namespace=NAMESPACE)
     if [leaf.path for leaf in expected] != optree.tree_paths(inputs, namespace=NAMESPACE):
-        given = ", ".join(label_inputs(names, inputs)) or "nothing"
+        given = label_inputs(names, inputs)
+        hint = " Lists of numbers are made tensors by torch.as_tensor." if _are_numbers(leaves) else ""
         raise InputError(
-            f"the inputs must have the leaves {', '.join(leaf.label for leaf in expected)} that they were "
-            f"traced with, but have {given}. Trace the model again for another structure."
+            f"the inputs must have the leaves {_some([leaf.label for leaf in expected])} that they were "
+            f"traced with, but have {_some(given)}.{hint or ' Trace the model again for another structure.'}"
         )
     for (_, label, traced), value in zip(expected, leaves, strict=True):
         if isinstance(traced, Variable) and not isinstance(value, Tensor):
@@ -88,6 +89,16 @@ def flatten_inputs(expected: Sequence[Leaf], names: Sequence[str], inputs: tuple
                 "Trace the model again for another value."
             )
     return leaves
+
+
+def _some(labels: Sequence[str]) -> str:
+    """Labels in a row, of many the first."""
+    more = f" and {len(labels) - 5} more" if len(labels) > 5 else ""
+    return ", ".join(labels[:5]) + more if labels else "nothing"
+
+
+def _are_numbers(leaves: Sequence) -> bool:
+    return len(leaves) > 0 and all(isinstance(leaf, (int, float)) for leaf in leaves)
 
 
 def is_same(value: Any, traced: Any, seen: frozenset[int] = frozenset()) -> bool:

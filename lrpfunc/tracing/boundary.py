@@ -14,6 +14,7 @@ from torch import Tensor
 from lrpfunc.errors import InputError, TraceError
 from lrpfunc.program import NAMESPACE, Leaf, Variable, dataclasses_in, flatten, label_inputs, leaf_names
 from lrpfunc.tracing.exports import Axes
+from lrpfunc.tracing.refusals import check_inputs, check_tensors
 from lrpfunc.tracing.twins import clone_of, twin_of
 
 
@@ -62,11 +63,16 @@ class Boundary:
         self.function, self.params, self.inputs, self.axes = function, params, inputs, axes
         self.param_leaves, self.param_structure = flatten(params)
         self.param_names = _checked_names(params, self.param_leaves)
+        check_tensors(dict(zip(self.param_names, self.param_leaves, strict=True)), "leaf of params", TraceError)
         self.is_flat = type(params) is dict and all(isinstance(leaf, Tensor) for leaf in params.values())
         self.leaves, self.structure = flatten(inputs.values)
         self.objects = clone_of([None if isinstance(leaf, Tensor) else leaf for leaf in self.leaves])
+        labels = label_inputs(inputs.names, inputs.values)
+        check_inputs(dict(zip(inputs.names, inputs.values, strict=True)), zip(labels, self.leaves, strict=True))
         if not any(isinstance(leaf, Tensor) for leaf in self.leaves):
-            raise TraceError("there is no tensor among the example inputs: give at least one.")
+            others = any(isinstance(leaf, (int, float)) or hasattr(leaf, "__array__") for leaf in self.leaves)
+            hint = " Numbers, lists and arrays are made tensors by torch.as_tensor." if others else ""
+            raise TraceError(f"there is no tensor among the example inputs: give at least one.{hint}")
 
     def examples(self) -> tuple[list[Tensor], list[Tensor]]:
         """Tensors to trace with, all of them different: one that is given twice is still two inputs."""

@@ -11,7 +11,6 @@ import copy
 import logging
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -23,8 +22,9 @@ from torch.overrides import TorchFunctionMode
 
 from lrpfunc.errors import LrpError, TraceError
 from lrpfunc.tracing.graphs import is_symbolic
+from lrpfunc.tracing.refusals import failure
 from lrpfunc.tracing.sizes import Ranges, ranges_of, shapes_of_inputs
-from lrpfunc.tracing.source_lines import INTERNAL, source_line
+from lrpfunc.tracing.source_lines import INTERNAL
 
 Axes = tuple[int, ...]  # of one input, along which it may have any size
 
@@ -277,7 +277,7 @@ def _export_once(front: Front, params: list[Tensor], inputs: list[Tensor], axes:
         cause = error.error if isinstance(error, _Failed) else error
         if isinstance(cause, LrpError):
             raise cause from None
-        raise TraceError(_failure(cause)) from cause
+        raise TraceError(failure(cause, front.named_modules())) from cause
 
 
 @contextlib.contextmanager
@@ -316,18 +316,3 @@ def _alone():
         yield
     finally:
         _ModuleStackTracer.call_module, _ModuleStackTracer.getattr = before  # type: ignore[method-assign]
-
-
-def _failure(error: Exception) -> str:
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(INTERNAL)]
-    where = f" at {source_line(frames[-1].filename, frames[-1].lineno or 0)}" if frames else ""
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    hint = ""
-    if "data-dependent" in str(error):
-        hint = " The model decides by a value that is only known when it runs: write it with torch.where."
-        if "expert" in (frames[-1].line or "" if frames else ""):
-            hint = (
-                " The experts are called one by one, as tokens choose them: make the model with "
-                'experts_implementation="batched_mm", which transformers\' configurations and from_pretrained take.'
-            )
-    return f"the model cannot be exported{where}: {type(error).__name__}: {first}{hint}"

@@ -14,6 +14,7 @@ from torch import Tensor
 from lrpfunc.errors import TraceError
 from lrpfunc.operations import USUAL_NAMES
 from lrpfunc.program import operator_name
+from lrpfunc.tracing.refusals import no_memory_message
 from lrpfunc.tracing.source_lines import line_of
 
 aten = torch.ops.aten
@@ -77,7 +78,11 @@ def _is_view(function) -> bool:
 def memory(node):
     """A key of the memory that a node shows; None for what is no tensor."""
     value = node.meta.get("val") if isinstance(node, torch.fx.Node) else None
-    return value.untyped_storage()._cdata if isinstance(value, Tensor) else None
+    try:
+        return value.untyped_storage()._cdata if isinstance(value, Tensor) else None
+    except NotImplementedError:
+        assert isinstance(value, Tensor)
+        raise TraceError(no_memory_message(value, line_of(node))) from None
 
 
 def origin(node) -> Origin:

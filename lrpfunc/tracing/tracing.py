@@ -21,6 +21,7 @@ from lrpfunc.tracing.boundary import Boundary, Inputs
 from lrpfunc.tracing.builder import Builder
 from lrpfunc.tracing.exports import LOCK, Axes, Front, export
 from lrpfunc.tracing.lifting import Parameters, lift
+from lrpfunc.tracing.refusals import check_model, check_surroundings
 from lrpfunc.tracing.tidying import tidied
 from lrpfunc.tracing.twins import twin_of
 
@@ -61,6 +62,7 @@ def functionalize(model: nn.Module, /, *example_inputs, **example_keywords) -> t
             f"functionalize needs an nn.Module, but got {type(model).__name__}. Use lrpfunc.trace for functions."
         )
     inputs = Inputs.of(model.forward, example_inputs, example_keywords)
+    check_model(model)
     with LOCK:
         return _functionalized(twin_of(model), inputs)
 
@@ -121,6 +123,7 @@ def _checked(program: Program, params) -> tuple[Program, Any]:
 
 def _capture(boundary: Boundary, model: nn.Module | None) -> tuple[Program, Parameters]:
     """The program of a function, and its parameters: those given or a model's tensors, and tensors written in code."""
+    check_surroundings()
     front = Front(boundary, model)
     exported, ranges, same = export(front, *boundary.examples(), boundary.axes)
     builder = Builder(model, same)

@@ -26,7 +26,16 @@ STANDARD = sys.stdlib_module_names - PLAIN
 
 def twin_of(value: Any) -> Any:
     """A copy of a module, function or object and of all that it leads to, with the same tensors."""
-    return _Twins(lambda tensor: tensor).of(value)
+    return _Twins(_usable).of(value)
+
+
+def _usable(tensor: Tensor) -> Tensor:
+    """The tensor itself; of one made under inference_mode, which autograd may not follow, a usual one on its memory."""
+    if not tensor.is_inference() or torch.is_inference_mode_enabled() or tensor.layout != torch.strided:
+        return tensor
+    usual = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    usual.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
+    return nn.Parameter(usual, requires_grad=False) if isinstance(tensor, nn.Parameter) else usual
 
 
 def clone_of(value: Any) -> Any:
