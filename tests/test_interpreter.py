@@ -91,7 +91,10 @@ def test_one_number_per_sample_is_its_own_seed():
         ([0, 1, 9], r"target 9 is out of range"),
         ([0, 1, (1, 2)], r"each target in a list must be 1 int\(s\), but one is \(1, 2\)"),
         ((1, 2), r"target must have 1 indices for an output of shape \(3, 5\), but has 2"),
-        ("cat", r"a target must be an int, an index tensor, a tuple, a list or a function, but is 'cat'"),
+        (
+            "cat",
+            r"a target must be an int, an index tensor, an array, a range, a tuple, a list or a function, but is 'cat'",
+        ),
         (True, r"a target must be an int"),
         (lambda y: y[:2], r"the relevance of the output must have its shape, \(3, 5\), but has \(2, 5\)"),
         (lambda y: y.float(), r"the relevance of the output must be torch.float64 as it is, but is torch.float32"),

@@ -66,7 +66,9 @@ def test_enabled_autocast_is_an_error():
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return self.fc(x)
 
-    with pytest.raises(TraceError, match=r"'wrap_with_autocast' at .* is not supported: remove it from forward\."):
+    with pytest.raises(
+        TraceError, match=r"'wrap_with_autocast' at .* is not supported: it computes in another precision\. Remove it"
+    ):
         lrpfunc.functionalize(Model(forward), x_of())
 
 
@@ -294,14 +296,87 @@ def test_parameters_must_be_tensors_with_names_of_their_own():
         lrpfunc.trace(lambda p, x: x, {"a": {"b": x_of()}, "a.b": x_of()}, x_of())
 
 
-def test_conditional_operators_are_an_error():
-    def forward(self, x):
-        return torch.cond(x.sum() > 0, lambda x: x + 1, lambda x: x - 1, (x,))
+class Branches(nn.Module):
+    """Takes one of two layers, as the condition says."""
 
-    with pytest.raises(
-        TraceError, match=r"the model cannot be exported at \S*test_tracing\.py:\d+ \(`return torch\.cond"
-    ):
-        lrpfunc.functionalize(Model(forward), x_of())
+    def __init__(self, condition):
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two, self.condition = nn.Linear(3, 3), nn.Linear(3, 3), condition
+        self.requires_grad_(False)
+
+    def forward(self, x):
+        chosen = self.condition(x)
+        return torch.cond(chosen, lambda x: self.one(x).relu(), lambda x: self.two(x) * 2, (x,))
+
+
+@pytest.mark.parametrize(
+    "condition", [lambda x: x.sum() > 0, lambda x: x.sum().reshape(1) > 0, lambda x: torch.tensor(x.shape[-1] > 2)]
+)
+def test_branches_are_both_equations_and_relevance_comes_to_the_one_taken(condition):
+    model = Branches(condition)
+    fmodel, params = traced(model, x_of(), at=[(x_of(5),), (-x_of(5),), (x_of(1),)])
+    assert {"one", "two"} <= set(names(fmodel))
+    for x in (x_of(5), -x_of(5)):
+        relevance = lrpfunc.attribute(fmodel, params, x, composites.epsilon(0), lambda y: y)
+        one = (model.one(x) > 0).float() @ model.one.weight
+        taken = one if bool(condition(x)) else 2 * model.two.weight.sum(0)
+        assert torch.allclose(relevance, x * taken, atol=1e-5)
+        assert not lrpfunc.explain(fmodel, composites.epsilon(), strict=True).fallbacks
+
+
+def test_a_condition_that_is_known_when_traced_leaves_one_branch():
+    with pytest.warns(UserWarning, match="Pred is a Python constant"):
+        fmodel, _ = traced(Branches(lambda x: x.shape[-1] > 2), x_of())
+    assert names(fmodel) == ["one", "relu"]
+
+
+def scans(self, x):
+    from torch._higher_order_ops.scan import scan
+
+    return scan(lambda c, x: (c + x, c * x), torch.zeros(3), x, dim=0)[1]
+
+
+def loops(self, x):
+    from torch._higher_order_ops.while_loop import while_loop
+
+    return while_loop(lambda y: y.sum() < 3, lambda y: (y * 2,), (x,))[0]
+
+
+def maps(self, x):
+    from torch._higher_order_ops.map import map as each
+
+    return each(lambda row: row * 2, x)
+
+
+@pytest.mark.parametrize(
+    ("function", "name", "way"),
+    [
+        (scans, "scan", r"its steps are no equations\. Write a for loop over the steps\."),
+        (loops, "while_loop", r"how often it runs is only known when it runs\. Write a for loop over a fixed number"),
+        (maps, "map", r"its steps are no equations\. Write it for the whole batch, or as a for loop\."),
+    ],
+)
+def test_other_operators_of_higher_order_are_an_error(function, name, way):
+    with pytest.raises(TraceError, match=rf"'{name}' at \S*test_tracing\.py:\d+ \(`return .* is not supported: {way}"):
+        lrpfunc.functionalize(Model(function), x_of())
+
+
+def standardized(self, x):
+    w = F.batch_norm(self.fc.weight[None], None, None, training=True, eps=1e-3)[0]
+    return F.linear(x, w, self.fc.bias)
+
+
+def test_weights_may_be_standardized_and_values_not():
+    fmodel, params = traced(Model(standardized), x_of(), at=[(x_of(5),)])
+    assert [equation.name for equation in lrpfunc.operations.active_equations(fmodel)] == ["linear"]
+    relevance = lrpfunc.attribute(fmodel, params, x_of(), composites.epsilon(0), target=1)
+    w = F.batch_norm(params["fc.weight"][None], None, None, training=True, eps=1e-3)[0]
+    assert torch.allclose(relevance, x_of() * w[1], atol=1e-6)
+    canonical = lrpfunc.canonize(fmodel, params)
+    assert_equal(canonical.fmodel(canonical.params, x_of()), fmodel(params, x_of()))
+    with pytest.raises(TraceError, match=r"batch norm '\S+' is in training mode, in which samples of a batch depend"):
+        lrpfunc.functionalize(Model(lambda self, x: F.batch_norm(self.fc(x), None, None, training=True)), x_of())
 
 
 # -- purity -----------------------------------------------------------------------------------------------------------

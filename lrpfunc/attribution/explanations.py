@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lrpfunc.attribution.interpreter import backward, forward
 from lrpfunc.attribution.plans import Plan, make_plan
-from lrpfunc.attribution.targets import Target, check_relevance, seed, seeds
+from lrpfunc.attribution.targets import Target, check_relevance, has_batch, seed, seeds
 from lrpfunc.composites import Entries
 from lrpfunc.errors import RuleError, TargetError, near_misses
 from lrpfunc.operations import InputRange, active_equations
@@ -132,7 +132,7 @@ class Prepared:
             raise RuleError(f"`at` takes names of layers, but got {at!r}.")
         wanted = {name: _output_named(self.plan.program, name) for name in names}
         trail = forward(self.plan, x, wanted, checkpoint, is_final=True)
-        relevance, inner = backward(trail, seed(trail.output, target))
+        relevance, inner = backward(trail, seed(trail.output, target, has_batch(self.plan.program)))
         return relevance if at is None else (relevance, inner)
 
     def vjp(self, x, checkpoint: int | None = None) -> tuple[Any, Callable]:
@@ -149,7 +149,10 @@ class Prepared:
         if chunk_size is not None and (type(chunk_size) is not int or chunk_size < 1):
             raise TargetError(f"chunk_size must be a number of targets >= 1, but is {chunk_size!r}.")
         trail = forward(self.plan, x, {}, None, is_final=False)
-        entering = [optree.tree_leaves(each, namespace=NAMESPACE) for each in seeds(trail.output, targets)]
+        entering = [
+            optree.tree_leaves(each, namespace=NAMESPACE)
+            for each in seeds(trail.output, targets, has_batch(self.plan.program))
+        ]
 
         def back(*tensors):  # vmap takes and gives nothing but tensors
             relevance, _ = backward(trail, refilled(entering[0], tensors))

@@ -18,7 +18,7 @@ from lrpfunc.attribution.checks import (
     refuse_dead_ends,
 )
 from lrpfunc.attribution.plans import Naming, Plan, Step, bound_operation
-from lrpfunc.errors import RuleError
+from lrpfunc.errors import InputError, RuleError
 from lrpfunc.operations import Operation, facts
 from lrpfunc.program import NAMESPACE, Program, Variable, is_plain
 from lrpfunc.rules import Flow, check_declared
@@ -125,7 +125,23 @@ def unpack(program: Program, x) -> tuple[tuple, Callable[[tuple], Any]]:
         return program.collect((), x), lambda relevance: dict(zip(program.input_names, relevance, strict=True))
     if type(x) is tuple:
         return program.collect(x, {}), lambda relevance: relevance
+    _refuse_other_container(program, x)
     return program.collect((x,), {}), lambda relevance: relevance[0]
+
+
+def _refuse_other_container(program: Program, x) -> None:
+    """Errors: `InputError` for a dict of inputs traced by position, and for one of several inputs with names."""
+    names = program.input_names
+    is_one_leaf = all(len(leaf.path) == 1 for leaf in program.input_leaves if leaf.path[0] == 0)
+    if isinstance(x, Mapping) and (len(names) > 1 or is_one_leaf):
+        raise InputError(
+            f"the inputs are a dict of {', '.join(map(repr, x)) or 'nothing'}, but were traced by position as "
+            f"({', '.join(names)}): give {'a tuple' if len(names) > 1 else 'the tensor'}, or trace with inputs by name."
+        )
+    if program.takes_keywords and len(names) > 1:
+        raise InputError(
+            f"the inputs were traced by name as {', '.join(names)}: give a dict of them, but got {type(x).__name__}."
+        )
 
 
 def _lay_out(plan: Plan, values: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from lrpfunc.attribution.checks import checked_flows, checked_pair
 from lrpfunc.attribution.explanations import vjp
 from lrpfunc.attribution.interpreter import unpack
-from lrpfunc.attribution.targets import Target, seed
+from lrpfunc.attribution.targets import Target, has_batch, seed
 from lrpfunc.composites import Composite, Entries, assign
 from lrpfunc.operations import active_equations, facts
 from lrpfunc.operations import kind as kind_of
@@ -101,7 +101,7 @@ def ledger(fmodel: Program, params, x, rules: Entries, target: Target = None) ->
     """
     entries: list[Entry] = []
     output, pullback = vjp(fmodel, params, x, _recording(rules, entries))
-    entering = seed(output, target)
+    entering = seed(output, target, has_batch(fmodel))
     arriving, _ = unpack(fmodel, pullback(entering))
     return Ledger(tuple(entries), _entered(fmodel, entering), _arrived(fmodel, arriving))
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from lrpfunc.composites import Entries, assign
 from lrpfunc.errors import RuleError, TraceError
 from lrpfunc.operations import Context, InputRange, Operation, bind, facts, input_ranges, nonnegative, row_of
-from lrpfunc.program import Equation, Program, Variable, fast_paths
+from lrpfunc.program import DEVICE, DTYPE, Equation, Program, Variable, fast_paths
 from lrpfunc.rules import COEFFICIENT, RECTIFIED_COEFFICIENT, Rule, declared
 from lrpfunc.rules.rule import RECTIFIED
 
@@ -30,7 +30,8 @@ class Step(NamedTuple):
 class Plan(NamedTuple):
     """A program's steps under rules. `values`: of parameters and of what depends on them alone; `ranges`: of inputs, by
     label, as far as they were stated; `kept`: variables whose values are needed on the way back; `lays_out`: whether
-    images may take another layout in memory than they have."""
+    images may take another layout in memory than they have; `assigned`: the rules by equation; `hoists`: whether what
+    rules make of parameters was made. It is pickled as what it was made of."""
 
     program: Program
     values: Mapping[str, Any]
@@ -38,6 +39,13 @@ class Plan(NamedTuple):
     ranges: Mapping[str, tuple[float, float]]
     kept: frozenset[str]
     lays_out: bool
+    assigned: Mapping[str, Rule]
+    hoists: bool
+
+    def __reduce__(self):
+        given = {DEVICE, DTYPE, *(variable.name for variable in self.program.parameters.values())}
+        values = {name: value for name, value in self.values.items() if name in given}
+        return _planned, (self.program, values, self.ranges, self.assigned, self.hoists)
 
 
 def make_plan(
@@ -52,7 +60,17 @@ def make_plan(
         raise TraceError(f"a program is needed, as functionalize and trace return it first, but got {kind}.")
     ranges = input_ranges(fmodel, input_range)
     assigned = assign(fmodel, rules, strict)
-    values = fmodel.bind_params(params)
+    return _planned(fmodel, fmodel.bind_params(params), ranges, assigned, hoists)
+
+
+def _planned(
+    fmodel: Program,
+    values: dict[str, Any],
+    ranges: Mapping[str, tuple[float, float]],
+    assigned: Mapping[str, Rule],
+    hoists: bool,
+) -> Plan:
+    """The plan of a program with the values of its parameters, which it adds to, ranges and rules."""
     known = facts(fmodel)
     signs = nonnegative(fmodel, ranges) if fast_paths.taken else frozenset()
     rectified, coefficients = _forms(fmodel, assigned) if fast_paths.taken else (set(), set())
@@ -79,7 +97,7 @@ def make_plan(
             step = step._replace(operation=bound_operation(fmodel, step, values, hoists))
         steps.append(step)
     kept = _meeting_points(fmodel, coefficients)
-    return Plan(fmodel, values, tuple(steps), ranges, kept, _lays_out(fmodel, assigned))
+    return Plan(fmodel, values, tuple(steps), ranges, kept, _lays_out(fmodel, assigned), assigned, hoists)
 
 
 def bound_operation(program: Program, step: Step, values: Mapping[str, Any], hoists: bool) -> Operation:

@@ -7,22 +7,24 @@ from collections.abc import Callable, Sequence
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 import optree
 import torch
 from torch import Tensor
 
 from lrpfunc.errors import TargetError
-from lrpfunc.program import NAMESPACE
+from lrpfunc.operations import row_of
+from lrpfunc.program import NAMESPACE, PARAMETER, Program, Variable
 
 Target = int | Tensor | Sequence | Callable | None
 
 
-def seed(output: Any, target: Target) -> Any:
+def seed(output: Any, target: Target, has_batch: bool = True) -> Any:
     """The relevance R_out = output * one_hot(target), in the structure of `output` and in units of the logit.
 
     `target`: None (the arg-max class of each sample), an int, an index tensor (batch,), a tuple for outputs of higher
-    rank, a list with one of these per sample, or a function `output -> R_out`. An output of one number per sample is
-    its own seed. The output's first dimension is the batch, also if the model knows none.
+    rank, a list or range of one per sample, or a function `output -> R_out`. An output of one number per sample is its
+    own seed. The output's first dimension is the batch, unless not `has_batch`: then the output is one sample's.
     Errors: `TargetError` for anything out of range, of another shape, or ambiguous. An index tensor whose values are
     not known (under vmap or torch.compile) and that is out of range gives zeros.
     """
@@ -32,18 +34,39 @@ def seed(output: Any, target: Target) -> Any:
     position = _explained(leaves)
     logits = leaves[position]
     seeds = [torch.zeros_like(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-    seeds[position] = logits * _one_hot(logits, target)
+    seeds[position] = logits * (_one_hot(logits, target) if has_batch else _one_hot(logits[None], target)[0])
     return optree.tree_unflatten(structure, seeds)
 
 
-def seeds(output: Any, targets: Sequence[Target] | Tensor) -> list:
+def seeds(output: Any, targets: Sequence[Target] | Tensor, has_batch: bool = True) -> list:
     """The seeds of several targets. Errors: `TargetError`."""
-    is_tensor = isinstance(targets, Tensor) and targets.dim() > 0
+    is_tensor = isinstance(targets, (Tensor, np.ndarray)) and targets.ndim > 0
     is_sequence = isinstance(targets, Sequence) and not isinstance(targets, (str, bytes))
     listed = list(targets) if is_tensor or is_sequence else []
     if not listed:
         raise TargetError(f"targets must be a sequence of at least one target or an index tensor, but is {targets!r}.")
-    return [seed(output, target) for target in listed]
+    return [seed(output, target, has_batch) for target in listed]
+
+
+def has_batch(program: Program) -> bool:
+    """Whether an output's first dimension counts samples. Where a program has no open batch, vectors may be logits.
+
+    They are if a layer makes them, through whatever keeps their shape, or if no input has a dimension of their size.
+    """
+    floating = [v for v in program.output_leaves if isinstance(v, Variable) and v.is_floating]
+    if len(floating) != 1 or len(floating[0].shape) != 1 or isinstance(floating[0].shape[0], str):
+        return True
+    made, size = floating[0], floating[0].shape[0]
+    while (maker := program.producers.get(made.name)) is not None:
+        values = [v for v in maker.reads if v.is_floating and not v.name.startswith(PARAMETER)]
+        if row_of(maker).positions is not None and all(len(v.shape) == 1 for v in values):
+            return False
+        same = [v for v in values if v.shape == made.shape]
+        if not same:
+            break
+        made = same[0]
+    shapes = [leaf.value.shape for leaf in program.input_leaves if isinstance(leaf.value, Variable)]
+    return any(size in shape for shape in shapes if len(shape) > 1)
 
 
 def _explained(leaves: list) -> int:
@@ -70,6 +93,10 @@ def _one_hot(logits: Tensor, target: Target) -> Tensor:
                 "text.token(None) for the last token of a language model."
             )
         return mark(logits, [logits.argmax(dim=1)])
+    if isinstance(target, (np.ndarray, np.generic)) and target.dtype.kind in "iufb":
+        target = torch.as_tensor(target)
+    if isinstance(target, range):
+        target = list(target)
     if isinstance(target, list):
         return mark(logits, _per_sample(logits, target))
     indices = list(target) if isinstance(target, tuple) else [target]
@@ -100,7 +127,10 @@ def _index(logits: Tensor, index: Any, size: int) -> Tensor:
     if isinstance(index, Tensor):
         return index_tensor(logits, index, lambda extreme: _check_range(extreme, size))
     if not is_int(index):
-        raise TargetError(f"a target must be an int, an index tensor, a tuple, a list or a function, but is {index!r}.")
+        raise TargetError(
+            "a target must be an int, an index tensor, an array, a range, a tuple, a list or a function, "
+            f"but is {index!r}."
+        )
     _check_range(index, size)
     return torch.full((logits.shape[0],), int(index), device=logits.device)
 

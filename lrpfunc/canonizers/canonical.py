@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -54,8 +55,12 @@ def canonize(fmodel: Program, params: Parameters, passes: Pass | Sequence[Pass] 
     program, new = chain(*(given if isinstance(given, (list, tuple)) else (given,)))(fmodel, params)
     originals = {name: params[name] for name in params if new[name] is not params[name]}
 
-    def restore(canonical_params: Parameters) -> Parameters:
-        program.flatten_params(canonical_params)
-        return {name: originals.get(name, canonical_params[name]) for name in params}
-
+    restore = functools.partial(_restored, program, originals, tuple(params))
     return Canonical(program, new, restore, report_on(fmodel, program))
+
+
+def _restored(
+    program: Program, originals: Parameters, names: Sequence[str], canonical_params: Parameters
+) -> Parameters:
+    program.flatten_params(canonical_params)
+    return {name: originals.get(name, canonical_params[name]) for name in names}

@@ -1,12 +1,13 @@
 """Combinators: composites made of rules, names and other composites.
 
 A composite is a function `Program -> {equation name: Rule}`. It need not cover every equation: combinators lay one over
-another.
+another. Those made here are partial calls of functions of this module, so that they pickle.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 
 from lrpfunc.composites.names import Names
 from lrpfunc.errors import RuleError, near_misses
@@ -44,17 +45,18 @@ def by_kind(kinds: Mapping[str, Rule]) -> Composite:
             )
     check_rules(kinds)
 
-    def composite(program):
-        assigned, known = {}, facts(program)
-        for equation in active_equations(program):
-            kind = known.kind_of(equation)
-            group = LINEAR if kind in (CONVOLUTION, DENSE) else kind
-            rule = kinds.get(kind, kinds.get(group, None if kind == EMBEDDING else kinds.get("*")))
-            if rule is not None:
-                assigned[equation.name] = rule
-        return assigned
+    return functools.partial(_by_kind, dict(kinds))
 
-    return composite
+
+def _by_kind(kinds: Mapping[str, Rule], program: Program) -> Assignment:
+    assigned, known = {}, facts(program)
+    for equation in active_equations(program):
+        kind = known.kind_of(equation)
+        group = LINEAR if kind in (CONVOLUTION, DENSE) else kind
+        rule = kinds.get(kind, kinds.get(group, None if kind == EMBEDDING else kinds.get("*")))
+        if rule is not None:
+            assigned[equation.name] = rule
+    return assigned
 
 
 def by_name(patterns: Mapping[str, Rule]) -> Composite:
@@ -77,16 +79,16 @@ def by_name(patterns: Mapping[str, Rule]) -> Composite:
     {'0': 'flat()', '2': 'epsilon(1e-06)'}
     """
     check_rules(patterns)
+    return functools.partial(_by_name, dict(patterns))
 
-    def composite(program):
-        assigned: Assignment = {}
-        names = Names(program)
-        for pattern, rule in patterns.items():
-            for name in names.matching(pattern):
-                assigned.setdefault(name, rule)
-        return assigned
 
-    return composite
+def _by_name(patterns: Mapping[str, Rule], program: Program) -> Assignment:
+    assigned: Assignment = {}
+    names = Names(program)
+    for pattern, rule in patterns.items():
+        for name in names.matching(pattern):
+            assigned.setdefault(name, rule)
+    return assigned
 
 
 def first_layer(rule: Rule) -> Composite:
@@ -105,11 +107,11 @@ def first_layer(rule: Rule) -> Composite:
     ['0']
     """
     check_rules({"first_layer": rule})
+    return functools.partial(_first_layer, rule)
 
-    def composite(program):
-        return dict.fromkeys(_first(program), rule)
 
-    return composite
+def _first_layer(rule: Rule, program: Program) -> Assignment:
+    return dict.fromkeys(_first(program), rule)
 
 
 def first_match(*composites: Entries) -> Composite:
@@ -128,15 +130,14 @@ def first_match(*composites: Entries) -> Composite:
     >>> {name: rule.label for name, rule in both(fmodel).items()}
     {'0': 'epsilon(1e-06)', '2': 'norm()'}
     """
-    parts = [as_composite(part) for part in composites if part is not None]
+    return functools.partial(_first_match, tuple(as_composite(part) for part in composites if part is not None))
 
-    def composite(program):
-        assigned: Assignment = {}
-        for part in parts:
-            assigned = {**part(program), **assigned}
-        return assigned
 
-    return composite
+def _first_match(parts: Sequence[Composite], program: Program) -> Assignment:
+    assigned: Assignment = {}
+    for part in parts:
+        assigned = {**part(program), **assigned}
+    return assigned
 
 
 def as_composite(entries: Entries) -> Composite:

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lrpfunc.composites.assignment import FALLBACK, assign
 from lrpfunc.composites.combinators import Entries
 from lrpfunc.operations import facts
-from lrpfunc.program import Program, equation_row, format_table
+from lrpfunc.program import Program, Variable, equation_row, format_table
+
+PROBABILITIES = ("softmax", "log_softmax", "sigmoid", "log_sigmoid")
 
 
 @dataclass(frozen=True, repr=False)
 class Explanation:
-    """The listing equation => rule; `print` shows it. `fallbacks` names the equations that are left to the gradient."""
+    """The listing equation => rule; `print` shows it. `fallbacks` names the equations that are left to the gradient,
+    `advice` what had better be explained instead."""
 
     rows: Sequence[tuple[str, ...]]
     fallbacks: tuple[str, ...]
+    advice: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         table = format_table(("", "name", "kind", "operation", "input", "output", "rule"), self.rows)
-        if not self.fallbacks:
-            return table
-        count = len(self.fallbacks)
-        return f"{table}\n! {count} equation{'s' * (count > 1)} without a rule: the gradient moves what arrives there."
+        lines = [table, *self.advice]
+        if count := len(self.fallbacks):
+            what = f"{count} equation{'s' * (count > 1)} without a rule"
+            lines.insert(1, f"! {what}: the gradient moves what arrives there.")
+        return "\n".join(lines)
 
     def __repr__(self) -> str:
         return str(self)
@@ -60,4 +65,15 @@ def explain(fmodel: Program, rules: Entries, strict: bool = False) -> Explanatio
         name, *shapes = equation_row(equation)
         mark = "!" if rule is FALLBACK else ""
         rows.append((mark, name, known.kind_of(equation), *shapes, "constant" if rule is None else rule.label))
-    return Explanation(tuple(rows), tuple(fallbacks))
+    return Explanation(tuple(rows), tuple(fallbacks), tuple(_advice(fmodel)))
+
+
+def _advice(program: Program) -> Iterator[str]:
+    """What to say of outputs that are probabilities."""
+    for variable in program.output_leaves:
+        maker = program.producers.get(variable.name) if isinstance(variable, Variable) else None
+        if maker is not None and maker.operator in PROBABILITIES:
+            yield (
+                f"The output is a {maker.operator} ('{maker.name}'): its relevance is that of a probability. "
+                f"Explain the logit in front of it, in a model without '{maker.name}'."
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
 
 import torch
@@ -25,6 +26,7 @@ from lrpfunc.operations import (
     SUM,
     facts,
 )
+from lrpfunc.program import Program
 from lrpfunc.rules import Rule, StabilizerLike
 
 
@@ -262,7 +264,8 @@ def attn_lrp(
         gamma: of the gamma rule for layers; 0 for the epsilon rule.
         epsilon: S of all rules but gamma: an epsilon in units of its outputs, a `stabilizer` or a function.
         stabilizer: S of the gamma rule, in units of its denominators, likewise.
-        zero_bias: leave biases out of what is shared by; it needs a larger epsilon (1e-2, say).
+        zero_bias: leave biases out of what is shared by; it needs a larger epsilon (1e-2, say), or with gamma a larger
+            stabilizer, which then rules the layers.
         entries: what goes first: a composite, `{name pattern: rule}` or one rule.
     Errors: `RuleError` for a negative gamma or epsilon, and for entries that match nothing.
     Source: Achtibat et al. 2024, arXiv:2402.05602.
@@ -324,17 +327,16 @@ def _transformer_parts(gamma: float, epsilon, stabilizer, zero_bias: bool) -> di
 
 def _gated(roles: Collection[str] | None, epsilon: StabilizerLike) -> Composite:
     """In products, of matrices too, with a factor that has such a role (None: any) the other one takes all."""
-    gate = rules.gate("signal", epsilon)
+    return functools.partial(_gates, roles, rules.gate("signal", epsilon))
 
-    def has_role(constant) -> bool:
-        return constant is not None and (roles is None or constant.role in roles)
 
-    def composite(program):
-        known = facts(program)
-        products = (e for e in program.equations if known.kind_of(e) in (PRODUCT, BILINEAR))
-        return {equation.name: gate for equation in products if has_role(known.factor_of(equation))}
-
-    return composite
+def _gates(roles: Collection[str] | None, gate: Rule, program: Program) -> dict[str, Rule]:
+    assigned, known = {}, facts(program)
+    for equation in program.equations:
+        constant = known.factor_of(equation) if known.kind_of(equation) in (PRODUCT, BILINEAR) else None
+        if constant is not None and (roles is None or constant.role in roles):
+            assigned[equation.name] = gate
+    return assigned
 
 
 def _layers(convolution: Rule, epsilon, stabilizer, zero_bias: bool, entries: Entries) -> Composite:

@@ -25,7 +25,8 @@ from lrpfunc.program.functions import (
     pooled_rows,
     size,
     smooth_attention,
+    standardize,
 )
 from lrpfunc.program.program import Program
-from lrpfunc.program.pytrees import NAMESPACE, Leaf, label_inputs, leaf_names, refilled
+from lrpfunc.program.pytrees import NAMESPACE, Leaf, dataclasses_in, flatten, label_inputs, leaf_names, refilled
 from lrpfunc.program.tables import equation_row, format_table

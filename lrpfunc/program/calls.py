@@ -74,20 +74,51 @@ def flatten_inputs(expected: Sequence[Leaf], names: Sequence[str], inputs: tuple
     """The leaves of inputs, of the structure that was traced."""
     leaves = optree.tree_leaves(inputs, namespace=NAMESPACE)
     if [leaf.path for leaf in expected] != optree.tree_paths(inputs, namespace=NAMESPACE):
-        given = ", ".join(label_inputs(names, inputs)) or "nothing"
+        given = label_inputs(names, inputs)
+        hint = " Lists of numbers are made tensors by torch.as_tensor." if _are_numbers(leaves) else ""
         raise InputError(
-            f"the inputs must have the leaves {', '.join(leaf.label for leaf in expected)} that they were "
-            f"traced with, but have {given}. Trace the model again for another structure."
+            f"the inputs must have the leaves {_some([leaf.label for leaf in expected])} that they were "
+            f"traced with, but have {_some(given)}.{hint or ' Trace the model again for another structure.'}"
         )
     for (_, label, traced), value in zip(expected, leaves, strict=True):
         if isinstance(traced, Variable) and not isinstance(value, Tensor):
             raise InputError(f"input '{label}' must be a tensor, but is {type(value).__name__}.")
-        if not isinstance(traced, Variable) and (isinstance(value, Tensor) or value != traced):
+        if not isinstance(traced, Variable) and not is_same(value, traced):
             raise InputError(
                 f"input '{label}' is part of the trace with the value {traced!r}, but is now {value!r}. "
                 "Trace the model again for another value."
             )
     return leaves
+
+
+def _some(labels: Sequence[str]) -> str:
+    """Labels in a row, of many the first."""
+    more = f" and {len(labels) - 5} more" if len(labels) > 5 else ""
+    return ", ".join(labels[:5]) + more if labels else "nothing"
+
+
+def _are_numbers(leaves: Sequence) -> bool:
+    return len(leaves) > 0 and all(isinstance(leaf, (int, float)) for leaf in leaves)
+
+
+def is_same(value: Any, traced: Any, seen: frozenset[int] = frozenset()) -> bool:
+    """Whether two values are equal, or objects (such as caches) with the same attributes. `seen`: where it goes on."""
+    if value is traced or id(value) in seen:
+        return True
+    if isinstance(value, Tensor) or isinstance(traced, Tensor):
+        are_tensors = isinstance(value, Tensor) and isinstance(traced, Tensor)
+        return are_tensors and value.dtype == traced.dtype and torch.equal(value, traced)
+    if type(value) is not type(traced) or not _has_attributes(value):
+        return bool(value == traced)
+    parts, others = (dict(enumerate(v)) if isinstance(v, (list, tuple)) else v for v in (value, traced))
+    parts, others = (v if isinstance(v, dict) else vars(v) for v in (parts, others))
+    seen = seen | {id(value)}
+    return parts.keys() == others.keys() and all(is_same(parts[key], others[key], seen) for key in parts)
+
+
+def _has_attributes(value: Any) -> bool:
+    is_container = isinstance(value, (list, tuple, dict))
+    return is_container or (hasattr(value, "__dict__") and type(value).__eq__ is object.__eq__ and not callable(value))
 
 
 def check_tensor(label: str, value: Tensor, device: torch.device, dtype: torch.dtype | None, follows: bool) -> None:

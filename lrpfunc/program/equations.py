@@ -64,6 +64,10 @@ class Equation:
         object.__setattr__(self, "operator", operator_name(self.function))
         object.__setattr__(self, "reads", tuple(variables_in((self.arguments, tuple(self.keywords.values())))))
 
+    def __reduce__(self):
+        parts = map(_pickled, (self.function, self.arguments, dict(self.keywords), self.outputs))
+        return Equation, (self.name, *parts, self.source)
+
     def renamed(self, variables: Mapping[str, Variable]) -> Equation:
         """The same equation that reads other variables, by the names of the old ones."""
         keywords = {key: rename(value, variables) for key, value in self.keywords.items()}
@@ -102,6 +106,30 @@ def variables_in(template) -> Iterator[Variable]:
     elif isinstance(template, (list, tuple)):
         for item in template:
             yield from variables_in(item)
+
+
+@dataclass(frozen=True)
+class _Pickled:
+    """An operation of torch on its way through pickle, which has no name of its own for it."""
+
+    operation: torch._ops.OpOverload
+
+    def __reduce__(self):
+        return _operation, (self.operation._schema.name, self.operation._overloadname)
+
+
+def _operation(name: str, overload: str) -> torch._ops.OpOverload:
+    namespace, _, short = name.partition("::")
+    return getattr(getattr(getattr(torch.ops, namespace), short), overload)
+
+
+def _pickled(template):
+    """`template` with the operations of torch in it as what pickles."""
+    if isinstance(template, torch._ops.OpOverload):
+        return _Pickled(template)
+    if isinstance(template, dict):
+        return {key: _pickled(value) for key, value in template.items()}
+    return type(template)(map(_pickled, template)) if type(template) in (list, tuple) else template
 
 
 def rename(template, renamed: Mapping[str, Variable]):

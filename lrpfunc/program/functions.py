@@ -24,6 +24,11 @@ def frozen_batch_norm(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var
     return _normalized(x, weight, bias, mean, var + eps)
 
 
+def standardize(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Batch normalization by the statistics of x itself, as weight-standardized convolutions have it."""
+    return torch.batch_norm(x, weight, bias, None, None, True, 0.0, eps, torch.backends.cudnn.enabled)
+
+
 def _normalized(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor) -> Tensor:
     shape = (1, -1, *[1] * (x.dim() - 2))
     mean, scale = mean.reshape(shape), variance.reshape(shape).rsqrt()

@@ -7,7 +7,7 @@ prints itself and can be rewritten; everything else in lrpfunc is a function of 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import optree
@@ -17,7 +17,7 @@ from torch import Tensor
 from lrpfunc.errors import InputError
 from lrpfunc.program import calls
 from lrpfunc.program.equations import DEVICE, DTYPE, Equation, Variable, substitute, variables_in
-from lrpfunc.program.pytrees import NAMESPACE, Leaf, leaf_names
+from lrpfunc.program.pytrees import NAMESPACE, Leaf, leaf_names, register
 from lrpfunc.program.tables import equation_row, format_table
 
 
@@ -38,6 +38,7 @@ class Program:
         size_ranges: the lowest and highest value of open sizes that not all values are taken for.
         takes_keywords: whether some inputs were given by name.
         notes: what became of equations that a pass took away, and where, by their name.
+        nodes: the dataclasses among the containers of parameters, inputs and output.
 
     Of these follow: `producers`, the equation that makes a variable, by its name; `output_leaves`; `last_reads`, for
     each equation the results that nobody reads after it; `reference`, the tensor whose device and dtype rule a call:
@@ -60,6 +61,7 @@ class Program:
     size_ranges: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
     takes_keywords: bool = False
     notes: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    nodes: tuple[type, ...] = ()
     producers: Mapping[str, Equation] = field(init=False)
     output_leaves: tuple = field(init=False)
     last_reads: tuple[tuple[str, ...], ...] = field(init=False)
@@ -67,10 +69,15 @@ class Program:
     facts: Any = field(init=False, default=None)  # what operations.facts knows of it
 
     def __post_init__(self):
+        for kind in self.nodes:
+            register(kind)
         object.__setattr__(self, "producers", {v.name: e for e in self.equations for v in e.outputs})
         object.__setattr__(self, "output_leaves", tuple(optree.tree_leaves(self.output, namespace=NAMESPACE)))
         object.__setattr__(self, "last_reads", _last_reads(self))
         object.__setattr__(self, "reference", _reference(self))
+
+    def __reduce__(self):
+        return Program, tuple(getattr(self, given.name) for given in fields(self) if given.init)
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
 

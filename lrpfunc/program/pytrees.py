@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
 import optree
@@ -36,3 +38,40 @@ def refilled(tree, tensors: Sequence[Tensor]):
     """A pytree with other tensors in the place of its own."""
     filled = iter(tensors)
     return optree.tree_map(lambda leaf: next(filled) if isinstance(leaf, Tensor) else leaf, tree, namespace=NAMESPACE)
+
+
+# -- dataclasses ------------------------------------------------------------------------------------------------------
+
+
+def flatten(tree) -> tuple[list, optree.PyTreeSpec]:
+    """Flatten a pytree in which dataclasses (Hugging Face's outputs are some) count as nodes."""
+    for node in dataclasses_in(tree):
+        register(type(node))
+    return optree.tree_flatten(tree, namespace=NAMESPACE)
+
+
+def dataclasses_in(tree) -> Iterator[Any]:
+    """The dataclasses of a pytree, from the outside in."""
+    for leaf in optree.tree_leaves(tree, is_leaf=_is_dataclass_instance, namespace=NAMESPACE):
+        if _is_dataclass_instance(leaf):
+            yield leaf
+            yield from dataclasses_in([getattr(leaf, f.name) for f in fields(leaf)])
+
+
+def _is_dataclass_instance(node) -> bool:
+    return is_dataclass(node) and not isinstance(node, type)
+
+
+def register(kind: type) -> None:
+    """Make a dataclass a node of pytrees: its fields that are not None, by name."""
+    names = tuple(f.name for f in fields(kind) if f.init)
+
+    def flatten(node):
+        present = tuple(name for name in names if getattr(node, name) is not None)
+        return [getattr(node, name) for name in present], present, present
+
+    def unflatten(present, children):
+        return kind(**{**dict.fromkeys(names), **dict(zip(present, children, strict=True))})
+
+    with contextlib.suppress(ValueError):  # registered already
+        optree.register_pytree_node(kind, flatten, unflatten, namespace=NAMESPACE)

@@ -27,7 +27,7 @@ class Flow:
         coefficient: c, likewise. Exactly one of the two is given.
         rectified: a = relu(v), where c is the coefficient of a that has yet to pass the ReLU: R = a c, and where a is
             zero so is R.
-        by_value: False for a relevance that was shared whatever the value is (flat, wsquare) or relative to bounds of it
+        by_value: False for a relevance that was shared whatever the value is (flat, wsquare) or relative to its bounds
             (zbox), so that a constant in it has no share: (x - mean) / std hands it on as it is.
     Errors: `RuleError` for both forms or none.
     Source: Montavon et al. 2019, doi:10.1007/978-3-030-28954-6_10, who write R_j = a_j c_j.

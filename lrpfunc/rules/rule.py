@@ -11,8 +11,8 @@ from lrpfunc.errors import RuleError
 from lrpfunc.operations import Operation
 from lrpfunc.program import multiply
 from lrpfunc.rules.flows import Flow
-from lrpfunc.rules.labels import call
-from lrpfunc.rules.stabilizers import StabilizerLike, as_stabilizer
+from lrpfunc.rules.labels import Label, call, remade
+from lrpfunc.rules.stabilizers import StabilizerLike, as_stabilizer, check_named
 
 # What a rule may declare by `gives`.
 COEFFICIENTS, SAME, SHIFTED, RECTIFIED = "coefficients", "same", "shifted", "rectified"
@@ -63,6 +63,30 @@ class Rule(NamedTuple):
     gives: str = ""
     stops: Callable[[Operation], Sequence[int]] = nothing
     any_layout: bool = False
+
+    def __reduce__(self):
+        """A rule that a constructor made is pickled as that call; one of somebody's own by its functions' names."""
+        if isinstance(self.label, Label):
+            call = self.label.name, self.label.arguments, self.label.keywords
+            if _is_alike(remade(*call), self):
+                return remade, call
+        for function in (self.forward, self.backward, self.stops, *self.hoists):
+            check_named(f"rule '{self.label}'", function)
+        return Rule, tuple(self)
+
+    def __copy__(self) -> Rule:
+        return self
+
+    def __deepcopy__(self, memo) -> Rule:  # nothing in it ever changes
+        return self
+
+
+def _is_alike(rule: Rule, other: Rule) -> bool:
+    """Whether two rules have the same code and say the same of themselves."""
+    functions = zip((rule.forward, rule.backward), (other.forward, other.backward), strict=True)
+    are_alike = all(getattr(a, "__code__", a) is getattr(b, "__code__", b) for a, b in functions)
+    declared = [(len(r.hoists), r.gives, r.any_layout) for r in (rule, other)]
+    return are_alike and declared[0] == declared[1]
 
 
 def as_coefficients(moved) -> Flow | tuple[Flow, ...]:

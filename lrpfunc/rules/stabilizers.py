@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
+from types import FunctionType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +31,16 @@ class Stabilizer:
 
     def __call__(self, z: Tensor) -> Tensor:
         return self.function(z)
+
+    def __reduce__(self):
+        check_named(f"stabilizer '{self.label}'", self.function)
+        return Stabilizer, (self.label, self.function, self.epsilon)
+
+    def __copy__(self) -> Stabilizer:
+        return self
+
+    def __deepcopy__(self, memo) -> Stabilizer:
+        return self
 
     @property
     def is_identity(self) -> bool:
@@ -63,8 +77,13 @@ def as_stabilizer(stabilizer: StabilizerLike) -> Stabilizer:
         return stabilizer
     if not callable(stabilizer):
         return _usual(number("a stabilizer that is not a function", stabilizer))
-    given = stabilizer  # which need not know that z may have its channels last in memory
-    return Stabilizer(getattr(given, "__name__", type(given).__name__), lambda z: given(z.contiguous()))
+    label = getattr(stabilizer, "__name__", type(stabilizer).__name__)
+    return Stabilizer(label, functools.partial(_of_contiguous, stabilizer))
+
+
+def _of_contiguous(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    """The value of a user's function, which need not know that z may have its channels last in memory."""
+    return function(z.contiguous())
 
 
 def stabilizer(
@@ -89,33 +108,51 @@ def stabilizer(
     if isinstance(epsilon, Stabilizer) or callable(epsilon) or not (clip or norm_scale):
         return as_stabilizer(epsilon)
     size = number("a stabilizer that is not a function", epsilon)
-
-    def function(z: Tensor) -> Tensor:
-        info = torch.finfo(z.dtype)
-        threshold: float | Tensor = max(size, info.smallest_normal)
-        if norm_scale:
-            axes = tuple(range(1, z.dim())) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
-            floor = max(size * info.eps, info.smallest_normal)  # for a z that is zero everywhere
-            threshold = (z.abs().square().mean(dim=axes, keepdim=True).sqrt() * size).clamp(min=floor)
-        magnitude = z.abs().clamp(min=threshold) if clip else z.abs() + threshold
-        return _direction(z) * magnitude if z.is_complex() else torch.where(z < 0, -magnitude, magnitude)
-
+    function = functools.partial(_guarded, size, clip, norm_scale, dim)
     extras = [f"{name}=True" for name, given in (("clip", clip), ("norm_scale", norm_scale)) if given]
     axes = [] if dim is None else [f"dim={dim if isinstance(dim, int) else tuple(dim)}"]
     label = f"stabilizer({', '.join([literal(size), *extras, *axes])})"
     return Stabilizer(label, function, None if size else size)
 
 
+def _guarded(size: float, clip: bool, norm_scale: bool, dim: int | Sequence[int] | None, z: Tensor) -> Tensor:
+    """S(z) of `stabilizer` with `clip` or `norm_scale`."""
+    info = torch.finfo(z.dtype)
+    threshold: float | Tensor = max(size, info.smallest_normal)
+    if norm_scale:
+        axes = tuple(range(1, z.dim())) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
+        floor = max(size * info.eps, info.smallest_normal)  # for a z that is zero everywhere
+        threshold = (z.abs().square().mean(dim=axes, keepdim=True).sqrt() * size).clamp(min=floor)
+    magnitude = z.abs().clamp(min=threshold) if clip else z.abs() + threshold
+    return _direction(z) * magnitude if z.is_complex() else torch.where(z < 0, -magnitude, magnitude)
+
+
 def _usual(size: float) -> Stabilizer:
     """S(z) = z + sign(z) size."""
+    return Stabilizer(literal(size), functools.partial(_shifted, size), size)
 
-    def function(z: Tensor) -> Tensor:
-        if z.is_complex():
-            return z + _direction(z) * max(size, torch.finfo(z.dtype).smallest_normal)
-        # -0.0 + 0.0 is 0.0, whose sign is +
-        return add(_away(z + 0.0, max(size, torch.finfo(z.dtype).smallest_normal), is_spare=True), z)
 
-    return Stabilizer(literal(size), function, size)
+def _shifted(size: float, z: Tensor) -> Tensor:
+    if z.is_complex():
+        return z + _direction(z) * max(size, torch.finfo(z.dtype).smallest_normal)
+    # -0.0 + 0.0 is 0.0, whose sign is +
+    return add(_away(z + 0.0, max(size, torch.finfo(z.dtype).smallest_normal), is_spare=True), z)
+
+
+def check_named(who: str, function: Any) -> None:
+    """Refuse to pickle a function that its module does not know by name."""
+    while isinstance(function, functools.partial):
+        function = next((a for a in function.args if isinstance(a, FunctionType)), function.func)
+    if not isinstance(function, FunctionType):
+        return
+    found: Any = sys.modules.get(function.__module__)
+    for name in function.__qualname__.split("."):
+        found = getattr(found, name, None)
+    if found is not function:
+        raise RuleError(
+            f"{who} cannot be pickled: its function '{function.__qualname__}' of {function.__module__} has no name at "
+            "module level, where another process could find it. Define its functions at module level."
+        )
 
 
 def number(name: str, value) -> float:

@@ -1,12 +1,10 @@
-"""Between a function of pytrees and one of lists of tensors: names of inputs, leaves, and dataclasses as nodes."""
+"""Between a function of pytrees and one of lists of tensors: names of inputs, and leaves."""
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import optree
@@ -14,8 +12,10 @@ import torch
 from torch import Tensor
 
 from lrpfunc.errors import InputError, TraceError
-from lrpfunc.program import NAMESPACE, Leaf, Variable, label_inputs, leaf_names
+from lrpfunc.program import NAMESPACE, Leaf, Variable, dataclasses_in, flatten, label_inputs, leaf_names
 from lrpfunc.tracing.exports import Axes
+from lrpfunc.tracing.refusals import check_inputs, check_tensors
+from lrpfunc.tracing.twins import clone_of, twin_of
 
 
 class Inputs(NamedTuple):
@@ -61,12 +61,18 @@ class Boundary:
 
     def __init__(self, function: Callable, params, inputs: Inputs, axes: Sequence[Axes] | None = None):
         self.function, self.params, self.inputs, self.axes = function, params, inputs, axes
-        self.param_leaves, self.param_structure = _flatten(params)
+        self.param_leaves, self.param_structure = flatten(params)
         self.param_names = _checked_names(params, self.param_leaves)
+        check_tensors(dict(zip(self.param_names, self.param_leaves, strict=True)), "leaf of params", TraceError)
         self.is_flat = type(params) is dict and all(isinstance(leaf, Tensor) for leaf in params.values())
-        self.leaves, self.structure = _flatten(inputs.values)
+        self.leaves, self.structure = flatten(inputs.values)
+        self.objects = clone_of([None if isinstance(leaf, Tensor) else leaf for leaf in self.leaves])
+        labels = label_inputs(inputs.names, inputs.values)
+        check_inputs(dict(zip(inputs.names, inputs.values, strict=True)), zip(labels, self.leaves, strict=True))
         if not any(isinstance(leaf, Tensor) for leaf in self.leaves):
-            raise TraceError("there is no tensor among the example inputs: give at least one.")
+            others = any(isinstance(leaf, (int, float)) or hasattr(leaf, "__array__") for leaf in self.leaves)
+            hint = " Numbers, lists and arrays are made tensors by torch.as_tensor." if others else ""
+            raise TraceError(f"there is no tensor among the example inputs: give at least one.{hint}")
 
     def examples(self) -> tuple[list[Tensor], list[Tensor]]:
         """Tensors to trace with, all of them different: one that is given twice is still two inputs."""
@@ -76,15 +82,17 @@ class Boundary:
     def __call__(self, tensors: Sequence[Tensor]) -> list:
         filled = iter(tensors)
         params = optree.tree_unflatten(self.param_structure, [next(filled) for _ in self.param_leaves])
-        values = [next(filled) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
+        objects = twin_of(self.objects)  # the function may change them, and is run several times
+        values = [next(filled) if isinstance(a, Tensor) else b for a, b in zip(self.leaves, objects, strict=True)]
         result = self.function(params, *optree.tree_unflatten(self.structure, values))
-        leaves, self.result_structure = _flatten(result)
+        leaves, self.result_structure = flatten(result)
+        self.nodes = tuple(dict.fromkeys(map(type, dataclasses_in((self.params, self.inputs.values, result)))))
         self.results = [leaf if _varies(leaf) or isinstance(leaf, PLAIN) else None for leaf in leaves]
         return [leaf for leaf in self.results if _varies(leaf)]
 
     def input_leaves(self, variables: Sequence[Variable]) -> tuple[Leaf, ...]:
         filled = iter(variables)
-        values = [next(filled) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
+        values = [next(filled) if isinstance(a, Tensor) else b for a, b in zip(self.leaves, self.objects, strict=True)]
         paths = optree.tree_paths(self.inputs.values, namespace=NAMESPACE)  # type: ignore[arg-type]
         return tuple(map(Leaf, paths, label_inputs(self.inputs.names, self.inputs.values), values))
 
@@ -111,39 +119,3 @@ def _checked_names(params, leaves: Sequence) -> list[str]:
         if counts[name] > 1:
             raise TraceError(f"two leaves of params are called '{name}': a dot also joins nested names. Rename one.")
     return names
-
-
-# -- pytrees ----------------------------------------------------------------------------------------------------------
-
-
-def _flatten(tree) -> tuple[list, optree.PyTreeSpec]:
-    """Flatten a pytree in which dataclasses (Hugging Face's outputs are some) count as nodes."""
-    for node in _dataclasses_in(tree):
-        _register(type(node))
-    return optree.tree_flatten(tree, namespace=NAMESPACE)
-
-
-def _dataclasses_in(tree) -> Iterator[Any]:
-    for leaf in optree.tree_leaves(tree, is_leaf=_is_dataclass_instance, namespace=NAMESPACE):
-        if _is_dataclass_instance(leaf):
-            yield leaf
-            yield from _dataclasses_in([getattr(leaf, f.name) for f in fields(leaf)])
-
-
-def _is_dataclass_instance(node) -> bool:
-    return is_dataclass(node) and not isinstance(node, type)
-
-
-def _register(kind: type) -> None:
-    """Make a dataclass a node of pytrees: its fields that are not None, by name."""
-    names = tuple(f.name for f in fields(kind) if f.init)
-
-    def flatten(node):
-        present = tuple(name for name in names if getattr(node, name) is not None)
-        return [getattr(node, name) for name in present], present, present
-
-    def unflatten(present, children):
-        return kind(**{**dict.fromkeys(names), **dict(zip(present, children, strict=True))})
-
-    with contextlib.suppress(ValueError):  # registered already
-        optree.register_pytree_node(kind, flatten, unflatten, namespace=NAMESPACE)

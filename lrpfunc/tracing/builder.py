@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from lrpfunc.program import (
     embedding,
     operator_name,
     size,
+    standardize,
     substitute,
     variables_in,
 )
@@ -30,6 +31,7 @@ from lrpfunc.tracing.graphs import (
     is_symbolic,
     normalize,
     origin,
+    unsupported_message,
     usual,
 )
 from lrpfunc.tracing.source_lines import line_of
@@ -54,7 +56,7 @@ class Builder:
         self.equations: list[Equation] = []
         self.origins: dict[str, Origin] = {}  # by an equation's first output
         self.symbols: dict[str, str] = {}  # names of symbolic sizes
-        self.given: set[str] = set()  # variables that depend on an input
+        self.varying: set[str] = set()  # what depends on an input, by variables' names
         self.writes = Writes(self)
 
     # -- leaves
@@ -78,7 +80,7 @@ class Builder:
                 name_of_first = self.symbols.setdefault(first, f"{word}{count + 1}" if count else word)
                 self.symbols[symbol] = name_of_first
         self.values[node] = self._variable(name, node.meta["val"])
-        self.given.add(name)
+        self.varying.add(name)
         return self.values[node]
 
     def _variable(self, name: str, value) -> Variable:
@@ -115,7 +117,9 @@ class Builder:
     def _convert(self, node) -> None:
         name = operator_name(node.target)
         row = row_named(name)
-        if isinstance(node.target, torch._ops.HigherOrderOperator):
+        if name == "cond":
+            self._inline_branches(node)
+        elif isinstance(node.target, torch._ops.HigherOrderOperator):
             self._inline_region(node, name)
         elif row.is_assertion:
             return
@@ -139,12 +143,29 @@ class Builder:
         position = next((i for i, value in enumerate(values) if isinstance(value, torch.fx.GraphModule)), None)
         is_plain = name == "wrap_with_set_grad_enabled" or (name == "wrap_with_autocast" and not values[2])
         if position is None or not is_plain:
-            raise TraceError(f"'{name}' at {line_of(node)} is not supported: remove it from forward.")
-        region = values[position]
-        for inner, outer in zip(region.graph.find_nodes(op="placeholder"), node.args[position + 1 :], strict=True):
+            raise TraceError(unsupported_message(name, line_of(node)))
+        self.values[node] = self._inline(values[position], node.args[position + 1 :], node)
+
+    def _inline(self, region, operands: Sequence, node) -> list:
+        for inner, outer in zip(region.graph.find_nodes(op="placeholder"), operands, strict=True):
             self.writes.outer[inner] = outer
             self.values[inner] = self.read(outer, node)
-        self.values[node] = self.inline(region.graph, region)
+        return self.inline(region.graph, region)
+
+    def _inline_branches(self, node) -> None:
+        """`torch.cond` as both of its branches, of which the condition takes one: no relevance comes to the other."""
+        condition, *branches = self.read(node.args[:3], node)
+        if not isinstance(condition, Variable) or not condition.is_tensor:
+            condition = self.emit(node, aten.scalar_tensor.default, (condition,), like=Variable("", (), torch.float32))
+        if condition.shape != () or condition.dtype != torch.bool:
+            flat = Variable("", (), condition.dtype)
+            condition = self.emit(node, aten.reshape.default, (condition, []), like=flat)
+            condition = self.emit(node, aten.ne.Scalar, (condition, 0), like=replace(flat, dtype=torch.bool))
+        taken, other = (self._inline(branch, node.args[3], node) for branch in branches)
+        self.values[node] = [
+            self.emit(node, aten.where.self, (condition, one, two), like=self._variable("", value))
+            for one, two, value in zip(taken, other, node.meta["val"], strict=True)
+        ]
 
     def _convert_operator(self, node, name: str) -> None:
         names, arguments, keywords = normalize(node)
@@ -152,6 +173,9 @@ class Builder:
         keywords = {key: self.read(value, node) for key, value in keywords.items()}
         if name == "batch_norm":
             x, weight, bias, mean, var, training, _, eps, _ = arguments
+            if training and not self._is_varying((x, weight, bias)):
+                self.values[node] = self.emit(node, standardize, (x, weight, bias, eps))
+                return
             if training:
                 raise TraceError(
                     f"batch norm '{origin(node).path or node.name}' is in training mode, in which samples of a batch "
@@ -217,13 +241,16 @@ class Builder:
             return result
 
         def depends(argument) -> bool:
-            return any(variable.name in self.given for variable in variables_in(argument))
+            return self._is_varying((argument,))
 
         result = write(call, depends, *arguments, **keywords)
         if result is not None:
             value = node.meta["val"]
             self.values[node] = [result, *value[1:]] if isinstance(value, (list, tuple)) else result
         return result is not None
+
+    def _is_varying(self, arguments: tuple) -> bool:
+        return any(variable.name in self.varying for variable in variables_in(arguments))
 
     def _detached(self, node, argument):
         """An argument of which the values do not matter: nothing flows back to it."""
@@ -244,8 +271,8 @@ class Builder:
         else:
             result = self._variable(name, value)
         outputs = tuple(result) if isinstance(result, list) else (result,)
-        if any(variable.name in self.given for variable in variables_in((arguments, tuple((keywords or {}).values())))):
-            self.given.update(variable.name for variable in outputs)
+        if self._is_varying((arguments, tuple((keywords or {}).values()))):
+            self.varying.update(variable.name for variable in outputs)
         self.equations.append(Equation("", function, arguments, keywords or {}, outputs, line_of(node)))
         self.origins[outputs[0].name] = origin(node)
         return result

@@ -7,25 +7,35 @@ about them is then read off its guards as ranges and equalities, which a program
 from __future__ import annotations
 
 import contextlib
-import io
+import copy
 import logging
 import sys
-import traceback
-import warnings
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
+from torch.fx.experimental.proxy_tensor import _ModuleStackTracer
 from torch.overrides import TorchFunctionMode
 
 from lrpfunc.errors import LrpError, TraceError
 from lrpfunc.tracing.graphs import is_symbolic
+from lrpfunc.tracing.refusals import failure
 from lrpfunc.tracing.sizes import Ranges, ranges_of, shapes_of_inputs
-from lrpfunc.tracing.source_lines import INTERNAL, source_line
+from lrpfunc.tracing.source_lines import INTERNAL
 
 Axes = tuple[int, ...]  # of one input, along which it may have any size
+
+LOCK = threading.RLock()  # torch.export has state of the process: one thread traces at a time
+LOGGERS = (
+    "torch.fx.experimental.symbolic_shapes",
+    "torch.fx.experimental.recording",
+    "torch._subclasses.fake_tensor",
+    "torch.export._trace",
+    "torch._export.non_strict_utils",
+)
 
 
 class Export(NamedTuple):
@@ -46,14 +56,51 @@ class Front(nn.Module):
             self.model = model
 
     def forward(self, *tensors):
-        with torch.fx.traceback.preserve_node_meta(), _Lines():
-            return self.function(tensors)
+        try:
+            with _untouched(self), torch.fx.traceback.preserve_node_meta(), _Lines():
+                return self.function(tensors)
+        except Exception as error:
+            raise _Failed(error) from error
+
+
+class _Failed(Exception):
+    """What went wrong in an exported function. It takes no `partial_fx_graph`, which torch.export would print."""
+
+    def __init__(self, error: Exception):
+        super().__init__(error)
+        self.error = error
+
+    def __setattr__(self, name: str, value) -> None:
+        if name != "partial_fx_graph":
+            super().__setattr__(name, value)
+
+
+@contextlib.contextmanager
+def _untouched(front: nn.Module):
+    """Put back all attributes of all modules, some of which forward may assign: the next run finds what this did."""
+    before = [(module, dict(vars(module)), _contents(module)) for module in front.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes, contents in before:
+            for name in vars(module).keys() - attributes.keys():
+                del vars(module)[name]
+            vars(module).update(attributes)
+            for container, content in contents:
+                container.clear()
+                container.extend(content) if isinstance(container, list) else container.update(content)
+
+
+def _contents(module: nn.Module) -> list[tuple]:
+    return [(value, copy.copy(value)) for value in vars(module).values() if isinstance(value, (dict, list, set))]
 
 
 class _Lines(TorchFunctionMode):
     """Notes the user's line on each node; torch.export itself notes only lines of functions called `forward`."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
+        if torch.compiler.is_dynamo_compiling():  # the branches of torch.cond, say
+            return function(*args, **(kwargs or {}))
         frame = sys._getframe(1)
         while frame.f_back is not None and frame.f_code.co_filename.startswith(INTERNAL):
             frame = frame.f_back
@@ -70,12 +117,7 @@ def export(front: Front, params: list[Tensor], inputs: list[Tensor], axes: Seque
         exported = _export_open(front, params, inputs, opened, has_data=axes is None)
         if exported is not None:
             return exported
-    try:
-        return Export(_export_once(front, params, inputs, [()] * len(inputs)), {}, {})
-    except LrpError:
-        raise
-    except Exception as error:
-        raise TraceError(_failure(error)) from error
+    return Export(_export_once(front, params, inputs, [()] * len(inputs)), {}, {})
 
 
 def _attempts(inputs: list[Tensor], axes: Sequence[Axes] | None) -> Iterator[list[Axes]]:
@@ -222,39 +264,55 @@ def _two(x: Tensor) -> Tensor:
 
 
 def _export_once(front: Front, params: list[Tensor], inputs: list[Tensor], axes: list[Axes]):
+    """Errors: `TraceError`, and those that lrpfunc raised on purpose in the function."""
     import torch.fx.experimental._config as config
 
     auto = torch.export.Dim.AUTO
     sizes = (*[None] * len(params), *(dict.fromkeys(opened, auto) if opened else None for opened in axes))
-    # backed_size_oblivious: the sizes 0 and 1 are nothing special, so that what a model asks about them is on record.
-    with _quiet(), torch.no_grad(), config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
-        return torch.export.export(front, (*params, *inputs), dynamic_shapes={"tensors": sizes}, strict=False)
+    try:
+        # backed_size_oblivious: sizes 0 and 1 are nothing special, so that what a model asks about them is on record.
+        with _quiet(), _alone(), torch.no_grad(), config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+            return torch.export.export(front, (*params, *inputs), dynamic_shapes={"tensors": sizes}, strict=False)
+    except Exception as error:
+        cause = error.error if isinstance(error, _Failed) else error
+        if isinstance(cause, LrpError):
+            raise cause from None
+        raise TraceError(failure(cause, front.named_modules())) from cause
 
 
 @contextlib.contextmanager
 def _quiet():
-    """Keep torch's account of a failing export, and its advice on attributes that forward assigns, to itself."""
-    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    """Keep what torch logs of a failing export in this thread to itself."""
+    thread = threading.get_ident()
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    for name in LOGGERS:
+        logging.getLogger(name).addFilter(is_other)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.filterwarnings("ignore", "The tensor attribute")
-            yield
+        yield
     finally:
-        logger.setLevel(level)
+        for name in LOGGERS:
+            logging.getLogger(name).removeFilter(is_other)
 
 
-def _failure(error: Exception) -> str:
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(INTERNAL)]
-    where = f" at {source_line(frames[-1].filename, frames[-1].lineno or 0)}" if frames else ""
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    hint = ""
-    if "data-dependent" in str(error):
-        hint = " The model decides by a value that is only known when it runs: write it with torch.where."
-        if "expert" in (frames[-1].line or "" if frames else ""):
-            hint = (
-                " The experts are called one by one, as tokens choose them: make the model with "
-                'experts_implementation="batched_mm", which transformers\' configurations and from_pretrained take.'
-            )
-    return f"the model cannot be exported{where}: {type(error).__name__}: {first}{hint}"
+@contextlib.contextmanager
+def _alone():
+    """Leave the modules of other threads out of a trace: torch.fx patches `nn.Module` itself, for the whole process."""
+    thread, before = threading.get_ident(), (_ModuleStackTracer.call_module, _ModuleStackTracer.getattr)
+    call_traced, get_traced = before
+
+    def call_module(tracer, module, forward, args, kwargs):
+        if threading.get_ident() != thread:
+            return forward(*args, **kwargs)
+        return call_traced(tracer, module, forward, args, kwargs)
+
+    def get(tracer, name, value, cache):
+        return get_traced(tracer, name, value, cache) if threading.get_ident() == thread else value
+
+    _ModuleStackTracer.call_module, _ModuleStackTracer.getattr = call_module, get  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        _ModuleStackTracer.call_module, _ModuleStackTracer.getattr = before  # type: ignore[method-assign]

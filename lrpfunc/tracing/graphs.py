@@ -14,6 +14,7 @@ from torch import Tensor
 from lrpfunc.errors import TraceError
 from lrpfunc.operations import USUAL_NAMES
 from lrpfunc.program import operator_name
+from lrpfunc.tracing.refusals import no_memory_message
 from lrpfunc.tracing.source_lines import line_of
 
 aten = torch.ops.aten
@@ -88,7 +89,11 @@ def _is_view(function) -> bool:
 def memory(node):
     """A key of the memory that a node shows; None for what is no tensor."""
     value = node.meta.get("val") if isinstance(node, torch.fx.Node) else None
-    return value.untyped_storage()._cdata if isinstance(value, Tensor) else None
+    try:
+        return value.untyped_storage()._cdata if isinstance(value, Tensor) else None
+    except NotImplementedError:
+        assert isinstance(value, Tensor)
+        raise TraceError(no_memory_message(value, line_of(node))) from None
 
 
 def origin(node) -> Origin:
@@ -102,6 +107,19 @@ def origin(node) -> Origin:
 def is_random(function) -> bool:
     """Whether a function draws random numbers."""
     return torch.Tag.nondeterministic_seeded in getattr(function, "tags", ())
+
+
+def unsupported_message(name: str, source: str) -> str:
+    """Why a model with a higher-order operator is refused, and the way out."""
+    ways = {
+        "while_loop": "how often it runs is only known when it runs. Write a for loop over a fixed number of steps",
+        "scan": "its steps are no equations. Write a for loop over the steps",
+        "map_impl": "its steps are no equations. Write it for the whole batch, or as a for loop",
+        "associative_scan": "its steps are no equations. Write a for loop over the steps, or cumsum and cumprod",
+        "wrap_with_autocast": "it computes in another precision. Remove it from forward",
+    }
+    why = ways.get(name, "its function is no equation. Call that as it is")
+    return f"'{name.removesuffix('_impl')}' at {source} is not supported: {why}."
 
 
 def random_message(name: str, source: str) -> str:

@@ -7,8 +7,6 @@ canonization must be able to change (epsilons and missing biases) into the param
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,9 +19,11 @@ from lrpfunc.errors import TraceError
 from lrpfunc.program import NAMESPACE, PARAMETER, Program, Variable, check, leaf_names, variables_in
 from lrpfunc.tracing.boundary import Boundary, Inputs
 from lrpfunc.tracing.builder import Builder
-from lrpfunc.tracing.exports import Axes, Front, export
+from lrpfunc.tracing.exports import LOCK, Axes, Front, export
 from lrpfunc.tracing.lifting import Parameters, lift
+from lrpfunc.tracing.refusals import check_model, check_surroundings
 from lrpfunc.tracing.tidying import tidied
+from lrpfunc.tracing.twins import twin_of
 
 
 def functionalize(model: nn.Module, /, *example_inputs, **example_keywords) -> tuple[Program, Parameters]:
@@ -62,8 +62,13 @@ def functionalize(model: nn.Module, /, *example_inputs, **example_keywords) -> t
             f"functionalize needs an nn.Module, but got {type(model).__name__}. Use lrpfunc.trace for functions."
         )
     inputs = Inputs.of(model.forward, example_inputs, example_keywords)
-    with _untouched(model):
-        program, params = _capture(Boundary(lambda _, *values: inputs.call(model, values), (), inputs), model)
+    check_model(model)
+    with LOCK:
+        return _functionalized(twin_of(model), inputs)
+
+
+def _functionalized(model: nn.Module, inputs: Inputs) -> tuple[Program, Parameters]:
+    program, params = _capture(Boundary(lambda _, *values: inputs.call(model, values), (), inputs), model)
     read = {v.name for e in program.equations for v in e.reads} | {v.name for v in variables_in(program.output_leaves)}
     params = {name: tensor.detach() for name, tensor in params.items() if PARAMETER + name in read}
     return _checked(*lift(program.with_parameters(program.parameters, params), params))
@@ -101,9 +106,11 @@ def trace_along(function: Callable, params, inputs: Sequence[Tensor], axes: Sequ
 
 
 def _trace(function: Callable, params, inputs: Inputs, axes: Sequence[Axes] | None) -> tuple[Program, Any]:
-    boundary = Boundary(lambda given, *values: inputs.call(function, values, given), params, inputs, axes)
-    program, captured = _capture(boundary, None)
-    return _checked(*(lift(program, captured) if boundary.is_flat else (program, params)))
+    with LOCK:
+        function = twin_of(function)
+        boundary = Boundary(lambda given, *values: inputs.call(function, values, given), params, inputs, axes)
+        program, captured = _capture(boundary, None)
+        return _checked(*(lift(program, captured) if boundary.is_flat else (program, params)))
 
 
 def _checked(program: Program, params) -> tuple[Program, Any]:
@@ -116,6 +123,7 @@ def _checked(program: Program, params) -> tuple[Program, Any]:
 
 def _capture(boundary: Boundary, model: nn.Module | None) -> tuple[Program, Parameters]:
     """The program of a function, and its parameters: those given or a model's tensors, and tensors written in code."""
+    check_surroundings()
     front = Front(boundary, model)
     exported, ranges, same = export(front, *boundary.examples(), boundary.axes)
     builder = Builder(model, same)
@@ -131,6 +139,7 @@ def _capture(boundary: Boundary, model: nn.Module | None) -> tuple[Program, Para
         equations=tuple(builder.equations),
         output=boundary.output([result for result, kind in results if kind is OutputKind.USER_OUTPUT]),
         size_ranges={builder.symbols[symbol]: bounds for symbol, bounds in ranges.items() if bounds != (0, None)},
+        nodes=boundary.nodes,
         takes_keywords=boundary.inputs.positional < len(boundary.inputs.names),
     )
     return tidied(program, builder.origins), builder.params
@@ -156,23 +165,3 @@ def _placeholders(builder: Builder, exported, front: Front, boundary: Boundary) 
         else:
             inputs.append(builder.input(node, f"inputs.{len(inputs)}"))
     return inputs
-
-
-@contextlib.contextmanager
-def _untouched(model: nn.Module):
-    """Put back all attributes of all modules: forward may assign some while it is traced, and so does torch.export."""
-    before = [(module, dict(vars(module)), _contents(module)) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, attributes, contents in before:
-            for name in vars(module).keys() - attributes.keys():
-                del vars(module)[name]
-            vars(module).update(attributes)
-            for container, content in contents:
-                container.clear()
-                container.extend(content) if isinstance(container, list) else container.update(content)
-
-
-def _contents(module: nn.Module) -> list[tuple]:
-    return [(value, copy.copy(value)) for value in vars(module).values() if isinstance(value, (dict, list, set))]
