@@ -7,10 +7,8 @@ from dataclasses import dataclass
 
 from lrpfunc.composites.assignment import FALLBACK, assign
 from lrpfunc.composites.combinators import Entries
-from lrpfunc.operations import facts
+from lrpfunc.operations import facts, row_of
 from lrpfunc.program import Program, Variable, equation_row, format_table
-
-PROBABILITIES = ("softmax", "log_softmax", "sigmoid", "log_sigmoid")
 
 
 @dataclass(frozen=True, repr=False)
@@ -72,7 +70,7 @@ def _advice(program: Program) -> Iterator[str]:
     """What to say of outputs that are probabilities."""
     for variable in program.output_leaves:
         maker = program.producers.get(variable.name) if isinstance(variable, Variable) else None
-        if maker is not None and maker.operator in PROBABILITIES:
+        if maker is not None and row_of(maker).is_probability:
             yield (
                 f"The output is a {maker.operator} ('{maker.name}'): its relevance is that of a probability. "
                 f"Explain the logit in front of it, in a model without '{maker.name}'."

@@ -69,7 +69,7 @@ class Row(NamedTuple):
         `outputs`: counts the outputs of a layer that have a bias each. `divides`: tells a mean from a sum.
         `is_fold`: it multiplies all elements along its axes.
     What its result is made of:
-        `is_gate`: it scales a signal. `is_normalizer`: normalizations multiply by it. `is_statistic`, `is_clamp`,
+        `is_gate`: it scales a signal. `is_probability`: it ends models whose logits had better be explained. `is_normalizer`: normalizations multiply by it. `is_statistic`, `is_clamp`,
         `rescales`, `reduces`, `is_elementwise`: what `factors` sees through. `shifts`: it adds its other operand.
         `sign`: whether its result is never below zero. `is_constant`: its result is a constant, whatever it reads, or
         if a function says so.
@@ -106,6 +106,7 @@ class Row(NamedTuple):
     divides: bool = False
     is_fold: bool = False
     is_gate: bool = False
+    is_probability: bool = False
     is_normalizer: bool = False
     is_statistic: bool = False
     is_clamp: bool = False

@@ -126,7 +126,8 @@ def einsum_with_bias(equation: str, left: Tensor, right: Tensor, bias: Tensor | 
 BIASED: dict[str, Callable] = {
     **BIAS_MAPS,
     "linear": linear_with_bias,
-    **dict.fromkeys(("matmul", "mm"), matmul_with_bias),
+    "matmul": matmul_with_bias,
+    "mm": matmul_with_bias,
     "einsum": einsum_with_bias,
 }
 

@@ -28,7 +28,7 @@ Make = Callable[[Tensor], Tensor]
 
 # -- what a rule states -----------------------------------------------------------------------------------------------
 
-ALL, POSITIVE, NEGATIVE, ONES = "all", "positive", "negative", "ones"  # parts of x: x, x+, x-, as many ones
+ALL, POSITIVE, NEGATIVE, ONES = "x", "x+", "x-", "1"  # parts of x: x, x+, x-, as many ones
 
 
 def whole(w: Tensor) -> Tensor:

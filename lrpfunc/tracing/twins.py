@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-SHARED = (Tensor, type, ModuleType, BuiltinFunctionType, torch.jit.ScriptModule, torch._ops.OpOverload)
+SHARED = (Tensor, type, ModuleType, BuiltinFunctionType, torch.jit.ScriptModule)
 
 # Events, threads, loggers and files are what they are by their identity. These modules define plain bases of classes.
 PLAIN = {"abc", "argparse", "builtins", "collections", "types", "typing"}
@@ -131,4 +131,6 @@ def _has_state(value: Any) -> bool:
         return False
     if getattr(getattr(kind, "__dataclass_params__", None), "frozen", False):
         return False
+    if kind.__module__.partition(".")[0] == "torch" and not isinstance(value, nn.Module):
+        return False  # operators, devices' streams, trees: torch's own, not the user's state
     return not any(base.__module__.partition(".")[0] in STANDARD for base in kind.__mro__)
