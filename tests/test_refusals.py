@@ -141,6 +141,7 @@ def test_numpy_inside_forward():
     assert message.endswith(". What leaves torch for numpy cannot be followed: write it with torch.")
 
 
+@pytest.mark.slow  # a minute
 def test_detection():
     model = torchvision.models.detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None).eval()
     message = refused(model, [torch.rand(3, 64, 64)])

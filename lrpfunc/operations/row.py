@@ -66,11 +66,13 @@ class Row(NamedTuple):
         which entries, as maximum pooling can. `smooth`: the same function in operations with derivatives of any order.
         `ratio`: f(x) / x of an activation, with f'(0) at 0. `rectifies`: the ReLU. `form`: how it normalizes.
         `takes_complex`: its kind holds for complex values as well, though its `ratio` is of signs or sizes.
-        `outputs`: counts the outputs of a layer that have a bias each. `divides`: tells a mean from a sum.
+        `outputs`: counts the outputs of a layer that have a bias each; `biased`: the layer with
+        a bias of any shape. `divides`: tells a mean from a sum.
         `is_fold`: it multiplies all elements along its axes.
     What its result is made of:
-        `is_gate`: it scales a signal. `is_probability`: it ends models whose logits had better be explained. `is_normalizer`: normalizations multiply by it. `is_statistic`, `is_clamp`,
-        `rescales`, `reduces`, `is_elementwise`: what `factors` sees through. `shifts`: it adds its other operand.
+        `is_gate`: it scales a signal. `is_probability`: it ends models whose logits had better be explained.
+        `is_normalizer`: normalizations multiply by it. `is_statistic`, `is_clamp`, `rescales`, `reduces`,
+        `is_elementwise`: what `factors` sees through. `shifts`: it adds its other operand.
         `sign`: whether its result is never below zero. `is_constant`: its result is a constant, whatever it reads, or
         if a function says so.
     How things move through it:
@@ -103,6 +105,7 @@ class Row(NamedTuple):
     rectifies: bool = False
     form: Form | None = None
     outputs: Callable[[Operation], int] | None = None
+    biased: Callable[..., Tensor] | None = None
     divides: bool = False
     is_fold: bool = False
     is_gate: bool = False

@@ -32,7 +32,14 @@ from lrpfunc.operations.kinds import (
     TRANSFORM,
 )
 from lrpfunc.operations.row import ALL, FIRST, SHIFT, Positions, Row
-from lrpfunc.program import Equation, smooth_attention
+from lrpfunc.program import (
+    BIAS_MAPS,
+    Equation,
+    einsum_with_bias,
+    linear_with_bias,
+    matmul_with_bias,
+    smooth_attention,
+)
 
 if TYPE_CHECKING:
     from lrpfunc.operations.operation import Operation
@@ -81,24 +88,25 @@ TRANSPOSED = CONVOLVE._replace(
     positions=Positions(0, 1, 2), adjoint=adjoints.transposed_adjoint, outputs=_transposed_channels
 )
 MATRIX_PRODUCT = Row(kinds.layer(DENSE, None, 1, None), Positions(None, 1))
+PAIR = MATRIX_PRODUCT._replace(adjoint=adjoints.mm_adjoint, pullback=adjoints.mm_pullback)
 
 LAYERS = {
-    **_rows(_dimensions("conv{}d"), CONVOLVE),
+    **{name: CONVOLVE._replace(biased=BIAS_MAPS[name]) for name in _dimensions("conv{}d").split()},
     **_rows(_dimensions("conv{}d_bias_map"), CONVOLVE._replace(outputs=None)),
-    **_rows(_dimensions("conv_transpose{}d"), TRANSPOSED),
+    **{name: TRANSPOSED._replace(biased=BIAS_MAPS[name]) for name in _dimensions("conv_transpose{}d").split()},
     **_rows(_dimensions("conv_transpose{}d_bias_map"), TRANSPOSED._replace(outputs=None)),
-    "linear": CONVOLVE._replace(kind=kinds.layer(DENSE, 0, 1, 2), adjoint=adjoints.linear_adjoint),
-    "addmm": Row(kinds.layer(DENSE, 1, 2, 0), Positions(1, 2, 0, 1), adjoint=adjoints.addmm_adjoint, takes_scale=True),
-    **_rows(
-        "mm bmm matmul linalg_matmul",
-        MATRIX_PRODUCT._replace(adjoint=adjoints.mm_adjoint, pullback=adjoints.mm_pullback),
+    "linear": CONVOLVE._replace(
+        kind=kinds.layer(DENSE, 0, 1, 2), adjoint=adjoints.linear_adjoint, biased=linear_with_bias
     ),
+    "addmm": Row(kinds.layer(DENSE, 1, 2, 0), Positions(1, 2, 0, 1), adjoint=adjoints.addmm_adjoint, takes_scale=True),
+    **_rows("mm matmul", PAIR._replace(biased=matmul_with_bias)),
+    **_rows("bmm linalg_matmul", PAIR),
     **_rows("mv dot inner tensordot", MATRIX_PRODUCT),
     "linear_with_bias": CONVOLVE._replace(
         kind=kinds.layer(DENSE, 0, 1, 2), adjoint=adjoints.linear_adjoint, outputs=None, takes_scale=False
     ),
     "matmul_with_bias": Row(kinds.layer(DENSE, None, 1, 2), Positions(None, 1, 2), adjoint=adjoints.mm_adjoint),
-    "einsum": Row(kinds.layer(DENSE, None, 2, None), Positions(None, 2)),
+    "einsum": Row(kinds.layer(DENSE, None, 2, None), Positions(None, 2), biased=einsum_with_bias),
     "einsum_with_bias": Row(kinds.layer(DENSE, None, 2, 3), Positions(None, 2, 3)),
     **_rows("baddbmm addbmm", Row(kinds.layer(DENSE, 1, 2, 0), Positions(1, 2, 0))),
 }

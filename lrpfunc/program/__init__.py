@@ -15,12 +15,14 @@ from lrpfunc.program.equations import (
 )
 from lrpfunc.program.functions import (
     BIAS_MAPS,
-    BIASED,
     batch_norm,
     contract,
     einsum,
+    einsum_with_bias,
     embedding,
     frozen_batch_norm,
+    linear_with_bias,
+    matmul_with_bias,
     overwrite,
     pooled_rows,
     size,

@@ -122,16 +122,6 @@ def einsum_with_bias(equation: str, left: Tensor, right: Tensor, bias: Tensor | 
     return _add_map(torch.einsum(equation, left, right), bias)
 
 
-# By the name of a layer that has no bias where it stands.
-BIASED: dict[str, Callable] = {
-    **BIAS_MAPS,
-    "linear": linear_with_bias,
-    "matmul": matmul_with_bias,
-    "mm": matmul_with_bias,
-    "einsum": einsum_with_bias,
-}
-
-
 def overwrite(base: Tensor, value: Tensor, views: Sequence[tuple[Callable, tuple]]) -> Tensor:
     """`base` after `value` was written into a view of it; `views` leads from the base to the view."""
     positions = torch.arange(base.numel(), device=base.device).reshape(base.shape)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from lrpfunc.operations import facts, row_of
-from lrpfunc.program import BIASED, Equation, Program, Variable
+from lrpfunc.program import Equation, Program, Variable
 
 
 class _Sum(NamedTuple):
@@ -41,7 +41,7 @@ def _match(program: Program, known, equation: Equation) -> _Sum | None:
         return None
     for value, bias in (equation.arguments, equation.arguments[::-1]):
         layer = program.producers.get(value.name) if isinstance(value, Variable) else None
-        if layer is None or layer.operator not in BIASED or not isinstance(bias, Variable):
+        if layer is None or row_of(layer).biased is None or not isinstance(bias, Variable):
             continue
         is_layer = row_of(layer).positions is not None and len(known.inputs_of(layer)) == 1
         is_only_reader = len(known.readers[value.name]) == 1 and value.name not in known.results
@@ -66,7 +66,8 @@ def _place(layer: Equation) -> int | None:
 
 def _biased(found: _Sum) -> Equation:
     layer = found.layer
-    function, position = BIASED[layer.operator], _place(layer)
+    function, position = row_of(layer).biased, _place(layer)
+    assert function is not None
     arguments = list(layer.arguments)
     if position is None or position >= len(arguments):
         arguments.append(found.bias)

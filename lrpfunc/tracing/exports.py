@@ -108,16 +108,16 @@ class _Lines(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def export(front: Front, params: list[Tensor], inputs: list[Tensor], axes: Sequence[Axes] | None) -> Export:
-    """Export with sizes left open along axes of each input where the model allows it, else with those given.
+def exports(front: Front, params: list[Tensor], inputs: list[Tensor], axes: Sequence[Axes] | None) -> Iterator[Export]:
+    """Exports with sizes left open along axes of each input where the model allows it, the most first; last with none.
 
     Without `axes` these are the batch of all inputs that have the first one's batch size, and their sequence length.
     """
     for opened in _attempts(inputs, axes):
         exported = _export_open(front, params, inputs, opened, has_data=axes is None)
         if exported is not None:
-            return exported
-    return Export(_export_once(front, params, inputs, [()] * len(inputs)), {}, {})
+            yield exported
+    yield Export(_export_once(front, params, inputs, [()] * len(inputs)), {}, {})
 
 
 def _attempts(inputs: list[Tensor], axes: Sequence[Axes] | None) -> Iterator[list[Axes]]:

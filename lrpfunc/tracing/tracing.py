@@ -15,11 +15,11 @@ import optree
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
-from lrpfunc.errors import TraceError
+from lrpfunc.errors import ProgramError, TraceError
 from lrpfunc.program import NAMESPACE, PARAMETER, Program, Variable, check, leaf_names, variables_in
 from lrpfunc.tracing.boundary import Boundary, Inputs
 from lrpfunc.tracing.builder import Builder
-from lrpfunc.tracing.exports import LOCK, Axes, Front, export
+from lrpfunc.tracing.exports import LOCK, Axes, Export, Front, exports
 from lrpfunc.tracing.lifting import Parameters, lift
 from lrpfunc.tracing.refusals import check_model, check_surroundings
 from lrpfunc.tracing.tidying import tidied
@@ -71,7 +71,7 @@ def _functionalized(model: nn.Module, inputs: Inputs) -> tuple[Program, Paramete
     program, params = _capture(Boundary(lambda _, *values: inputs.call(model, values), (), inputs), model)
     read = {v.name for e in program.equations for v in e.reads} | {v.name for v in variables_in(program.output_leaves)}
     params = {name: tensor.detach() for name, tensor in params.items() if PARAMETER + name in read}
-    return _checked(*lift(program.with_parameters(program.parameters, params), params))
+    return _lifted(program.with_parameters(program.parameters, params), params)
 
 
 def trace(function: Callable, params, /, *example_inputs, **example_keywords) -> tuple[Program, Any]:
@@ -110,22 +110,40 @@ def _trace(function: Callable, params, inputs: Inputs, axes: Sequence[Axes] | No
         function = twin_of(function)
         boundary = Boundary(lambda given, *values: inputs.call(function, values, given), params, inputs, axes)
         program, captured = _capture(boundary, None)
-        return _checked(*(lift(program, captured) if boundary.is_flat else (program, params)))
+        return _lifted(program, captured) if boundary.is_flat else (program, params)
 
 
-def _checked(program: Program, params) -> tuple[Program, Any]:
-    check(program)
-    return program, params
+def _lifted(program: Program, params: Parameters) -> tuple[Program, Parameters]:
+    lifted, params = lift(program, params)
+    check(lifted, before=program)
+    return lifted, params
 
 
 # -- program ----------------------------------------------------------------------------------------------------------
 
 
 def _capture(boundary: Boundary, model: nn.Module | None) -> tuple[Program, Parameters]:
-    """The program of a function, and its parameters: those given or a model's tensors, and tensors written in code."""
+    """The program of a function, and its parameters: those given or a model's tensors, and tensors written in code.
+
+    A constant in the code may have the example's size where torch.export asked for nothing. Then an equation cannot be
+    made for another one, and fewer sizes are left open.
+    """
     check_surroundings()
-    front = Front(boundary, model)
-    exported, ranges, same = export(front, *boundary.examples(), boundary.axes)
+    front, failure = Front(boundary, model), None
+    for exported in exports(front, *boundary.examples(), boundary.axes):
+        program, params = _program(exported, front, boundary, model)
+        try:
+            check(program)
+        except ProgramError as error:
+            failure = error
+        else:
+            return program, params
+    assert failure is not None
+    raise failure
+
+
+def _program(export: Export, front: Front, boundary: Boundary, model: nn.Module | None) -> tuple[Program, Parameters]:
+    exported, ranges, same = export
     builder = Builder(model, same)
     inputs = _placeholders(builder, exported, front, boundary)
     kinds = [spec.kind for spec in exported.graph_signature.output_specs]
