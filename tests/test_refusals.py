@@ -235,3 +235,15 @@ def test_probabilities_as_outputs(end):
     )
     inside, _ = lrpfunc.functionalize(nn.Sequential(nn.Linear(3, 3), end, nn.Linear(3, 3)), x_of())
     assert lrpfunc.explain(inside, rules.epsilon()).advice == ()
+
+
+def test_objects_that_are_no_tensors():
+    def draw(p, x):
+        return x * torch.randn(4, generator=torch.Generator().manual_seed(0))
+
+    with pytest.raises(TraceError) as caught:
+        lrpfunc.trace(draw, {}, torch.ones(2, 4))
+    assert str(caught.value) == (
+        "forward makes or reads an object of class Generator, which is no tensor. Make random numbers and whatever else "
+        "it gives beforehand, and make them an input."
+    )

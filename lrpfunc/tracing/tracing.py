@@ -169,6 +169,12 @@ def _placeholders(builder: Builder, exported, front: Front, boundary: Boundary) 
     inputs: list[Variable] = []
     nodes = exported.graph.find_nodes(op="placeholder")
     for node, spec in zip(nodes, exported.graph_signature.input_specs, strict=True):
+        if spec.kind is InputKind.CUSTOM_OBJ:
+            kind = node.meta["val"].class_fqn.rpartition(".")[2]
+            raise TraceError(
+                f"forward makes or reads an object of class {kind}, which is no tensor. Make random numbers and "
+                "whatever else it gives beforehand, and make them an input."
+            )
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
             builder.parameter(node, spec.target.removeprefix("model."), operator.attrgetter(spec.target)(front))
         elif spec.kind is InputKind.CONSTANT_TENSOR and (boundary.is_flat or hasattr(front, "model")):
