@@ -35,7 +35,16 @@ EXACT = composites.by_kind(
         "transform": rules.transform(0),
     }
 )
-TRAINING = {"rrelu", "dropout", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"}
+RANDOM = {
+    "new_empty",
+    "empty_like",
+    "rrelu",
+    "dropout",
+    "dropout2d",
+    "dropout3d",
+    "alpha_dropout",
+    "feature_alpha_dropout",
+}
 # Verdicts. The last ones must not come.
 GRADIENT, BY_RULE, MARKED, CONSTANT, REFUSED, SKIPPED = (
     "x * grad",
@@ -104,8 +113,8 @@ def judge(operation, sample, is_active: str) -> tuple[str, str]:
         again = function(function.params, *function.inputs)
     except Exception as error:
         return SKIPPED, f"torch: {error}"
-    if operation.name.rpartition(".")[2] in TRAINING:
-        return SKIPPED, "random in training"
+    if operation.name.rpartition(".")[2] in RANDOM:
+        return SKIPPED, "random, or in training"
     if expected is None or not torch.equal(expected.nan_to_num(), again.nan_to_num()):
         return SKIPPED, "no numbers come out" if expected is None else "random"
     try:
@@ -130,7 +139,7 @@ def _judged(function: Function, program, params, listing) -> tuple[str, str]:
     except LrpError as error:
         if "no relevance can flow" not in str(error):
             return REFUSED, str(error)
-        return (SILENT, str(error)) if has_gradient else (CONSTANT, "")
+        return (REFUSED, str(error)) if has_gradient else (CONSTANT, "")
     except Exception as error:
         return CRASH, f"attribute: {type(error).__name__}: {error}"
     scale = max(1.0, *(float(w.abs().max()) if w.numel() else 0.0 for w in wanted))

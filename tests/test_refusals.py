@@ -244,6 +244,6 @@ def test_objects_that_are_no_tensors():
     with pytest.raises(TraceError) as caught:
         lrpfunc.trace(draw, {}, torch.ones(2, 4))
     assert str(caught.value) == (
-        "forward makes or reads an object of class Generator, which is no tensor. Make random numbers and whatever else "
-        "it gives beforehand, and make them an input."
+        "forward makes or reads an object of class Generator, which is no tensor. Make random numbers and whatever "
+        "else it gives beforehand, and make them an input."
     )

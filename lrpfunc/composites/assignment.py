@@ -52,7 +52,7 @@ DEFAULTS = {
     MAX_POOL: rules.gradient(),
     BILINEAR: rules.halve(),
     SOFTMAX: rules.softmax(),
-    ATTENTION: rules.attention(),
+    ATTENTION: rules.attention("value"),
     NORMALIZATION: rules.normalization(),
     EMBEDDING: rules.embedding(),
     MOVEMENT: rules.gradient(),
@@ -104,7 +104,7 @@ def assign(program: Program, entries: Entries, strict: bool = False) -> Assignme
 
 def _default(known: Facts, equation: Equation) -> Rule:
     kind, constant = known.kind_of(equation), known.factor_of(equation)
-    if kind == PRODUCT and constant is not None and constant.role in (SLOPE, GATE):
+    if kind in (PRODUCT, BILINEAR) and constant is not None and constant.role in (SLOPE, GATE):
         return GATED
     return DEFAULTS.get(kind, FALLBACK)
 

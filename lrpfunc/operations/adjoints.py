@@ -109,6 +109,8 @@ def neg_adjoint(operation: Operation, s: Tensor) -> Tensor:
 def mean_adjoint(operation: Operation, s: Tensor) -> Tensor:
     """Of a sum or mean over some dimensions, or all."""
     shape = operation.shapes[0]
+    if not shape:
+        return s.reshape(())
     given = operation.arguments[1] if len(operation.arguments) > 1 else None
     keeps = operation.arguments[2] if len(operation.arguments) > 2 else False
     given = [given] if isinstance(given, int) else given or range(len(shape))

@@ -324,10 +324,11 @@ CHANGE = Row(TRANSFORM, is_linear=True)
 TRANSFORMS = {
     **_rows(
         "fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_hfft2 "
-        "fft_ihfft2 fft_fftn fft_ifftn fft_rfftn fft_irfftn fft_hfftn fft_ihfftn _fft_r2c _fft_c2r _fft_c2c stft istft "
+        "fft_ihfft2 fft_fftn fft_ifftn fft_rfftn fft_irfftn fft_hfftn fft_ihfftn _fft_r2c _fft_c2r _fft_c2c "
         "real imag complex conj _conj conj_physical resolve_conj resolve_neg",
         CHANGE,
     ),
+    **_rows("stft istft", CHANGE._replace(kind=kinds.of_first(TRANSFORM))),  # of a fixed window
     **_rows("view_as_complex view_as_real", CHANGE._replace(reads_strides=True)),
 }
 

@@ -1,8 +1,8 @@
 """Operations that are written out in others when they are traced: several steps at once, of which each has its rule.
 
 Each function takes `call`, which makes an equation of an operation and gives its value, `depends`, which tells whether
-an argument depends on the input, and the operation's arguments in the order of its schema. It gives the result, or
-None to leave the operation as it is.
+an argument depends on the input, and the operation's arguments in the order of its schema. It gives the result, equal
+to the operation's but for rounding, or None to leave the operation as it is.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ def _added_product(product) -> Callable:
     """beta x + alpha (a product): a layer where x is its bias, a sum where x depends on the input."""
 
     def write(call: Call, depends: Depends, x, left, right, beta=1, alpha=1):
+        if beta == 0:  # then it is not even read
+            made = product(call, left, right)
+            return made if alpha == 1 else call(aten.mul.Scalar, made, alpha)
         if not depends(x):
             return None
         x = x if beta == 1 else call(aten.mul.Scalar, x, beta)
@@ -73,16 +76,16 @@ def _lerp(call: Call, depends: Depends, x, y, weight):
     return _add(call, x, call(aten.mul.Tensor, call(aten.sub.Tensor, y, x), weight))
 
 
-def _vecdot(call: Call, depends: Depends, left, right, axis=-1):
+def _vecdot(call: Call, depends: Depends, left, right, dim=-1):
     left = call(aten.conj_physical.default, left) if left.dtype.is_complex else left
-    return call(aten.sum.dim_IntList, call(aten.mul.Tensor, left, right), [axis])
+    return call(aten.sum.dim_IntList, call(aten.mul.Tensor, left, right), [dim])
 
 
-def _cross(call: Call, depends: Depends, left, right, axis=-1):
+def _cross(call: Call, depends: Depends, left, right, dim=-1):
     """a x b, of which component i is a_{i+1} b_{i+2} - a_{i+2} b_{i+1}."""
 
     def part(shift: int, other: int):
-        turned = (call(aten.roll.default, x, [n], [axis]) for x, n in ((left, shift), (right, other)))
+        turned = (call(aten.roll.default, x, [n], [dim]) for x, n in ((left, shift), (right, other)))
         return call(aten.mul.Tensor, *turned)
 
     return call(aten.sub.Tensor, part(-1, -2), part(-2, -1))

@@ -176,7 +176,7 @@ class Builder:
             if training and not self._is_varying((x, weight, bias)):
                 self.values[node] = self.emit(node, standardize, (x, weight, bias, eps))
                 return
-            if training:
+            if training or mean is None:
                 raise TraceError(
                     f"batch norm '{origin(node).path or node.name}' is in training mode, in which samples of a batch "
                     "depend on each other. Call model.eval() first (and give it running statistics)."
