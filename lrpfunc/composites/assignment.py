@@ -94,10 +94,9 @@ def assign(program: Program, entries: Entries, strict: bool = False) -> Assignme
     assigned = _reached(program, everywhere)
     fallbacks = [e for e in active_equations(program) if assigned.get(e.name) is FALLBACK]
     if strict and fallbacks:
-        listed = ", ".join(f"'{equation.name}' ({equation.operator})" for equation in fallbacks[:5])
-        more = f" and {len(fallbacks) - 5} more" if len(fallbacks) > 5 else ""
+        listed = ", ".join(f"'{equation.name}' ({equation.operator})" for equation in fallbacks)
         raise RuleError(
-            f"no rule for {listed}{more}: strict=True allows no fallback to the gradient. Name them in rules."
+            f"no rule for {listed}: strict=True allows no fallback to the gradient. Give each a rule by its name."
         )
     return assigned
 
