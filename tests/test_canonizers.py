@@ -714,14 +714,12 @@ def test_transforms_of_a_canonical_attribution(name):
     close(vmap(f, (0, None))(stacked, x), torch.stack([expected, f(changed, x)]))
 
 
-# The compiler traces canonization itself, Python line by Python line, so that by default it gets a shallow network and
-# no backend; what backends see, the operations that are traced, `make_fx` shows above.
-COMPILED = [
-    (shallow, "epsilon_gamma_box", "eager"),
-    *[pytest.param(deep, name, "aot_eager", marks=pytest.mark.slow) for name in PRESETS],
-]
+# Slow, as the compiler traces canonization itself, Python line by Python line; what backends see, the operations that
+# are traced, `make_fx` shows above.
+COMPILED = [(shallow, "epsilon_gamma_box", "eager"), *[(deep, name, "aot_eager") for name in PRESETS]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("build", "name", "backend"), COMPILED)
 def test_a_canonical_attribution_compiles(build, name, backend):
     model, x = build()

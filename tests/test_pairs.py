@@ -25,7 +25,6 @@ EXPLAINED = {
     "epsilon": of_layers(rules.epsilon(TINY)),
     "zplus": of_layers(rules.zplus(TINY)),
     "gamma": of_layers(rules.gamma(0.25, TINY)),
-    "epsilon_plus": composites.epsilon_plus(TINY, TINY),
     "epsilon_plus_flat": composites.epsilon_plus_flat(TINY, TINY),
     "epsilon_alpha2_beta1": composites.epsilon_alpha2_beta1(TINY, TINY),
     "attn_lrp": composites.attn_lrp(),
