@@ -168,10 +168,6 @@ EAGER = (
     "xlnet",
 )
 # What lrpfunc does not do yet, by family and composite.
-FAULTS = {
-    ("deepseek_v2", "attn_lrp"): "queries and keys count as constants where they are complex numbers for a while",
-    ("llama4", "attn_lrp"): "queries and keys count as constants where they are complex numbers for a while",
-}
 CASES = [(name, how) for name in FAMILIES for how in IMPLEMENTATIONS[: 1 if name in EAGER else 2]]
 
 
@@ -249,15 +245,9 @@ def compared(name: str, attention: str) -> tuple[Tensor, dict[str, Row]]:
     return output, rows
 
 
-def cases(method: str | None = None) -> list:
-    """Those with a known fault must fail, so that the list stays true."""
-
-    def marks(name, attention):
-        slow = [] if name in FEW else [pytest.mark.slow]
-        fault = FAULTS.get((name, method))
-        return slow + ([pytest.mark.xfail(reason=fault, strict=True, raises=AssertionError)] if fault else [])
-
-    return [pytest.param(*case, marks=marks(*case), id="-".join(case)) for case in CASES]
+def cases() -> list:
+    marks = {name: () if name in FEW else (pytest.mark.slow,) for name, _ in CASES}
+    return [pytest.param(*case, marks=marks[case[0]], id="-".join(case)) for case in CASES]
 
 
 def assert_is_the_oracles(name: str, attention: str, method: str) -> None:
@@ -268,12 +258,12 @@ def assert_is_the_oracles(name: str, attention: str, method: str) -> None:
     assert row.difference < PROMISED
 
 
-@pytest.mark.parametrize(("name", "attention"), cases("attn_lrp"))
+@pytest.mark.parametrize(("name", "attention"), cases())
 def test_attn_lrp_is_the_oracles(name, attention):
     assert_is_the_oracles(name, attention, "attn_lrp")
 
 
-@pytest.mark.parametrize(("name", "attention"), cases("cp_lrp"))
+@pytest.mark.parametrize(("name", "attention"), cases())
 def test_cp_lrp_is_the_oracles(name, attention):
     assert_is_the_oracles(name, attention, "cp_lrp")
 

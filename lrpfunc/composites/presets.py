@@ -24,6 +24,7 @@ from lrpfunc.operations import (
     SLOPE,
     SOFTMAX,
     SUM,
+    TRANSFORM,
     facts,
 )
 from lrpfunc.program import Program
@@ -347,7 +348,7 @@ def _layers(convolution: Rule, epsilon, stabilizer, zero_bias: bool, entries: En
 
 def _without_parameters(stabilizer: StabilizerLike) -> dict[str, Rule]:
     shared = rules.norm(stabilizer)
-    return {SUM: shared, AVERAGE_POOL: shared, AFFINE: rules.affine(stabilizer)}
+    return {SUM: shared, AVERAGE_POOL: shared, AFFINE: rules.affine(stabilizer), TRANSFORM: rules.transform(stabilizer)}
 
 
 def _gradient_like(activation: Rule, entries: Entries) -> Composite:
