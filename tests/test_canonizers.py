@@ -1286,3 +1286,9 @@ def test_a_pass_whose_result_is_ill_formed_is_refused_by_name(broken, message):
     for passes in (broken, canonizers.chain(canonizers.merge_batch_norm, broken)):
         with pytest.raises(CanonizeError, match=message):
             lrpfunc.canonize(*traced_two_way(), passes)
+
+
+def test_a_batch_norm_of_an_empty_batch_is_left():
+    x, none, one = torch.randn(0, dtype=DOUBLE), torch.zeros(0, dtype=DOUBLE), torch.ones(0, dtype=DOUBLE)
+    fmodel, params = lrpfunc.trace(lambda p, x: F.batch_norm(x, p["m"], p["v"]) * 2, {"m": none, "v": one}, x)
+    assert str(lrpfunc.canonize(fmodel, params).report).splitlines()[1].endswith("there are no channels")

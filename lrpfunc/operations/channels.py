@@ -110,8 +110,10 @@ def channel_axis(layer: Equation) -> int:
 
 
 def _behind(batch_norm: Equation) -> Index:
-    """Where a batch norm's channels are in its output."""
+    """Where a batch norm's channels are in its output. Errors: `Immovable` for an empty batch, which has none."""
     shape = batch_norm.outputs[0].shape
+    if len(shape) < 2:
+        raise Immovable("there are no channels")
     return np.arange(shape[1]).reshape([-1 if axis == 1 else 1 for axis in range(len(shape))])
 
 
