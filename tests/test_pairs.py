@@ -86,6 +86,18 @@ PAIRS = {
         lambda x: torch.addcmul(x, F.linear(x, W), F.linear(x, V), value=0.5),
         lambda x: x + 0.5 * (F.linear(x, W) * F.linear(x, V)),
     ),
+    "addcmul in place": Pair(
+        lambda x: torch.addcmul(F.linear(x, U), F.linear(x, W), F.linear(x, V), value=0.5),
+        lambda x: F.linear(x, U).addcmul_(F.linear(x, W), F.linear(x, V), value=0.5),
+    ),
+    "lerp in place": Pair(
+        lambda x: torch.lerp(x, F.linear(x, W), F.linear(x, V)),
+        lambda x: (x * 1).lerp_(F.linear(x, W), F.linear(x, V)),
+    ),
+    "baddbmm in place": Pair(
+        lambda x: x + F.linear(x, W[:4]) @ x,
+        lambda x: (x * 1).baddbmm_(F.linear(x, W[:4]), x),
+    ),
     "weighted sum": Pair(
         lambda x: (x * F.linear(x, W[:1]).softmax(1)).sum(1, keepdim=True),
         lambda x: F.linear(x, W[:1]).softmax(1).transpose(1, 2) @ x,

@@ -69,6 +69,7 @@ def checked_pair(result) -> tuple:
 
 
 def check_outputs(equation: Equation, outputs: Sequence) -> None:
+    """Refuse outputs of another shape than the equation's. Errors: `RuleError`."""
     for variable, output in zip(equation.outputs, outputs, strict=True):
         shape = tuple(output.shape) if isinstance(output, Tensor) else ()
         if shape == variable.shape:

@@ -53,6 +53,10 @@ class Trail(NamedTuple):
 
 
 def forward(plan: Plan, x, at: dict[str, str], checkpoint: int | None, is_final: bool) -> Trail:
+    """Pass through a plan's steps under their rules, or, with `checkpoint`, through all but the last segment without.
+
+    Errors: `InputError`, `RuleError`.
+    """
     program = plan.program
     inputs, pack = unpack(program, x)
     values = _lay_out(plan, program.bind_inputs(inputs, dict(plan.values)))
@@ -173,6 +177,7 @@ def contiguous(tree):
 
 
 def backward(trail: Trail, entering) -> tuple[Any, dict[str, Tensor]]:
+    """The relevance of the inputs, and of what `at` asked for, where `entering` is that of the output."""
     program = trail.plan.program
     active = facts(program).active
     flows: dict[str, Flow] = {}

@@ -98,8 +98,7 @@ def sub_adjoint(operation: Operation, s: Tensor):
         return None
     left, right = operation.arguments[:2]
     signed = [t for side, t in ((left, s), (right, -s)) if isinstance(side, Slot)]
-    moved = tuple(t.sum_to_size(shape) for t, shape in zip(signed, operation.shapes, strict=True))
-    return moved if len(moved) > 1 else moved[0]
+    return tuple(t.sum_to_size(shape) for t, shape in zip(signed, operation.shapes, strict=True))
 
 
 def neg_adjoint(operation: Operation, s: Tensor) -> Tensor:
@@ -200,15 +199,13 @@ def cat_adjoint(operation: Operation, s: Tensor):
     tensors, axis = operation.arguments[:2]
     if not all(isinstance(tensor, Slot) for tensor in tensors):
         return None
-    parts = s.split([shape[axis] for shape in operation.shapes], axis)
-    return parts if len(parts) > 1 else parts[0]
+    return s.split([shape[axis] for shape in operation.shapes], axis)
 
 
 def add_adjoint(operation: Operation, s: Tensor):
     if operation.keywords.get("alpha", 1) != 1:
         return None
-    moved = tuple(s.sum_to_size(shape) for shape in operation.shapes)
-    return moved if len(moved) > 1 else moved[0]
+    return tuple(s.sum_to_size(shape) for shape in operation.shapes)
 
 
 def one_hot_adjoint(operation: Operation, s: Tensor) -> Tensor:

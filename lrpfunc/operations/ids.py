@@ -61,6 +61,7 @@ class Ids:
 
 
 def is_id(variable: Variable) -> bool:
+    """Whether a variable holds integers, which may be ids; truth values are none."""
     return variable.is_tensor and not variable.is_differentiable and variable.dtype != torch.bool
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 def of_embedding(operation: Operation, dimensions: int) -> tuple[int, int]:
+    """In front of the rows."""
     return 0, len(operation.shapes[0])
 
 
@@ -25,6 +26,7 @@ def of_all(operation: Operation, dimensions: int) -> tuple[int, int]:
 
 
 def of_index_select(operation: Operation, dimensions: int) -> tuple[int, int]:
+    """The one axis along which rows are picked."""
     return operation.arguments[1] % dimensions, 1
 
 

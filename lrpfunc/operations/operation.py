@@ -221,11 +221,9 @@ class Operation:
     def _typed(self, moved):
         """Each input's share, of its shape and in its own dtype: a sum of float32 and float64 is float64. Ids get
         floats."""
-        if isinstance(moved, tuple) and len(moved) == 1:
-            return self._share(moved[0], 0)
-        if not isinstance(moved, tuple):
-            return self._share(moved, 0)
-        return tuple(self._share(tensor, position) for position, tensor in enumerate(moved))
+        if isinstance(moved, tuple) and len(moved) > 1:
+            return tuple(self._share(tensor, position) for position, tensor in enumerate(moved))
+        return self._share(moved[0] if isinstance(moved, tuple) else moved, 0)
 
     def _share(self, moved: Tensor, position: int) -> Tensor:
         shape, dtype = self.shapes[position], self.dtypes[position]

@@ -196,7 +196,10 @@ class Builder:
         if name.removesuffix("_") == "copy":
             self._convert_copy(node, *arguments[:2])
             return
-        if name in WRITTEN_OUT and not is_mutable and self._write_out(node, WRITTEN_OUT[name], arguments, keywords):
+        plain = name.removesuffix("_") if is_mutable else name
+        result = self._write_out(node, WRITTEN_OUT[plain], arguments, keywords) if plain in WRITTEN_OUT else None
+        if result is not None:
+            self._note(node, result, is_mutable)
             return
         function: Callable = usual(functional_twin(node) if is_mutable else node.target)
         if name == "embedding":
@@ -214,8 +217,7 @@ class Builder:
         """The equation of a core-ATen spelling under the name that the table has, of its first output alone."""
         value = node.meta["val"]
         first = self._variable("", value[0] if isinstance(value, (list, tuple)) else value)
-        result = self.emit(node, function, arguments, like=first)
-        self.values[node] = [result, *value[1:]] if isinstance(value, (list, tuple)) else result
+        self._note(node, self.emit(node, function, arguments, like=first), is_mutable=False)
 
     def _convert_copy(self, node, base, source) -> None:
         """What is copied into a tensor takes its shape and dtype, and none of its values."""
@@ -228,8 +230,19 @@ class Builder:
             same = source.dtype == base.dtype
             self.values[node] = source if same else self.emit(node, aten.to.dtype, (source, base.dtype))
 
-    def _write_out(self, node, write: Callable, arguments: list, keywords: dict) -> bool:
-        """Whether an operation was written out in others, see `written_out`. Their shapes are found on fake tensors."""
+    def _note(self, node, result: Variable, is_mutable: bool) -> None:
+        """Give a node the value that stands for its only or first output, or write it where the operation writes."""
+        value = node.meta["val"]
+        if is_mutable:
+            self.writes.write(node, result)
+        else:
+            self.values[node] = [result, *value[1:]] if isinstance(value, (list, tuple)) else result
+
+    def _write_out(self, node, write: Callable, arguments: list, keywords: dict) -> Variable | None:
+        """The result of an operation that is written out in others, see `written_out`, None if this one is not.
+
+        Their shapes are found on fake tensors.
+        """
         fakes = {
             self.values[n].name: n.meta["val"] for n in node.all_input_nodes if isinstance(self.values[n], Variable)
         }
@@ -243,11 +256,7 @@ class Builder:
         def depends(argument) -> bool:
             return self._is_varying((argument,))
 
-        result = write(call, depends, *arguments, **keywords)
-        if result is not None:
-            value = node.meta["val"]
-            self.values[node] = [result, *value[1:]] if isinstance(value, (list, tuple)) else result
-        return result is not None
+        return write(call, depends, *arguments, **keywords)
 
     def _is_varying(self, arguments: tuple) -> bool:
         return any(variable.name in self.varying for variable in variables_in(arguments))
