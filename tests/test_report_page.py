@@ -352,6 +352,15 @@ def test_a_sample_by_mouse_in_the_order_and_filter_at_hand(page):
     assert focused(page, "title") == "pic-02.png"
 
 
+def test_no_other_card_has_the_focus_meanwhile(page):
+    page.click("#gallery .card")
+    page.keyboard.press("ArrowRight")
+    title = page.text_content("#dialog-title")
+    # In one script: a browser tells that a dialog is closed only afterwards.
+    script = "() => { document.getElementById('close').click(); return document.activeElement.title; }"
+    assert page.evaluate(script) == title
+
+
 def test_arrow_keys_go_through_the_gallery(page):
     tops = page.eval_on_selector_all("#gallery .card", "cards => cards.map(card => card.getBoundingClientRect().top)")
     across = tops.count(tops[0])

@@ -551,9 +551,16 @@ function turn(step) {
   if (current + step >= 0 && current + step < shown.length) open(current + step);
 }
 
+// Not on the dialog's "close": browsers fire it later, and meanwhile the card that opened the dialog has the focus.
+function shut() {
+  dialog.close();
+  large.hide();
+  focusCard(current);
+}
+
 $("previous").addEventListener("click", () => turn(-1));
 $("next").addEventListener("click", () => turn(1));
-$("close").addEventListener("click", () => dialog.close());
+$("close").addEventListener("click", shut);
 // On the document: a button that is disabled while it has the focus loses it, and with it the dialog its keys.
 document.addEventListener("keydown", (event) => {
   const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
@@ -561,10 +568,10 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
   turn(step);
 });
-dialog.addEventListener("click", (event) => event.target === dialog && dialog.close()); // outside of it
-dialog.addEventListener("close", () => {
-  large.hide();
-  focusCard(current);
+dialog.addEventListener("click", (event) => event.target === dialog && shut()); // outside of it
+dialog.addEventListener("cancel", (event) => {
+  event.preventDefault();
+  shut();
 });
 
 // -- start ----------------------------------------------------------------------------------------------------------
