@@ -1,6 +1,6 @@
 """Does canonization make explanations better? Batch norms folded or left, in two small networks for digits, measured.
 
-    python examples/canonization_ablation.py           # two minutes of one core; needs the `dev` extra
+    python examples/canonization_ablation.py           # four minutes of one core; needs the `dev` extra
     python examples/canonization_ablation.py --samples 20 --networks 1 --without-quantus
 
 Motzkus et al. 2022 (arXiv:2202.06621) measured that it does, on VGG-16 and ResNet18; Pahde et al. 2022
@@ -61,13 +61,12 @@ def plain_gradient() -> lrpfunc.Rule:
     return lrpfunc.Rule("plain_gradient", forward, backward)
 
 
-def bends_by_gradient(program: lrpfunc.Program) -> composites.Assignment:
-    """A constant for what folding made of ReLUs, max(x, low): where that is `low`, no relevance goes on to x."""
-    return {e.name: rules.gradient() for e in program.equations if e.operator == "threshold_relu"}
+def constants_passed_on(program: lrpfunc.Program) -> composites.Assignment:
+    """All relevance goes through what folding made of ReLUs, max(x, low), also where that is `low`, as in zennit."""
+    return {e.name: rules.pass_through() for e in program.equations if e.operator == "threshold_relu"}
 
 
-FOLDED, APART = "folded", "folded, constants apart"
-CANONIZED = (FOLDED, APART)
+FOLDED, PASSED_ON = "folded", "folded, constants passed on"
 LEFT: Mapping[str, lrpfunc.Rule] = {
     "passed through": rules.pass_through(),  # the default, and zennit's
     "plain gradient": plain_gradient(),
@@ -85,8 +84,8 @@ class Change(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """A canonized network against another treatment: the difference in area, canonized - other, and the part of the
-    digits that are less sensitive on the canonized one (None without Quantus).
+    """A folded network against another treatment: the difference in area, folded - other, and the part of the digits
+    that are less sensitive on the folded one (None without Quantus).
     """
 
     area: Change
@@ -97,7 +96,7 @@ class Row(NamedTuple):
     """One composite on one kind of network, with batch norms folded or left under a rule.
 
     `area`: of pixel flipping, mean. `totals`: quartiles of relevance sum / logit. `sensitivity`: Max-Sensitivity,
-    median; None without Quantus. `against`: how canonized networks compare with this row, by their name.
+    median; None without Quantus. `against`: how folded networks compare with this row.
     """
 
     network: str
@@ -106,7 +105,7 @@ class Row(NamedTuple):
     area: float
     totals: tuple[float, float, float]
     sensitivity: float | None
-    against: Mapping[str, Comparison]
+    against: Comparison | None
 
 
 # -- networks ---------------------------------------------------------------------------------------------------------
@@ -177,8 +176,9 @@ def _explanations(fmodel, params, folded: lrpfunc.Canonical) -> Iterable[tuple[t
 
     for name, composite in COMPOSITES.items():
         yield (name, FOLDED), explanation(folded.fmodel, folded.params, composite())
-        if bends_by_gradient(folded.fmodel):
-            yield (name, APART), explanation(folded.fmodel, folded.params, composite(entries=bends_by_gradient))
+        if constants_passed_on(folded.fmodel):
+            passed_on = composite(entries=constants_passed_on)
+            yield (name, PASSED_ON), explanation(folded.fmodel, folded.params, passed_on)
         for batch_norms, rule in LEFT.items():
             entries = composites.by_kind({"batch_norm": rule})
             yield (name, batch_norms), explanation(fmodel, params, composite(entries=entries))
@@ -222,20 +222,17 @@ def ablation(network: str, models: Sequence[nn.Module], x: Tensor, seed: int, wi
     figures = {key: _stacked([found[key] for found in measured]) for key in measured[0]}
     rows = []
     for (composite, batch_norms), these in figures.items():
-        forms = [form for form in CANONIZED if (composite, form) in figures]
-        if batch_norms in CANONIZED:
-            forms = forms[forms.index(batch_norms) + 1 :]
-        against = {form: _comparison(figures[composite, form], these) for form in forms}
+        against = None if batch_norms == FOLDED else _comparison(figures[composite, FOLDED], these)
         totals = tuple(np.quantile(these.total, (0.25, 0.5, 0.75)).tolist())
         sensitivity = None if these.sensitivity is None else these.sensitivity.median().item()
         rows.append(Row(network, composite, batch_norms, these.area.mean().item(), totals, sensitivity, against))
     return rows
 
 
-def _comparison(canonized: Measured, other: Measured) -> Comparison:
-    is_measured = canonized.sensitivity is not None
-    steadier = _change(_less(canonized.sensitivity, other.sensitivity)) if is_measured else None
-    return Comparison(_change(canonized.area - other.area), steadier)
+def _comparison(folded: Measured, other: Measured) -> Comparison:
+    is_measured = folded.sensitivity is not None
+    steadier = _change(_less(folded.sensitivity, other.sensitivity)) if is_measured else None
+    return Comparison(_change(folded.area - other.area), steadier)
 
 
 def _stacked(measured: list[Measured]) -> Measured:
@@ -274,20 +271,14 @@ def figures(network: str, rows: Sequence[Row]) -> Table:
 
 
 def comparisons(network: str, rows: Sequence[Row]) -> Table:
-    """How canonized networks compare with the others, digit by digit, for people."""
-    forms = list(rows[-1].against)
-    shown = Table("composite", "against", title=f"{network}, canonized minus other", title_justify="left")
-    for form in forms:
-        shown.add_column(f"{form}: area", justify="right")
-        shown.add_column("less sensitive", justify="right")
+    """How folded networks compare with the others, digit by digit, for people."""
+    shown = Table("composite", "against", title=f"{network}, folded minus other", title_justify="left")
+    shown.add_column("area", justify="right")
+    shown.add_column("less sensitive", justify="right")
     for row in rows:
-        cells = []
-        for form in forms:
-            found = row.against.get(form)
-            cells += [_shown(found and found.area, "+.3f", ".3f"), _shown(found and found.steadier, ".0%", ".0%")]
-        if row.against:
-            is_last = row.batch_norms == list(LEFT)[-1]
-            shown.add_row(row.composite, row.batch_norms, *cells, end_section=is_last)
+        if row.against is not None:
+            cells = _shown(row.against.area, "+.3f", ".3f"), _shown(row.against.steadier, ".0%", ".0%")
+            shown.add_row(row.composite, row.batch_norms, *cells, end_section=row.batch_norms == list(LEFT)[-1])
     return shown
 
 
@@ -299,16 +290,15 @@ def _shown(change: Change | None, of_value: str, of_error: str) -> str:
 
 
 def summary(rows: Sequence[Row]) -> list[str]:
-    """One line for each canonized form and other treatment: for how many composites the former is better, and worse."""
+    """One line for each other treatment: for how many composites folding is better, and worse."""
     lines = []
-    for form in CANONIZED:
-        for batch_norms in dict.fromkeys(row.batch_norms for row in rows if form in row.against):
-            found = {row.composite: row.against[form] for row in rows if row.batch_norms == batch_norms}
-            counts = _verdict("area", {name: _beyond(each.area, 0.0) for name, each in found.items()})
-            if all(each.steadier for each in found.values()):
-                signs = {name: -_beyond(each.steadier, 0.5) for name, each in found.items()}
-                counts += "; " + _verdict("sensitivity", signs)
-            lines.append(f"{rows[0].network}, {form} against {batch_norms}: {counts}.")
+    for batch_norms in dict.fromkeys(row.batch_norms for row in rows if row.against is not None):
+        found = {row.composite: row.against for row in rows if row.batch_norms == batch_norms and row.against}
+        counts = _verdict("area", {name: _beyond(each.area, 0.0) for name, each in found.items()})
+        if all(each.steadier for each in found.values()):
+            signs = {name: -_beyond(each.steadier, 0.5) for name, each in found.items()}
+            counts += "; " + _verdict("sensitivity", signs)
+        lines.append(f"{rows[0].network}, folded against {batch_norms}: {counts}.")
     return lines
 
 

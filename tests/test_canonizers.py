@@ -572,8 +572,12 @@ def test_threshold_relus_by_hand():
     assert canonical.params["2.bias"].tolist() == [10.0 + 10.0 + 10.0]
     assert canonical.fmodel(canonical.params, x).flatten().tolist() == [10.0, 70.0]
 
-    # t(x) = (-1/2, 1/2, 5, 5) and (1, -1, 5, 5); relevance passes through t, so it is w t and not w x
+    # t(x) = (-1/2, 1/2, 5, 5) and (1, -1, 5, 5). What t cuts off is a constant, whose share stays there.
     relevance = lrpfunc.attribute(canonical.fmodel, canonical.params, x, rules.epsilon(0.0), lambda y: y)
+    assert relevance.tolist() == [[0.0, 0.0, 0.0, 0.0], [20.0, 20.0, 0.0, 0.0]]
+    # Without biases relevance passes through t, so it is w t.
+    passed = composites.epsilon(0.0, zero_bias=True)
+    relevance = lrpfunc.attribute(canonical.fmodel, canonical.params, x, passed, lambda y: y - 30)
     assert relevance.tolist() == [[-10.0, -10.0, 0.0, 0.0], [20.0, 20.0, 0.0, 0.0]]
 
 
@@ -620,7 +624,7 @@ def test_networks_that_normalize_before_their_layers_have_no_batch_norm_left(bui
     assert canonical.report.left == {}
     assert {fate.became for fate in canonical.report.fates.values()} == {"merged", "threshold"}
     listing = lrpfunc.explain(canonical.fmodel, composites.epsilon_plus(), strict=True)
-    assert {row[-1] for row in listing.rows if row[3] == "threshold_relu"} == {"pass_through()"}
+    assert {row[-1] for row in listing.rows if row[3] == "threshold_relu"} == {"clamp()"}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -639,10 +643,10 @@ def test_folding_in_less_precision_loses_no_more_than_that(dtype):
 
 
 def total_over_logit(fmodel, params, x, entries=None) -> torch.Tensor:
-    """Relevance under epsilon_plus, summed, over the explained logit, with all biases set to zero."""
+    """Relevance under epsilon_plus, summed, over the explained logit, without any bias."""
     unbiased = {name: torch.zeros_like(leaf) if name.endswith("bias") else leaf for name, leaf in params.items()}
     logits = fmodel(unbiased, x)
-    relevance = lrpfunc.attribute(fmodel, unbiased, x, composites.epsilon_plus(entries=entries))
+    relevance = lrpfunc.attribute(fmodel, unbiased, x, composites.epsilon_plus(zero_bias=True, entries=entries))
     return relevance.flatten(1).sum(1) / logits.max(1).values
 
 
@@ -662,6 +666,17 @@ def test_what_canonization_is_for(name):
     by_gradient = total_over_logit(fmodel, params, x, composites.by_kind({"batch_norm": rules.gradient()}))
     assert ((by_gradient - 1).abs() > 1e-2).all()
     torch.testing.assert_close(total_over_logit(fmodel, params, x), one, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("build", [densenet, PreActivation])
+def test_lrp_0_is_input_times_gradient_where_batch_norms_became_threshold_relus(build):
+    torch.manual_seed(0)
+    model, x = signed(build()), torch.randn(2, 3, 40, 40, dtype=DOUBLE)
+    canonical = canonical_of(model, x)
+    relevance = lrpfunc.attribute(canonical.fmodel, canonical.params, x, composites.epsilon(0.0), target=1)
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(model(leaf)[:, 1].sum(), leaf)
+    torch.testing.assert_close(relevance, x * gradient, rtol=1e-9, atol=1e-12)
 
 
 # The canonical form has operations of its own: laws 4 to 6 must hold of them too.

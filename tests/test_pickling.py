@@ -22,6 +22,7 @@ MADE = [
     rules.affine(),
     rules.alpha_beta(3, 2, 1e-3, zero_bias=True),
     rules.attention("value", 0.0),
+    rules.clamp(0.1),
     rules.embedding(),
     rules.epsilon(0.1, zero_bias=True),
     rules.epsilon(rules.stabilizer(0.1, clip=True, norm_scale=True, dim=(1,))),

@@ -98,6 +98,43 @@ def test_activations_by_hand():
     expect(of(rules.relu_beta_smooth(10.0)), *(gates * torch.tensor(relevance[0])).tolist())
 
 
+@pytest.mark.parametrize("first", [rules.gradient(), rules.pass_through()], ids=["a coefficient", "a relevance"])
+def test_what_a_clamp_cuts_off_keeps_its_share_in_either_form_of_flow(first):
+    # Behind it weights of one: a coefficient of one, or by pass_through of an identity the relevance y.
+    cases = {
+        lambda x: F.hardtanh(x, -1.0, 2.0): [0.0, 0.0, 0.5, 0.0],
+        lambda x: F.leaky_relu(x, 0.25): [-0.75, -0.5, 0.5, 4.0],
+    }
+    x = torch.tensor([[-3.0, -2.0, 0.5, 4.0]], dtype=torch.float64)
+    for f, shares in cases.items():
+        fmodel, params = lrpfunc.trace(lambda p, x, f=f: f(x) * 1.0, {}, x)
+        scale = fmodel.equations[-1].name
+        given = composites.first_match({scale: first}, composites.by_kind({"activation": rules.clamp(0.0)}))
+        got = lrpfunc.attribute(fmodel, params, x, given, lambda y: y)
+        torch.testing.assert_close(got, torch.tensor([shares], dtype=x.dtype), rtol=1e-12, atol=0)
+
+
+def test_bends_of_each_channel():
+    # max(x, low) and the slope 1/2 below: y = (2, 1.5), of which what is not 1/2 x is constant
+    x, low, high = (torch.tensor([values]) for values in ([2.0, 1.0], [0.0, 2.0], [torch.inf, torch.inf]))
+    function = lrpfunc.program.functions.threshold_relu
+    expect(pulled(rules.clamp(0.0), [[2.0, 1.5]], x, function, low, high, 0.5), 2.0, 0.5)
+    expect(pulled(rules.clamp(0.0), [[2.0, 2.0]], x, function, low, high, 0.0), 2.0, 0.0)
+
+
+def test_a_clamp_hands_on_what_was_shared_whatever_the_value_is():
+    model = nn.Sequential(nn.Hardtanh(0.0, 1.0), nn.Linear(2, 1))
+    fmodel, params = lrpfunc.functionalize(model, X)
+    entries = composites.first_match(composites.by_kind({"dense": rules.flat()}), {"0": rules.clamp()})
+    expect(lrpfunc.attribute(fmodel, params, X, entries, lambda y: y * 0 + 1), 0.5, 0.5)
+
+
+def test_a_clamp_needs_an_activation_with_bends():
+    fmodel, params = lrpfunc.trace(lambda p, x: torch.tanh(x), {}, X)
+    with pytest.raises(RuleError, match=r"'tanh' \(tanh\) must be a ReLU of some kind, or a clamp by numbers"):
+        lrpfunc.attribute(fmodel, params, X, {"tanh": rules.clamp()}, target=0)
+
+
 def test_sums_and_products_by_hand():
     def f(params, a, b):
         return a + b, a * b, a * torch.sigmoid(b)
@@ -315,6 +352,8 @@ LABELS = {
     "input_times_gradient()": lambda: rules.input_times_gradient(),
     "input_times_gradient(stabilizer=0.01)": lambda: rules.input_times_gradient(0.01),
     "affine()": lambda: rules.affine(),
+    "clamp()": lambda: rules.clamp(),
+    "clamp(stabilizer=0.01)": lambda: rules.clamp(0.01),
     "relu_deconvnet()": lambda: rules.relu_deconvnet(),
     "relu_guided_backprop()": lambda: rules.relu_guided_backprop(),
     "relu_beta_smooth(10)": lambda: rules.relu_beta_smooth(),

@@ -29,6 +29,7 @@ from lrpfunc.operations import (
     SLOPE,
     SOFTMAX,
     SUM,
+    THRESHOLD_RELU,
     TRANSFORM,
     Facts,
     active_equations,
@@ -44,6 +45,7 @@ DEFAULT_LINEAR = rules.epsilon()
 DEFAULTS = {
     BATCH_NORM: rules.pass_through(),
     ACTIVATION: rules.pass_through(),
+    THRESHOLD_RELU: rules.clamp(),
     ELEMENTWISE: rules.pass_through(),
     AFFINE: rules.affine(),
     PRODUCT: rules.halve(),

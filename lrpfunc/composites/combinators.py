@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from lrpfunc.composites.names import Names
 from lrpfunc.errors import RuleError, near_misses
-from lrpfunc.operations import CONVOLUTION, DENSE, EMBEDDING, KINDS, LINEAR, active_equations, facts
+from lrpfunc.operations import CONVOLUTION, COVERED_BY, DENSE, EMBEDDING, KINDS, LINEAR, active_equations, facts
 from lrpfunc.program import Program
 from lrpfunc.rules import Rule
 
@@ -23,8 +23,8 @@ Entries = Composite | Mapping[str, Rule] | Rule | None
 def by_kind(kinds: Mapping[str, Rule]) -> Composite:
     """A rule for every equation of a kind: `by_kind({"convolution": zplus(), "dense": epsilon()})`.
 
-    "linear" covers convolutions and dense layers, "*" whatever is not named but embeddings of tokens, which no other
-    rule fits.
+    "linear" covers convolutions and dense layers, "activation" threshold ReLUs as well, "*" whatever is not named but
+    embeddings of tokens, which no other rule fits.
 
     Args:
         kinds: rules by the names of kinds, as `print(explain(fmodel, rules))` lists them.
@@ -52,8 +52,8 @@ def _by_kind(kinds: Mapping[str, Rule], program: Program) -> Assignment:
     assigned, known = {}, facts(program)
     for equation in active_equations(program):
         kind = known.kind_of(equation)
-        group = LINEAR if kind in (CONVOLUTION, DENSE) else kind
-        rule = kinds.get(kind, kinds.get(group, None if kind == EMBEDDING else kinds.get("*")))
+        otherwise = None if kind == EMBEDDING else kinds.get("*")
+        rule = kinds.get(kind) or kinds.get(COVERED_BY.get(kind, kind), otherwise)
         if rule is not None:
             assigned[equation.name] = rule
     return assigned

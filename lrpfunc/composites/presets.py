@@ -24,6 +24,7 @@ from lrpfunc.operations import (
     SLOPE,
     SOFTMAX,
     SUM,
+    THRESHOLD_RELU,
     TRANSFORM,
     facts,
 )
@@ -34,11 +35,11 @@ from lrpfunc.rules import Rule, StabilizerLike
 def epsilon(epsilon: StabilizerLike = 1e-6, zero_bias: bool = False, entries: Entries = None) -> Composite:
     """The epsilon rule for all layers, sums and average pooling.
 
-    With 0 it is input times gradient on ReLU networks; not on threshold ReLUs, which pass on what their constants get.
+    With 0 it is input times gradient on ReLU networks.
 
     Args:
         epsilon: S of the epsilon rule: an epsilon in units of its outputs, a `stabilizer` or a function.
-        zero_bias: leave biases out of what is shared by.
+        zero_bias: leave biases, and constants of threshold ReLUs, out.
         entries: what goes first: a composite, `{name pattern: rule}` or one rule.
     Errors: `RuleError` for a negative epsilon, and for entries that match nothing.
     Source: Bach et al. 2015, doi:10.1371/journal.pone.0130140, eq. 58.
@@ -49,7 +50,9 @@ def epsilon(epsilon: StabilizerLike = 1e-6, zero_bias: bool = False, entries: En
     >>> [row[-1] for row in lrpfunc.explain(fmodel, lrpfunc.composites.epsilon(0.1)).rows]
     ['epsilon(0.1)', 'pass_through()', 'epsilon(0.1)']
     """
-    return first_match(entries, by_kind({LINEAR: rules.epsilon(epsilon, zero_bias), **_without_parameters(epsilon)}))
+    return first_match(
+        entries, by_kind({LINEAR: rules.epsilon(epsilon, zero_bias), **_without_parameters(epsilon, zero_bias)})
+    )
 
 
 def epsilon_plus(
@@ -60,7 +63,7 @@ def epsilon_plus(
     Args:
         epsilon: S of the epsilon rule: an epsilon in units of its outputs, a `stabilizer` or a function.
         stabilizer: S of the other rules, in units of their denominators, likewise.
-        zero_bias: leave biases out of what is shared by.
+        zero_bias: leave biases, and constants of threshold ReLUs, out.
         entries: what goes first: a composite, `{name pattern: rule}` or one rule.
     Errors: `RuleError` for a negative epsilon, and for entries that match nothing.
     Source: Montavon et al. 2019, doi:10.1007/978-3-030-28954-6_10.
@@ -82,7 +85,7 @@ def epsilon_plus_flat(
     Args:
         epsilon: S of the epsilon rule: an epsilon in units of its outputs, a `stabilizer` or a function.
         stabilizer: S of the other rules, in units of their denominators, likewise.
-        zero_bias: leave biases out of what is shared by.
+        zero_bias: leave biases, and constants of threshold ReLUs, out.
         entries: what goes first: a composite, `{name pattern: rule}` or one rule.
     Errors: `RuleError` for a negative epsilon, and for entries that match nothing.
     Source: Lapuschkin et al. 2019, doi:10.1038/s41467-019-08987-4, for the flat rule.
@@ -105,7 +108,7 @@ def epsilon_alpha2_beta1(
     Args:
         epsilon: S of the epsilon rule: an epsilon in units of its outputs, a `stabilizer` or a function.
         stabilizer: S of the other rules, in units of their denominators, likewise.
-        zero_bias: leave biases out of what is shared by.
+        zero_bias: leave biases, and constants of threshold ReLUs, out.
         entries: what goes first: a composite, `{name pattern: rule}` or one rule.
     Errors: `RuleError` for a negative epsilon, and for entries that match nothing.
     Source: Bach et al. 2015, doi:10.1371/journal.pone.0130140, eq. 60, for alpha and beta.
@@ -127,7 +130,7 @@ def epsilon_alpha2_beta1_flat(
     Args:
         epsilon: S of the epsilon rule: an epsilon in units of its outputs, a `stabilizer` or a function.
         stabilizer: S of the other rules, in units of their denominators, likewise.
-        zero_bias: leave biases out of what is shared by.
+        zero_bias: leave biases, and constants of threshold ReLUs, out.
         entries: what goes first: a composite, `{name pattern: rule}` or one rule.
     Errors: `RuleError` for a negative epsilon, and for entries that match nothing.
     Source: Lapuschkin et al. 2019, doi:10.1038/s41467-019-08987-4, for the flat rule.
@@ -159,7 +162,7 @@ def epsilon_gamma_box(
         epsilon: S of the epsilon rule: an epsilon in units of its outputs, a `stabilizer` or a function.
         gamma: by how much the gamma rule favours contributions of the output's own sign.
         stabilizer: S of the other rules, in units of their denominators, likewise.
-        zero_bias: leave biases out of what is shared by.
+        zero_bias: leave biases, and constants of threshold ReLUs, out.
         entries: what goes first: a composite, `{name pattern: rule}` or one rule.
     Errors: `RuleError` for a negative epsilon or gamma, for bounds that are no numbers or tensors, and for entries that
         match nothing; in use, for bounds that do not fit the input.
@@ -182,7 +185,7 @@ def excitation_backprop(
 
     Args:
         stabilizer: S, an epsilon in units of the denominators, a `stabilizer` or a function.
-        zero_bias: leave biases out of what is shared by.
+        zero_bias: leave biases, and constants of threshold ReLUs, out.
         entries: what goes first: a composite, `{name pattern: rule}` or one rule.
     Errors: `RuleError` for a negative epsilon, and for entries that match nothing.
     Source: Zhang et al. 2016, doi:10.1007/978-3-319-46493-0_33.
@@ -194,7 +197,7 @@ def excitation_backprop(
     ['zplus()', 'pass_through()', 'zplus()']
     """
     plus = rules.zplus(stabilizer, zero_bias)
-    return first_match(entries, by_kind({LINEAR: plus, **_without_parameters(stabilizer)}))
+    return first_match(entries, by_kind({LINEAR: plus, **_without_parameters(stabilizer, zero_bias)}))
 
 
 def deconvnet(entries: Entries = None) -> Composite:
@@ -265,8 +268,8 @@ def attn_lrp(
         gamma: of the gamma rule for layers; 0 for the epsilon rule.
         epsilon: S of all rules but gamma: an epsilon in units of its outputs, a `stabilizer` or a function.
         stabilizer: S of the gamma rule, in units of its denominators, likewise.
-        zero_bias: leave biases out of what is shared by; it needs a larger epsilon (1e-2, say), or with gamma a larger
-            stabilizer, which then rules the layers.
+        zero_bias: leave biases, and constants of threshold ReLUs, out; it needs a larger epsilon (1e-2, say), or with
+            gamma a larger stabilizer, which then rules the layers.
         entries: what goes first: a composite, `{name pattern: rule}` or one rule.
     Errors: `RuleError` for a negative gamma or epsilon, and for entries that match nothing.
     Source: Achtibat et al. 2024, arXiv:2402.05602.
@@ -296,7 +299,7 @@ def cp_lrp(
         gamma: of the gamma rule for layers; 0 for the epsilon rule.
         epsilon: S of all rules but gamma: an epsilon in units of its outputs, a `stabilizer` or a function.
         stabilizer: S of the gamma rule, in units of its denominators, likewise.
-        zero_bias: leave biases out of what is shared by.
+        zero_bias: leave biases, and constants of threshold ReLUs, out.
         entries: what goes first: a composite, `{name pattern: rule}` or one rule.
     Errors: `RuleError` for a negative gamma or epsilon, and for entries that match nothing.
     Source: Ali et al. 2022, arXiv:2202.07304.
@@ -322,7 +325,7 @@ def _transformer_parts(gamma: float, epsilon, stabilizer, zero_bias: bool) -> di
         PRODUCT: rules.halve(epsilon),
         NORMALIZATION: normalization,
         BATCH_NORM: normalization,
-        **_without_parameters(epsilon),
+        **_without_parameters(epsilon, zero_bias),
     }
 
 
@@ -342,13 +345,19 @@ def _gates(roles: Collection[str] | None, gate: Rule, program: Program) -> dict[
 
 def _layers(convolution: Rule, epsilon, stabilizer, zero_bias: bool, entries: Entries) -> Composite:
     dense = rules.epsilon(epsilon, zero_bias)
-    kinds = {CONVOLUTION: convolution, DENSE: dense, **_without_parameters(stabilizer)}
+    kinds = {CONVOLUTION: convolution, DENSE: dense, **_without_parameters(stabilizer, zero_bias)}
     return first_match(entries, by_kind(kinds))
 
 
-def _without_parameters(stabilizer: StabilizerLike) -> dict[str, Rule]:
+def _without_parameters(stabilizer: StabilizerLike, zero_bias: bool) -> dict[str, Rule]:
     shared = rules.norm(stabilizer)
-    return {SUM: shared, AVERAGE_POOL: shared, AFFINE: rules.affine(stabilizer), TRANSFORM: rules.transform(stabilizer)}
+    return {
+        SUM: shared,
+        AVERAGE_POOL: shared,
+        AFFINE: rules.affine(stabilizer),
+        TRANSFORM: rules.transform(stabilizer),
+        THRESHOLD_RELU: rules.pass_through() if zero_bias else rules.clamp(stabilizer),
+    }
 
 
 def _gradient_like(activation: Rule, entries: Entries) -> Composite:

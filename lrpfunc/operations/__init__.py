@@ -24,6 +24,7 @@ from lrpfunc.operations.kinds import (
     BATCH_NORM,
     BILINEAR,
     CONVOLUTION,
+    COVERED_BY,
     DENSE,
     ELEMENTWISE,
     EMBEDDING,
@@ -35,6 +36,7 @@ from lrpfunc.operations.kinds import (
     PRODUCT,
     SOFTMAX,
     SUM,
+    THRESHOLD_RELU,
     TRANSFORM,
 )
 from lrpfunc.operations.lookups import of_all

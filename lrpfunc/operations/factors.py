@@ -18,6 +18,7 @@ from lrpfunc.operations.kinds import (
     MOVEMENT,
     PRODUCT,
     SUM,
+    THRESHOLD_RELU,
 )
 from lrpfunc.operations.table import row_of
 from lrpfunc.program import Equation, Variable
@@ -144,7 +145,7 @@ def _is_tanh(facts: Facts, equation: Equation) -> bool:
 
 
 def _is_activation(facts: Facts, equation: Equation) -> bool:
-    if facts.kind_of(equation) == ACTIVATION:
+    if facts.kind_of(equation) in (ACTIVATION, THRESHOLD_RELU):
         return not row_of(equation).is_clamp
     return facts.kind_of(equation) == PRODUCT and _slope(facts, facts.inputs_of(equation)) is not None
 
@@ -187,5 +188,5 @@ def _is_function_of(facts: Facts, variable: Variable, root: Variable) -> bool:
 
 def _is_elementwise(facts: Facts, equation: Equation) -> bool:
     row = row_of(equation)
-    kinds = (ACTIVATION, ELEMENTWISE, AFFINE, SUM, PRODUCT)
+    kinds = (ACTIVATION, THRESHOLD_RELU, ELEMENTWISE, AFFINE, SUM, PRODUCT)
     return row.is_elementwise or (facts.kind_of(equation) in kinds and not row.reduces)

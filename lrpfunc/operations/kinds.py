@@ -9,15 +9,19 @@ from typing import NamedTuple
 CONVOLUTION, DENSE, BATCH_NORM, ACTIVATION, ELEMENTWISE, AFFINE, SUM = (
     "convolution", "dense", "batch_norm", "activation", "elementwise", "affine", "sum",
 )  # fmt: skip
+THRESHOLD_RELU = "threshold_relu"
 AVERAGE_POOL, MAX_POOL, PRODUCT, BILINEAR = "average_pool", "max_pool", "product", "bilinear"
 SOFTMAX, ATTENTION, NORMALIZATION, EMBEDDING = "softmax", "attention", "normalization", "embedding"
 MOVEMENT, TRANSFORM, OTHER = "movement", "transform", "other"
-LINEAR = "linear"  # a convolution or a dense layer
+LINEAR = "linear"
 
 KINDS = (
-    CONVOLUTION, DENSE, BATCH_NORM, ACTIVATION, ELEMENTWISE, AFFINE, SUM, AVERAGE_POOL, MAX_POOL, PRODUCT, BILINEAR,
-    SOFTMAX, ATTENTION, NORMALIZATION, EMBEDDING, MOVEMENT, TRANSFORM, OTHER,
+    CONVOLUTION, DENSE, BATCH_NORM, ACTIVATION, THRESHOLD_RELU, ELEMENTWISE, AFFINE, SUM, AVERAGE_POOL, MAX_POOL,
+    PRODUCT, BILINEAR, SOFTMAX, ATTENTION, NORMALIZATION, EMBEDDING, MOVEMENT, TRANSFORM, OTHER,
 )  # fmt: skip
+
+# A rule for the latter is one for the former, too, if that has none of its own.
+COVERED_BY = {CONVOLUTION: LINEAR, DENSE: LINEAR, THRESHOLD_RELU: ACTIVATION}
 
 ONE_INPUT = (ACTIVATION, ELEMENTWISE)
 OF_COMPLEX = (CONVOLUTION, DENSE, BILINEAR, AFFINE, SUM, PRODUCT, NORMALIZATION, MOVEMENT, TRANSFORM)

@@ -29,6 +29,7 @@ from lrpfunc.operations.kinds import (
     PRODUCT,
     SOFTMAX,
     SUM,
+    THRESHOLD_RELU,
     TRANSFORM,
 )
 from lrpfunc.operations.row import ALL, FIRST, SHIFT, Positions, Row
@@ -124,7 +125,7 @@ CLAMP = Row(kinds.of_first(ACTIVATION, MAX_POOL), sign=signs.clamps, is_clamp=Tr
 ACTIVATIONS = {
     "relu": POSITIVE._replace(rectifies=True, bounds=moves.of_relu),
     "relu6": POSITIVE._replace(bounds=moves.of_relu6),
-    "threshold_relu": Row(ACTIVATION, bounds=moves.of_threshold_relu),
+    "threshold_relu": Row(THRESHOLD_RELU, bounds=moves.of_threshold_relu),
     "leaky_relu": KEEPS_SIGN._replace(ratio=ratios.leaky_relu_ratio, bounds=moves.of_leaky_relu),
     "hardtanh": Row(ACTIVATION, bounds=moves.of_clamp),
     "clamp": CLAMP._replace(names=("clip",), bounds=moves.of_clamp),

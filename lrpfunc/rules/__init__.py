@@ -2,7 +2,7 @@
 
 from lrpfunc.rules.attention import attention, embedding, softmax
 from lrpfunc.rules.declarations import COEFFICIENT, RECTIFIED_COEFFICIENT, check_declared, declared
-from lrpfunc.rules.elementwise import affine, relu_beta_smooth, relu_deconvnet, relu_guided_backprop
+from lrpfunc.rules.elementwise import affine, clamp, relu_beta_smooth, relu_deconvnet, relu_guided_backprop
 from lrpfunc.rules.flows import Flow
 from lrpfunc.rules.linear import alpha_beta, epsilon, flat, gamma, norm, transform, wsquare, zbox, zplus
 from lrpfunc.rules.normalization import normalization
@@ -16,6 +16,7 @@ __all__ = [
     "affine",
     "alpha_beta",
     "attention",
+    "clamp",
     "embedding",
     "epsilon",
     "flat",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from lrpfunc.errors import RuleError
-from lrpfunc.rules.flows import Flow
+from lrpfunc.rules.flows import Flow, rectify
 from lrpfunc.rules.labels import call
-from lrpfunc.rules.rule import SHIFTED, Rule
+from lrpfunc.rules.rule import SAME, SHIFTED, Rule
 from lrpfunc.rules.stabilizers import StabilizerLike, as_stabilizer, number
 
 
@@ -109,3 +109,40 @@ def affine(stabilizer: StabilizerLike = 1e-6) -> Rule:
         return Flow(coefficient=operation.adjoint(c) if operation.is_linear else operation.vjp(inputs, c))
 
     return Rule(call("affine", stabilizer=stabilize), forward, backward, gives=SHIFTED, any_layout=True)
+
+
+def clamp(stabilizer: StabilizerLike = 1e-6) -> Rule:
+    """A piecewise linear activation, of which what it cuts off is a constant and keeps its share, as a bias does.
+
+    Of y = min(max(x, low), high) R_x = R where y = x, else 0; with a slope beyond the bends, as LeakyReLU has,
+    R_x = slope x R / S(y) there. It is the default of threshold ReLUs, so that LRP-0 is input times gradient.
+
+    Args:
+        stabilizer: S, an epsilon in units of y, a `stabilizer` or a function; used with a slope alone.
+    Errors: `RuleError` for an equation that is no ReLU, ReLU6, hardtanh, LeakyReLU or clamp by numbers.
+
+    >>> import lrpfunc, torch
+    >>> f = lrpfunc.custom_vjp(lrpfunc.rules.clamp(), torch.relu)
+    >>> torch.func.vjp(f, torch.tensor([-1.0, 2.0]))[1](torch.tensor([3.0, 4.0]))[0]
+    tensor([0., 4.])
+    """
+    stabilize = as_stabilizer(stabilizer)
+
+    def forward(operation, x, *others):
+        bounds = None if others or operation.row.bounds is None else operation.row.bounds(operation)
+        if bounds is None:
+            raise RuleError(f"{operation.description} must be a ReLU of some kind, or a clamp by numbers.")
+        y = operation(x)
+        return y, (bounds, x if bounds.slope else None, y)
+
+    def backward(operation, residuals, flow):
+        (low, high, slope), x, y = residuals
+        if flow.is_relevance and not flow.by_value:
+            return flow
+        from_bend = torch.minimum(y - low, high - y)
+        if not slope:
+            return flow.moved(rectify(flow.tensor, from_bend))
+        beyond = x * stabilize.quotient(flow.tensor, y) if flow.is_relevance else flow.tensor
+        return flow.moved(torch.where(from_bend > 0, flow.tensor, slope * beyond))
+
+    return Rule(call("clamp", stabilizer=stabilize), forward, backward, gives=SAME, any_layout=True)

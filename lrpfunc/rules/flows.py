@@ -61,7 +61,7 @@ class Flow:
     @property
     def tensor(self) -> Any:
         """R or c; a tuple of them for an equation with several outputs."""
-        return self._tensor if self.rectified is None else _rectify(self._tensor, self.rectified)
+        return self._tensor if self.rectified is None else rectify(self._tensor, self.rectified)
 
     @property
     def shape(self) -> torch.Size:
@@ -110,6 +110,6 @@ def factors(flow: Flow, value: Tensor | None) -> tuple[Tensor, Tensor]:
     return factor, flow._tensor
 
 
-def _rectify(tensor: Tensor, by: Tensor) -> Tensor:
+def rectify(tensor: Tensor, by: Tensor) -> Tensor:
     """`tensor` where `by` > 0, else 0; one pass, ten times as fast as torch.where on a CPU."""
     return torch.ops.aten.threshold_backward(tensor, by, 0)
