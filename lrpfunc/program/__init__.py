@@ -1,6 +1,6 @@
 """A model as data: equations, programs, and what evaluates and checks them."""
 
-from lrpfunc.program.arithmetic import add, divide, is_plain, may_overwrite, multiply
+from lrpfunc.program.arithmetic import add, divide, is_plain, may_overwrite, minimum, multiply
 from lrpfunc.program.check import check
 from lrpfunc.program.equations import (
     DEVICE,

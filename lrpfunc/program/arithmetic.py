@@ -29,6 +29,11 @@ def add(spare: Tensor, other: Tensor) -> Tensor:
     return spare.add_(other) if may_overwrite(spare, other) else spare + other
 
 
+def minimum(spare: Tensor, other: Tensor) -> Tensor:
+    """The lesser of each two elements, where nobody else needs `spare`."""
+    return torch.minimum(spare, other, out=spare) if may_overwrite(spare, other) else torch.minimum(spare, other)
+
+
 def may_overwrite(spare: Tensor, *others: Tensor) -> bool:
     """Whether the result of `spare` and others fits in `spare`, and no transform, derivative or tracer would notice."""
     for other in others:  # loops: a generator would cost more than all that is asked

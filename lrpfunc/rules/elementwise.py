@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from lrpfunc.errors import RuleError
+from lrpfunc.program import minimum
 from lrpfunc.rules.flows import Flow, rectify
 from lrpfunc.rules.labels import call
 from lrpfunc.rules.rule import SAME, SHIFTED, Rule
@@ -139,7 +140,7 @@ def clamp(stabilizer: StabilizerLike = 1e-6) -> Rule:
         (low, high, slope), x, y = residuals
         if flow.is_relevance and not flow.by_value:
             return flow
-        from_bend = torch.minimum(y - low, high - y)
+        from_bend = minimum(y - low, high - y)
         if not slope:
             return flow.moved(rectify(flow.tensor, from_bend))
         beyond = x * stabilize.quotient(flow.tensor, y) if flow.is_relevance else flow.tensor
