@@ -85,6 +85,10 @@ def image(dimensions: int, channels: int = 4, size: int = 6) -> Tensor:
     return random(2, channels, *[size + n for n in range(dimensions)])
 
 
+def over_sum(x: Tensor) -> Tensor:
+    return x / x.sum(1, keepdim=True)
+
+
 # -- layers -----------------------------------------------------------------------------------------------------------
 
 
@@ -272,6 +276,10 @@ sample("kthvalue", lambda x: x.kthvalue(2, 1)[0])
 sample("maximum", torch.maximum, X, Y)
 sample("minimum", torch.minimum, X, Y)
 sample("softmax", lambda x: x.softmax(1))
+sample("exp_over_sum", lambda x: over_sum(x.exp()))
+sample("exp_over_sum: shifted", lambda x: over_sum((x - x.amax(1, keepdim=True)).exp()))
+sample("exp_over_sum: masked", lambda x: over_sum(x.exp() * Y))
+sample("exp_of_log_softmax", lambda x: x.log_softmax(1).exp())
 sample("log_softmax", lambda x: x.log_softmax(1))
 sample("scaled_dot_product_attention", F.scaled_dot_product_attention, X, Y, random(2, 4, 6, seed=2))
 sample("scaled_dot_product_attention: mask", lambda q: F.scaled_dot_product_attention(q, Y, Y, MASK[:, :, :4]))

@@ -443,6 +443,7 @@ ROWS = (TABLE.keys() | USUAL_NAMES.keys() | SPELLINGS.keys()) - {*KINDS, LINEAR}
 # What may hold names of operations, by file and one of the names, and why.
 MAY_LIST = {
     ("program/functions.py", "conv1d"): "the functions of this very module, by the convolution that each one extends",
+    ("rules/__init__.py", "clamp"): "rules that have the names of operations",
     ("pictures/runs.py", "std"): "the names of a classifier's mean and standard deviation",
     ("pictures/workfile.py", "std"): "the names of a classifier's mean and standard deviation",
 }

@@ -17,6 +17,7 @@ from lrpfunc.operations.kinds import (
     MAX_POOL,
     MOVEMENT,
     PRODUCT,
+    SOFTMAX,
     SUM,
     THRESHOLD_RELU,
 )
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 
 # What makes a factor a constant. A denominator: of a division, or the reciprocal root, norm, ... that a normalization
 # written out multiplies by. A slope: f(x) / x of an activation written out, such as the sigmoid(x) in x * sigmoid(x).
-# A gate: what comes from a sigmoid, tanh, erf or softmax. An activated factor: what comes from any other activation,
-# where the other factor does not, as in SwiGLU.
+# A gate: what comes from a sigmoid, tanh, erf, exp or softmax. An activated factor: what comes from any other
+# activation, where the other factor does not, as in SwiGLU.
 DENOMINATOR, SLOPE, GATE, ACTIVATED = "denominator", "slope", "gate", "activated"
 
 
@@ -46,15 +47,10 @@ def constant_factor(facts: Facts, equation: Equation) -> Constant | None:
     if len(factors) != 2:
         return None
     if facts.kind_of(equation) == BILINEAR:
-        return _one_of(GATE, [_comes_from(facts, factor, _is_softmax, THROUGH_LAYERS) for factor in factors])
+        return _gate(facts, factors) or _activated(facts, factors)
     if equation.operator == "div":
         return Constant(1, DENOMINATOR)
-    return (
-        _one_of(DENOMINATOR, [_normalizes(facts, *pair) for pair in (factors, factors[::-1])])
-        or _slope(facts, factors)
-        or _gate(facts, factors)
-        or _one_of(ACTIVATED, [_comes_from(facts, factor, _is_activation, THROUGH_POWERS) for factor in factors])
-    )
+    return _denominator(facts, factors) or _slope(facts, factors) or _gate(facts, factors) or _activated(facts, factors)
 
 
 def _one_of(role: str, has_role: list[bool]) -> Constant | None:
@@ -63,10 +59,21 @@ def _one_of(role: str, has_role: list[bool]) -> Constant | None:
 
 def _gate(facts: Facts, factors: Sequence[Variable]) -> Constant | None:
     """Between two gates a tanh is the signal."""
-    gates = [_comes_from(facts, factor, _is_gate, THROUGH) for factor in factors]
+    gates = [
+        _comes_from(facts, factor, _is_gate, THROUGH) or _comes_from(facts, factor, _is_softmax, THROUGH_LAYERS)
+        for factor in factors
+    ]
     if all(gates):
         gates = [not _comes_from(facts, factor, _is_tanh, THROUGH) for factor in factors]
     return _one_of(GATE, gates)
+
+
+def _denominator(facts: Facts, factors: Sequence[Variable]) -> Constant | None:
+    return _one_of(DENOMINATOR, [_normalizes(facts, *pair) for pair in (factors, factors[::-1])])
+
+
+def _activated(facts: Facts, factors: Sequence[Variable]) -> Constant | None:
+    return _one_of(ACTIVATED, [_comes_from(facts, factor, _is_activation, THROUGH_POWERS) for factor in factors])
 
 
 # What a factor's origin is seen through: 1 - sigmoid(x) is a gate too, and so are the largest of some, or some divided
@@ -90,11 +97,23 @@ def _comes_from(facts: Facts, variable: Variable, is_origin: Test, through: Coll
         if variable.name in seen or is_origin(facts, equation):
             continue
         seen.add(variable.name)
-        if facts.kind_of(equation) not in through and not (row_of(equation).is_clamp or equation.operator == "div"):
-            return False
         sources = facts.inputs_of(equation)
-        pending += sources[:1] if equation.operator == "div" else sources  # the numerator
+        numerator = _numerator(facts, equation)
+        if numerator is None and facts.kind_of(equation) not in through and not row_of(equation).is_clamp:
+            return False
+        pending += sources if numerator is None else [numerator]
     return True
+
+
+def _numerator(facts: Facts, equation: Equation) -> Variable | None:
+    """What is divided, or multiplied by the reciprocal of something that it was made of."""
+    sources = facts.inputs_of(equation)
+    if equation.operator == "div":
+        return sources[0]
+    if facts.kind_of(equation) != PRODUCT or len(sources) != 2:
+        return None
+    constant = _denominator(facts, sources)
+    return None if constant is None else sources[1 - constant.factor]
 
 
 def _normalizes(facts: Facts, factor: Variable, other: Variable) -> bool:
@@ -137,7 +156,7 @@ def _is_gate(facts: Facts, equation: Equation) -> bool:
 
 
 def _is_softmax(facts: Facts, equation: Equation) -> bool:
-    return equation.operator == "softmax"
+    return facts.kind_of(equation) == SOFTMAX and row_of(equation).is_gate
 
 
 def _is_tanh(facts: Facts, equation: Equation) -> bool:

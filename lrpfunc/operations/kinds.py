@@ -59,6 +59,15 @@ def of_first(one: str, other: str = OTHER) -> KindOf:
     return kind
 
 
+def at_first(one: str) -> KindOf:
+    """A kind if the first argument is active, whatever else is."""
+
+    def kind(arguments: Sequence, active: Activity) -> str:
+        return one if active.at(0) else OTHER
+
+    return kind
+
+
 def layer(one: str, input: int | None, weight: int, bias: int | None) -> KindOf:
     """A layer if its input alone is active, a product of two values if its weight is as well.
 

@@ -88,3 +88,9 @@ def clamps(equation: Equation, is_nonnegative) -> bool:
     x, low, high = (*equation.arguments, None, None)[:3]
     low, high = equation.keywords.get("min", low), equation.keywords.get("max", high)
     return (is_nonnegative(x) or is_nonnegative(low)) and (high is None or is_nonnegative(high))
+
+
+def exp_over_sum(equation: Equation, is_nonnegative) -> bool:
+    """If the factor is, where there is one."""
+    factor = equation.arguments[3]
+    return factor is None or is_nonnegative(factor)

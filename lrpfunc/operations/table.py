@@ -162,7 +162,7 @@ ACTIVATIONS = {
     **_rows("expm1 log1p asinh atan sinh", ZERO_PRESERVING._replace(sign=signs.keeps)),
     **_rows("sin tan asin atanh erfinv", ZERO_PRESERVING),
     **_rows("fake_quantize_per_tensor_affine fake_quantize_per_channel_affine", Row(ELEMENTWISE)),
-    "exp": Row(OTHER, sign=signs.always, is_elementwise=True),
+    "exp": Row(OTHER, sign=signs.always, is_gate=True, is_elementwise=True),
     "nan_to_num": Row(ELEMENTWISE, is_clamp=True),
 }
 
@@ -222,6 +222,7 @@ ARITHMETIC = {
 
 MAXIMUM = Row(MAX_POOL, sign=signs.keeps)
 POOL = Row(MAX_POOL, sign=signs.pools)
+PROBABILITY = Row(kinds.of_first(SOFTMAX), is_gate=True, is_probability=True, sign=signs.always)
 NORM = Row(kinds.of_first(NORMALIZATION))
 
 OTHERS = {
@@ -231,7 +232,9 @@ OTHERS = {
     "maximum": Row(MAX_POOL, sign=signs.operands(0, 2), is_clamp=True, moves_ids=SHIFT),
     "minimum": Row(MAX_POOL, sign=signs.operands(0, 2), moves_ids=SHIFT),
     **_rows("fmax fmin", Row(MAX_POOL)),
-    "softmax": Row(kinds.of_first(SOFTMAX), is_gate=True, is_probability=True, sign=signs.always),
+    "softmax": PROBABILITY,
+    "exp_over_sum": PROBABILITY._replace(kind=kinds.at_first(SOFTMAX), sign=signs.exp_over_sum),
+    "exp_of_log_softmax": PROBABILITY._replace(kind=kinds.at_first(SOFTMAX)),
     "log_softmax": Row(kinds.of_first(SOFTMAX), is_probability=True),
     "scaled_dot_product_attention": Row(ATTENTION, smooth=smooth_attention, deterministic={"dropout_p": 0.0}),
     "layer_norm": NORM._replace(form=forms.LAYER_NORM),

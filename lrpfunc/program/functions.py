@@ -154,6 +154,27 @@ def pooled_rows(rows: Tensor, offsets: Tensor, how: str, has_end: bool = False) 
     return result.scatter_reduce(0, bags[:, None].expand_as(rows), rows, how, include_self=False)
 
 
+def exp_over_sum(
+    x: Tensor,
+    axes: int | list[int],
+    shift: Tensor | None = None,
+    factor: Tensor | None = None,
+    epsilon: float = 0.0,
+    is_inverted: bool = False,
+) -> Tensor:
+    """A softmax that is written out: exp(x - shift) * factor, over its sum and epsilon or times the inverse."""
+    powers = torch.exp(x if shift is None else x - shift)
+    powers = powers if factor is None else powers * factor
+    total = powers.sum(axes, keepdim=True)
+    total = total + epsilon if epsilon else total
+    return powers * total.reciprocal() if is_inverted else powers / total
+
+
+def exp_of_log_softmax(x: Tensor, axis: int, norm: Tensor | None = None) -> Tensor:
+    """A softmax by its logarithm; `norm` is the logarithm of the sum, where that is written out."""
+    return torch.exp(torch.log_softmax(x, axis) if norm is None else x - norm)
+
+
 def smooth_attention(
     query: Tensor, key: Tensor, value: Tensor, mask=None, dropout=0.0, is_causal=False, scale=None, enable_gqa=False
 ) -> Tensor:

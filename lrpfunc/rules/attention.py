@@ -6,7 +6,7 @@ from lrpfunc.errors import RuleError
 from lrpfunc.operations import ATTENTION, EMBEDDING, SOFTMAX, Operation, of_all
 from lrpfunc.rules.flows import Flow
 from lrpfunc.rules.labels import call
-from lrpfunc.rules.rule import Rule, as_coefficients
+from lrpfunc.rules.rule import Rule
 from lrpfunc.rules.stabilizers import StabilizerLike, as_stabilizer
 
 QUERY, KEY, VALUE, MASK = range(4)
@@ -102,9 +102,13 @@ def softmax(stabilizer: StabilizerLike = 1e-6) -> Rule:
             moved = c - y.exp() * c.sum(axis, keepdim=True)
         else:
             moved = y * (c - (y * c).sum(axis, keepdim=True))
-        return as_coefficients(moved.to(operation.dtypes[0]))
+        # What is subtracted from all scores before they are exponentiated takes nothing.
+        return [Flow(coefficient=moved.to(operation.dtypes[0])), *[None] * (len(operation.shapes) - 1)]
 
-    return Rule(call("softmax", stabilizer=stabilize), forward, backward, any_layout=True)
+    def stops(operation):
+        return range(1, len(operation.shapes))
+
+    return Rule(call("softmax", stabilizer=stabilize), forward, backward, stops=stops, any_layout=True)
 
 
 def _is_logarithm(operation: Operation) -> bool:
