@@ -1,4 +1,4 @@
-"""Law 10: one function, one explanation. A pair writes a function in two ways; every composite gives one map."""
+"""Law 11: one function, one explanation. A pair writes a function in two ways; every composite gives one map."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -81,6 +81,19 @@ PAIRS = {
     "in place": Pair(lambda x: F.linear(x, W).relu() * 2, lambda x: F.linear(x, W).relu_().mul_(2)),
     "written": Pair(written, lambda x: torch.cat([x[..., :3] * 2, x[..., 3:]], -1)),
     "glu": Pair(lambda x: F.glu(F.linear(x, torch.cat([W, V]))), lambda x: F.linear(x, W) * F.linear(x, V).sigmoid()),
+    "sigmoid": Pair(lambda x: F.linear(x, W).sigmoid(), lambda x: 1 / (1 + torch.exp(-F.linear(x, W)))),
+    "gates": Pair(
+        lambda x: (x * F.linear(x, W[:1]).sigmoid()).sum(1, keepdim=True),
+        lambda x: F.linear(x, W[:1]).sigmoid().transpose(1, 2) @ x,
+    ),
+    "gates by einsum": Pair(
+        lambda x: (x * F.linear(x, W[:1]).exp()).sum(1, keepdim=True),
+        lambda x: torch.einsum("bti,bto->boi", x, F.linear(x, W[:1]).exp()),
+    ),
+    "activated factors": Pair(
+        lambda x: (F.linear(x, V) * F.linear(x, W[:1]).relu()).sum(1, keepdim=True),
+        lambda x: F.linear(x, W[:1]).relu().transpose(1, 2) @ F.linear(x, V),
+    ),
     "silu": Pair(lambda x: F.silu(F.linear(x, W)), lambda x: F.linear(x, W) * F.linear(x, W).sigmoid()),
     "addcmul": Pair(
         lambda x: torch.addcmul(x, F.linear(x, W), F.linear(x, V), value=0.5),
@@ -111,6 +124,103 @@ PAIRS = {
         lambda x: (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt() * W[0] + B,
     ),
 }
+
+
+SCORES = weight(1, 6) * 2
+MASK = torch.tensor([1.0, 0.0, 1.0, 1.0], dtype=DOUBLE)[:, None]
+
+
+def scored(probabilities: Callable) -> Callable:
+    """The mean of the positions of a sequence, each by its probability."""
+    return lambda x: (x * probabilities(F.linear(x, SCORES))).sum(1, keepdim=True)
+
+
+def exp_over_sum(shift: Callable, total: Callable = lambda e: e.sum(1, keepdim=True)) -> Callable:
+    def f(s):
+        powers = torch.exp(s - shift(s))
+        return powers / total(powers)
+
+    return f
+
+
+WRITTEN_SOFTMAXES = {
+    "plain": exp_over_sum(lambda s: 0),
+    "less the maximum": exp_over_sum(lambda s: s.max(1, keepdim=True).values),
+    "less the largest of all": exp_over_sum(lambda s: s.amax()),
+    "a sum that gets its axis back": exp_over_sum(lambda s: s.amax(1, keepdim=True), lambda e: e.sum(1)[:, None]),
+    "a sum that is expanded": exp_over_sum(lambda s: 0, lambda e: e.sum(1, keepdim=True).expand_as(e)),
+    "kept from zero": exp_over_sum(lambda s: 0, lambda e: e.sum(1, keepdim=True) + 1e-12),
+    "by the inverse": lambda s: (e := s.exp()) * (1 / e.sum(1, keepdim=True)),
+    "less the logarithm of the sum": lambda s: (s - s.logsumexp(1, keepdim=True)).exp(),
+    "by its logarithm": lambda s: s.log_softmax(1).exp(),
+}
+
+
+@pytest.mark.parametrize("name", EXPLAINED)
+@pytest.mark.parametrize("written", WRITTEN_SOFTMAXES)
+def test_a_softmax_that_is_written_out_is_explained_as_one_that_is_called(written, name):
+    one = explained(scored(lambda s: s.softmax(1)), EXPLAINED[name])
+    other = explained(scored(WRITTEN_SOFTMAXES[written]), EXPLAINED[name])
+    torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-9 * float(one.abs().max()))
+
+
+@pytest.mark.parametrize("written", WRITTEN_SOFTMAXES)
+def test_a_softmax_that_is_written_out_has_the_modules_value_and_derivatives(written):
+    probabilities = WRITTEN_SOFTMAXES[written]
+    fmodel, params = lrpfunc.trace(lambda p, x: probabilities(x), {}, X)
+    assert torch.equal(fmodel(params, X), probabilities(X))
+    torch.autograd.gradcheck(lambda x: fmodel(params, x), X[:1].clone().requires_grad_())
+    listed = lrpfunc.explain(fmodel, composites.attn_lrp(), strict=True)
+    assert listed.rows[-1][-1].startswith("softmax(")
+
+
+def test_a_masked_softmax():
+    called = scored(lambda s: s.masked_fill(MASK == 0, -torch.inf).softmax(1))
+    written = scored(lambda s: (e := (s - s.amax(1, keepdim=True)).exp() * MASK) / e.sum(1, keepdim=True))
+    one, other = (explained(f, composites.attn_lrp()) for f in (called, written))
+    torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-9 * float(one.abs().max()))
+
+
+NO_SOFTMAXES = {
+    "a sum along another axis": lambda s: (e := s.exp()) / e.sum(2, keepdim=True)[:, :1],
+    "another sum": lambda s: s.exp() / (s * 2).exp().sum(1, keepdim=True),
+    "an active factor": lambda s: (e := s.exp() * s.tanh()) / e.sum(1, keepdim=True),
+    "less than nothing": lambda s: (e := s.exp()) / (e.sum(1, keepdim=True) - 0.5),
+}
+
+
+@pytest.mark.parametrize("name", NO_SOFTMAXES)
+def test_what_is_no_softmax_is_left(name):
+    fmodel, params = lrpfunc.trace(lambda p, x: NO_SOFTMAXES[name](x), {}, X)
+    assert "exp" in {equation.operator for equation in fmodel.equations}
+    assert torch.equal(fmodel(params, X), NO_SOFTMAXES[name](X))
+
+
+def less_threshold(s: Tensor) -> Tensor:
+    """The positive part is sparsemax. Source: Martins and Astudillo 2016, arXiv:1602.02068, algorithm 1."""
+    largest = s.sort(-1, descending=True).values
+    sums, counts = largest.cumsum(-1), torch.arange(1, s.shape[-1] + 1, dtype=s.dtype)
+    support = (1 + counts * largest > sums).sum(-1, keepdim=True)
+    return s - (sums.gather(-1, support - 1) - 1) / support
+
+
+@pytest.mark.parametrize("zero", [lambda s: s.clamp(min=0), lambda s: torch.max(torch.zeros_like(s), s)])
+def test_sparsemax_is_a_gate_under_cp_lrp(zero):
+    def sparsemax(s):
+        return zero(less_threshold(s))
+
+    def by_position(x):
+        return (F.linear(x, U) * sparsemax(F.linear(x, SCORES)[..., 0])[..., None]).sum(1, keepdim=True)
+
+    def by_matrix(x):
+        return sparsemax(F.linear(x, SCORES).transpose(1, 2)) @ F.linear(x, U)
+
+    def detached(x):
+        return sparsemax(F.linear(x, SCORES).transpose(1, 2)).detach() @ F.linear(x, U)
+
+    one, other, expected = (explained(f, composites.cp_lrp()) for f in (by_position, by_matrix, detached))
+    for got in (one, other):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
 
 
 def explained(f: Callable, rule) -> Tensor:

@@ -21,6 +21,7 @@ from lrpfunc.operations.kinds import (
     SUM,
     THRESHOLD_RELU,
 )
+from lrpfunc.operations.moves import INFINITY, Bounds
 from lrpfunc.operations.table import row_of
 from lrpfunc.program import Equation, Variable
 
@@ -82,6 +83,8 @@ def _activated(facts: Facts, factors: Sequence[Variable]) -> Constant | None:
 THROUGH = (MOVEMENT, AFFINE, MAX_POOL)
 THROUGH_POWERS = (*THROUGH, ELEMENTWISE)
 THROUGH_LAYERS = (*THROUGH, DENSE, CONVOLUTION)
+
+RELU = Bounds(0.0, INFINITY)  # which a clamp may be
 
 Test = Callable[["Facts", Equation], bool]
 
@@ -165,7 +168,8 @@ def _is_tanh(facts: Facts, equation: Equation) -> bool:
 
 def _is_activation(facts: Facts, equation: Equation) -> bool:
     if facts.kind_of(equation) in (ACTIVATION, THRESHOLD_RELU):
-        return not row_of(equation).is_clamp
+        row = row_of(equation)
+        return not row.is_clamp or (row.bounds is not None and row.bounds(equation) == RELU)
     return facts.kind_of(equation) == PRODUCT and _slope(facts, facts.inputs_of(equation)) is not None
 
 

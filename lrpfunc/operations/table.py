@@ -137,6 +137,7 @@ ACTIVATIONS = {
     "hardswish": KEEPS_SIGN._replace(ratio=F.hardsigmoid),
     "tanh": Row(ACTIVATION, ratio=ratios.tanh_ratio, is_gate=True),
     "sigmoid": POSITIVE._replace(is_gate=True, is_probability=True),
+    "sigmoid_by_exp": POSITIVE._replace(is_gate=True, is_probability=True),
     "hardsigmoid": POSITIVE._replace(is_gate=True),
     "softplus": Row(ACTIVATION, sign=signs.softplus),
     "elu": Row(ACTIVATION, sign=signs.all_arguments),

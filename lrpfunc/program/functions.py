@@ -175,6 +175,11 @@ def exp_of_log_softmax(x: Tensor, axis: int, norm: Tensor | None = None) -> Tens
     return torch.exp(torch.log_softmax(x, axis) if norm is None else x - norm)
 
 
+def sigmoid_by_exp(x: Tensor) -> Tensor:
+    """A sigmoid that is written out: 1 / (1 + exp(-x))."""
+    return (torch.exp(-x) + 1).reciprocal()
+
+
 def smooth_attention(
     query: Tensor, key: Tensor, value: Tensor, mask=None, dropout=0.0, is_causal=False, scale=None, enable_gqa=False
 ) -> Tensor:

@@ -103,10 +103,10 @@ def softmax(stabilizer: StabilizerLike = 1e-6) -> Rule:
         else:
             moved = y * (c - (y * c).sum(axis, keepdim=True))
         # What is subtracted from all scores before they are exponentiated takes nothing.
-        return [Flow(coefficient=moved.to(operation.dtypes[0])), *[None] * (len(operation.shapes) - 1)]
+        return [Flow(coefficient=moved.to(operation.dtypes[0])), *[None] * (len(operation.slots) - 1)]
 
     def stops(operation):
-        return range(1, len(operation.shapes))
+        return range(1, len(operation.slots))
 
     return Rule(call("softmax", stabilizer=stabilize), forward, backward, stops=stops, any_layout=True)
 

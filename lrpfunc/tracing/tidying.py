@@ -26,14 +26,14 @@ from lrpfunc.program import (
 )
 from lrpfunc.tracing.biases import with_biases
 from lrpfunc.tracing.graphs import Origin, is_random, random_message
+from lrpfunc.tracing.idioms import with_idioms
 from lrpfunc.tracing.sizes import Ranges
-from lrpfunc.tracing.softmaxes import with_softmaxes
 
 
 def tidied(program: Program, origins: Mapping[str, Origin]) -> Program:
     """A new program after all passes. Errors: `TraceError` where it draws random numbers."""
     program = program.replace(equations=_fuse_frozen_batch_norms(program.replace()))
-    program, renamed = with_biases(with_softmaxes(program))
+    program, renamed = with_biases(with_idioms(program))
     origins = {**origins, **{new: origins[old] for new, old in renamed.items()}}
     program = program.replace(equations=_name(program, origins))
     program = replace(program, size_ranges=_within_tables(program))

@@ -1,30 +1,46 @@
-"""Softmaxes that are written out become one equation, so that they are explained as those that are called.
+"""Functions that are written out become one equation, to be explained as those that are called.
 
-exp(x - m) / sum exp(x - m), whatever m is along the axes of the sum (the maximum mostly), with a mask or without, and
-exp(log_softmax(x)). The functions that take their place compute what was written, to the last bit.
+A softmax: exp(x - m) / sum exp(x - m), whatever m is along the axes of the sum (the maximum mostly), with a mask or
+without, and exp(log_softmax(x)). A sigmoid: 1 / (1 + exp(-x)). A clamp at zero: max(x, 0). What takes their
+place computes what was written, to the last bit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from numbers import Real
+
+import torch
 
 from lrpfunc.operations import facts, row_of
 from lrpfunc.program import Equation, Program, Variable, functions
 
 
-def with_softmaxes(program: Program) -> Program:
-    """A program in which each softmax that is written out is one equation."""
+def with_idioms(program: Program) -> Program:
+    """A program in which each function that is written out is one equation."""
+    found = (_quotient, _of_logarithm, _sigmoid, _relu)
     return program.replace(
         equations=tuple(
-            _of_quotient(program, equation) or _of_logarithm(program, equation) or equation
+            next(filter(None, (match(program, equation) for match in found)), equation)
             for equation in program.equations
         )
     )
 
 
-def _of_quotient(program: Program, quotient: Equation) -> Equation | None:
+def _relu(program: Program, maximum: Equation) -> Equation | None:
+    """The larger of a value and a tensor of zeros, of torch.maximum(a, b) or torch.max(a, b)."""
+    are_variables = [isinstance(argument, Variable) for argument in maximum.arguments]
+    if maximum.operator.removesuffix("imum") != "max" or are_variables != [True, True]:
+        return None
+    for x, other in (maximum.arguments, maximum.arguments[::-1]):
+        maker = program.producers.get(other.name)
+        is_zero = maker is not None and maker.operator.removeprefix("new_").removesuffix("_like") == "zeros"
+        if is_zero and x.shape == maximum.outputs[0].shape:
+            return replace(maximum, function=torch.ops.aten.clamp_min.default, arguments=(x, 0))
+    return None
+
+
+def _quotient(program: Program, quotient: Equation) -> Equation | None:
     parts = _numerator_and_denominator(program, quotient)
     if parts is None:
         return None
@@ -41,16 +57,31 @@ def _of_quotient(program: Program, quotient: Equation) -> Equation | None:
 
 
 def _numerator_and_denominator(program: Program, quotient: Equation) -> tuple | None:
-    """Of a division, or a product with a reciprocal, which 1 / x is traced as times one."""
+    """Of a division, or a product with a reciprocal."""
     if quotient.keywords or len(quotient.arguments) != 2:
         return None
     if quotient.operator == "div":
         return quotient.arguments
     for numerator, factor in (quotient.arguments, quotient.arguments[::-1]) if quotient.operator == "mul" else ():
-        times_one = _made_by(program, factor, "mul")
-        inverse = times_one.arguments[0] if times_one is not None and times_one.arguments[1:] == (1,) else factor
-        if (reciprocal := _made_by(program, inverse, "reciprocal")) is not None:
-            return numerator, reciprocal.arguments[0]
+        if (denominator := _inverted(program, factor)) is not None:
+            return numerator, denominator
+    return None
+
+
+def _inverted(program: Program, value) -> Variable | None:
+    """What a value is one over, which 1 / x is traced as its reciprocal times one."""
+    times_one = _made_by(program, value, "mul")
+    inverse = times_one.arguments[0] if times_one is not None and times_one.arguments[1:] == (1,) else value
+    reciprocal = _made_by(program, inverse, "reciprocal")
+    return None if reciprocal is None else reciprocal.arguments[0]
+
+
+def _sigmoid(program: Program, last: Equation) -> Equation | None:
+    match _made_by(program, _inverted(program, last.outputs[0]), "add"):
+        case Equation(arguments=(Variable() as powers, 1), keywords={}):
+            exp = _made_by(program, powers, "exp")
+            negative = None if exp is None else _made_by(program, exp.arguments[0], "neg")
+            return negative and replace(last, function=functions.sigmoid_by_exp, arguments=negative.arguments)
     return None
 
 
@@ -77,7 +108,7 @@ def _made_by(program: Program, value, operator: str) -> Equation | None:
 def _without_epsilon(program: Program, denominator) -> tuple:
     """What a small number was added to, so that nothing is divided by zero, and that number."""
     match _made_by(program, denominator, "add"):
-        case Equation(arguments=(Variable() as total, Real() as epsilon), keywords={}) if epsilon > 0:
+        case Equation(arguments=(Variable() as total, (int() | float()) as epsilon), keywords={}) if epsilon > 0:
             return total, epsilon
     return denominator, 0.0
 
