@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrpfunc.errors import TraceError
+from lrpfunc.errors import ProgramError, TraceError
 from lrpfunc.operations import SPELLINGS, WRITTEN_OUT, row_named
 from lrpfunc.program import (
     PARAMETER,
@@ -119,6 +119,10 @@ class Builder:
         row = row_named(name)
         if name == "cond":
             self._inline_branches(node)
+        elif name == "scan":
+            self._unroll(node, *node.args)
+        elif name == "map_impl":
+            self._unroll(node, node.args[0], [], *node.args[1:])
         elif isinstance(node.target, torch._ops.HigherOrderOperator):
             self._inline_region(node, name)
         elif row.is_assertion:
@@ -166,6 +170,30 @@ class Builder:
             self.emit(node, aten.where.self, (condition, one, two), like=self._variable("", value))
             for one, two, value in zip(taken, other, node.meta["val"], strict=True)
         ]
+
+    def _unroll(self, node, region, carried, along, others) -> None:
+        """A scan, or a map, which carries nothing from step to step, as its steps one after another."""
+        region, carried, along, others = (self.read(given, node) for given in (region, carried, along, others))
+        steps, count = along[0].shape[0], len(carried)
+        if not isinstance(steps, int):
+            raise ProgramError(f"{line_of(node)} has one step for each '{steps}', so their number cannot stay open.")
+        made = []
+        for step in range(steps):
+            rows = [self.emit(node, aten.select.int, (x, 0, step), like=_without_first_axis(x)) for x in along]
+            results = self._run(region, [*carried, *rows, *others])
+            carried = results[:count]
+            made.append(results[count:])
+        self.values[node] = [*carried, *(self._stacked(node, parts) for parts in zip(*made, strict=True))]
+
+    def _stacked(self, node, parts: Sequence[Variable]) -> Variable:
+        like = Variable("", (len(parts), *parts[0].shape), parts[0].dtype)
+        return self.emit(node, aten.stack.default, (list(parts),), like=like)
+
+    def _run(self, region, values: Sequence) -> list:
+        for node in region.graph.nodes:  # a step before this one may have left its values there
+            self.values.pop(node, None)
+        self.values.update(zip(region.graph.find_nodes(op="placeholder"), values, strict=True))
+        return self.inline(region.graph, region)
 
     def _convert_operator(self, node, name: str) -> None:
         names, arguments, keywords = normalize(node)
@@ -285,6 +313,10 @@ class Builder:
         self.equations.append(Equation("", function, arguments, keywords or {}, outputs, line_of(node)))
         self.origins[outputs[0].name] = origin(node)
         return result
+
+
+def _without_first_axis(x: Variable) -> Variable:
+    return Variable("", x.shape[1:], x.dtype)
 
 
 def _listed(made) -> list:

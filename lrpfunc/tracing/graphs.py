@@ -113,13 +113,10 @@ def unsupported_message(name: str, source: str) -> str:
     """Why a model with a higher-order operator is refused, and the way out."""
     ways = {
         "while_loop": "how often it runs is only known when it runs. Write a for loop over a fixed number of steps",
-        "scan": "its steps are no equations. Write a for loop over the steps",
-        "map_impl": "its steps are no equations. Write it for the whole batch, or as a for loop",
-        "associative_scan": "its steps are no equations. Write a for loop over the steps, or cumsum and cumprod",
         "wrap_with_autocast": "it computes in another precision. Remove it from forward",
     }
     why = ways.get(name, "its function is no equation. Call that as it is")
-    return f"'{name.removesuffix('_impl')}' at {source} is not supported: {why}."
+    return f"'{name}' at {source} is not supported: {why}."
 
 
 def random_message(name: str, source: str) -> str:

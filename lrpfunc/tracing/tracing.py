@@ -125,14 +125,14 @@ def _lifted(program: Program, params: Parameters) -> tuple[Program, Parameters]:
 def _capture(boundary: Boundary, model: nn.Module | None) -> tuple[Program, Parameters]:
     """The program of a function, and its parameters: those given or a model's tensors, and tensors written in code.
 
-    A constant in the code may have the example's size where torch.export asked for nothing. Then an equation cannot be
-    made for another one, and fewer sizes are left open.
+    A constant in the code may have the example's size where torch.export asked for nothing, and a scan has as many
+    steps as the example. Then equations cannot be made for another size, and fewer are left open.
     """
     check_surroundings()
     front, failure = Front(boundary, model), None
     for exported in exports(front, *boundary.examples(), boundary.axes):
-        program, params = _program(exported, front, boundary, model)
         try:
+            program, params = _program(exported, front, boundary, model)
             check(program)
         except ProgramError as error:
             failure = error

@@ -32,9 +32,12 @@ class Writes:
         self.twin_dtypes: dict[str, torch.dtype] = {}  # of functional twins, by what rules them
 
     def watch(self, nodes: Iterable) -> None:
-        """Note what memory the nodes of a graph show."""
+        """Note what memory the nodes of a graph show, which may be run again, as the steps of a scan are."""
         for node in nodes:
-            self.sharing.setdefault(memory(node), []).append(node)
+            sharing = self.sharing.setdefault(memory(node), [])
+            if node not in sharing:
+                sharing.append(node)
+            self.stale.pop(node, None)
 
     def refuse_stale(self, argument, node) -> None:
         """Refuse that a node reads another one whose memory was overwritten under another name."""
