@@ -77,6 +77,30 @@ def test_it_prints_a_table_and_the_totals():
     ]
 
 
+@pytest.mark.parametrize(
+    ("seed", "arrived", "said"),
+    [
+        (2.0, 1000.0, "What arrives is 500 times the seed: most was added or taken at 'fc' by epsilon(1e-06)."),
+        (-2.0, 1000.0, "What arrives is 500 times the seed"),
+        (2.0, -1000.0, "What arrives is 500 times the seed"),
+        (0.0, 1.0, "What arrives is of a seed of zero"),
+        (2.0, float("inf"), "What arrives is inf times the seed"),
+        (2.0, 15.0, ""),
+        (2.0, -15.0, ""),
+        (0.0, 0.0, ""),
+        (2.0, float("nan"), ""),
+    ],
+)
+def test_relevance_that_explodes_is_said(seed, arrived, said):
+    entries = [
+        Entry("fc", "dense", "epsilon(1e-06)", seed, arrived),
+        Entry("conv", "convolution", "zplus()", arrived, arrived),
+    ]
+    printed = str(Ledger(entries, seed, {"x": arrived}))
+    assert said in printed
+    assert ("larger stabilizer" in printed) == bool(said)
+
+
 def test_numbers_stand_flush_right_and_noise_prints_as_zero():
     entries = (Entry("a", "dense", "r", 100.0, -7.25), Entry("b", "dense", "r", -7.25, -7.25 + 1e-9))
     assert repr(Ledger(entries, 100.0, {"x": -7.25})).splitlines() == [

@@ -25,6 +25,9 @@ from lrpfunc.program import NAMESPACE, Equation, Program, Variable, format_table
 from lrpfunc.rules import Flow, Rule
 
 
+EXPLODED = 10  # times the seed: more than biases and stabilizers take
+
+
 class Entry(NamedTuple):
     """One equation's line: the relevance that arrived at its outputs and that it passed on, summed over the batch."""
 
@@ -71,10 +74,22 @@ class Ledger:
         numbers = [[_fixed(v, decimals) for v in (e.arrived, e.passed_on, e.absorbed)] for e in self.entries]
         rows = [(e.name, e.kind, e.rule, *cells) for e, cells in zip(self.entries, _flush_right(numbers), strict=True)]
         entered, arrived, absorbed = (_fixed(v, decimals) for v in (self.seed, self.arrived, self.absorbed))
-        return f"{format_table(header, rows)}\nseed {entered}, at the inputs {arrived}, absorbed {absorbed}"
+        totals = f"seed {entered}, at the inputs {arrived}, absorbed {absorbed}"
+        return "\n".join(filter(None, (format_table(header, rows), totals, self._warning())))
 
     def __repr__(self) -> str:
         return str(self)
+
+    def _warning(self) -> str:
+        """A sentence on relevance that exploded, "" if it did not."""
+        if not self.entries or not abs(self.arrived) > EXPLODED * abs(self.seed):
+            return ""
+        most = max(self.entries, key=lambda entry: abs(entry.absorbed))
+        times = f"{abs(self.arrived / self.seed):.3g} times the seed" if self.seed else "of a seed of zero"
+        return (
+            f"What arrives is {times}: most was added or taken at '{most.name}' by {most.rule}. Where outputs nearly "
+            "cancel a larger stabilizer bounds it, of the rule that is named there."
+        )
 
 
 def ledger(fmodel: Program, params, x, rules: Entries, target: Target = None) -> Ledger:
