@@ -123,6 +123,8 @@ def _axes_summed(program: Program, numerator, denominator) -> list[int] | None:
         maker = program.producers.get(maker.arguments[0].name)
     if maker is None or maker.operator != "sum" or maker.arguments[0] is not numerator:
         return None
+    if maker.keywords or len(maker.arguments) > 3:  # a sum in another dtype
+        return None
     count = len(numerator.shape)
     given = maker.arguments[1] if len(maker.arguments) > 1 else None
     axes = sorted(axis % count for axis in given or range(count))
