@@ -72,14 +72,13 @@ def functional_twin(node) -> Callable:
 
 
 def _overload(packet, target):
-    """The overload that takes what an in-place operation takes: the one of its name, if that does."""
+    """The overload that takes what an in-place operation takes, in its order: the one of its name, if that does."""
+    if is_random(target):  # which by another name might take other numbers
+        return getattr(packet, target._overloadname, None)
     types = [str(argument.type) for argument in target._schema.arguments]
     names = [target._overloadname, *packet.overloads()]
     overloads = [getattr(packet, name or "default") for name in names if (name or "default") in packet.overloads()]
-    if is_random(target):  # which by another name might take other numbers
-        return getattr(packet, target._overloadname, None)
-    alike = [f for f in overloads if [str(argument.type) for argument in f._schema.arguments] == types]
-    return next(iter(alike), next(iter(overloads), None) if target._overloadname in packet.overloads() else None)
+    return next((f for f in overloads if [str(argument.type) for argument in f._schema.arguments] == types), None)
 
 
 def _is_view(function) -> bool:
