@@ -277,9 +277,12 @@ def _in_place(operation) -> Iterator[Call]:
     def write(x, /, *args, **keywords):
         return operation.get_inplace()(x * 1, *args, **keywords)  # the input itself is not written on
 
+    def twin(x, /, *args, **keywords):
+        return operation.op(x, *args, **keywords).to(x.dtype)  # which is what comparisons give in place
+
     for sample in operation.sample_inputs("cpu", DOUBLE):
         if not sample.broadcasts_input:
-            yield Call(write, (sample.input, *sample.args), sample.kwargs, operation.op)
+            yield Call(write, (sample.input, *sample.args), sample.kwargs, twin)
 
 
 def _into(operation) -> Iterator[Call]:

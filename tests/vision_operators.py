@@ -43,22 +43,22 @@ def _operations() -> Iterator[tuple[str, Callable, tuple]]:
     yield "ops.ps_roi_pool", partial(ops.ps_roi_pool, output_size=2), (maps, windows)
     deform = _numbers(1, 2, 5, 5), _numbers(1, 18, 3, 3, seed=1), _numbers(4, 2, 3, 3, seed=2), _numbers(4, seed=3)
     yield "ops.deform_conv2d", ops.deform_conv2d, deform
-    modulated = partial(ops.deform_conv2d, padding=1, bias=None)
-    given = (_numbers(1, 2, 5, 5), _numbers(1, 18, 5, 5, seed=1), _numbers(4, 2, 3, 3, seed=2))
-    mask = _numbers(1, 9, 5, 5, seed=4)
-    yield "ops.deform_conv2d.mask", lambda x, offset, weight, mask: modulated(x, offset, weight, mask=mask), (*given, mask)
+    modulated = (_numbers(1, 2, 5, 5), _numbers(1, 18, 3, 3, seed=1), _numbers(4, 2, 3, 3, seed=2))
+    mask = _numbers(1, 9, 3, 3, seed=4)
+    yield "ops.deform_conv2d.mask", lambda *given: ops.deform_conv2d(*given[:3], mask=given[3]), (*modulated, mask)
     yield "ops.stochastic_depth", lambda x: ops.stochastic_depth(x, 0.5, "row", training=False), (maps,)
     yield "ops.drop_block2d", lambda x: ops.drop_block2d(x, 0.5, 3, training=False), (maps,)
     yield "ops.drop_block3d", lambda x: ops.drop_block3d(x, 0.5, 3, training=False), (_numbers(1, 2, 4, 4, 4),)
     for given, wanted in (("xyxy", "xywh"), ("xyxy", "cxcywh"), ("cxcywh", "xyxy"), ("xywh", "xyxy")):
         yield f"ops.box_convert.{given}_{wanted}", partial(ops.box_convert, in_fmt=given, out_fmt=wanted), (_boxes(),)
-    yield "ops.box_convert.xywhr_xyxyxyxy", partial(ops.box_convert, in_fmt="xywhr", out_fmt="xyxyxyxy"), (_numbers(3, 5),)
+    turned = partial(ops.box_convert, in_fmt="xywhr", out_fmt="xyxyxyxy")
+    yield "ops.box_convert.xywhr_xyxyxyxy", turned, (_numbers(3, 5),)
     yield "ops.box_area", ops.box_area, (_boxes(),)
     yield "ops.clip_boxes_to_image", partial(ops.clip_boxes_to_image, size=(7, 7)), (_boxes(),)
     pair = (_boxes(), _boxes(1, 5.0))
-    for name in "box_iou generalized_box_iou distance_box_iou complete_box_iou".split():
+    for name in ("box_iou", "generalized_box_iou", "distance_box_iou", "complete_box_iou"):
         yield f"ops.{name}", getattr(ops, name), pair
-    for name in "generalized_box_iou_loss distance_box_iou_loss complete_box_iou_loss".split():
+    for name in ("generalized_box_iou_loss", "distance_box_iou_loss", "complete_box_iou_loss"):
         yield f"ops.{name}", getattr(ops, name), pair
     targets = (_numbers(3, 4, seed=1) > 0).to(DOUBLE)
     yield "ops.sigmoid_focal_loss", lambda x: ops.sigmoid_focal_loss(x, targets, reduction="mean"), (_numbers(3, 4),)
@@ -79,7 +79,8 @@ def _layers() -> Iterator[tuple[str, Callable, tuple]]:
     yield "layers.Permute", _layer(ops.Permute, [0, 2, 3, 1]), (picture,)
     yield "layers.StochasticDepth", _layer(ops.StochasticDepth, 0.5, "row"), (picture,)
     yield "layers.DropBlock2d", _layer(ops.DropBlock2d, 0.5, 3, inplace=True), (picture,)
-    yield "layers.DeformConv2d", _layer(ops.DeformConv2d, 2, 4, 3), (_numbers(1, 2, 5, 5), _numbers(1, 18, 3, 3, seed=1))
+    offsets = _numbers(1, 18, 3, 3, seed=1)
+    yield "layers.DeformConv2d", _layer(ops.DeformConv2d, 2, 4, 3), (_numbers(1, 2, 5, 5), offsets)
     levels = (picture, _numbers(2, 4, 4, 4, seed=1))
     pyramid = _layer(ops.FeaturePyramidNetwork, [4, 4], 3)
     yield "layers.FeaturePyramidNetwork", lambda *levels: dict(pyramid(_named(levels))), levels
@@ -106,6 +107,7 @@ def _transforms() -> Iterator[tuple[str, Callable, tuple]]:
 
     picture = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
     corners = [[0, 0], [7, 0], [7, 7], [0, 7]], [[1, 0], [6, 1], [7, 7], [0, 6]]
+    tilt = [0.9, 0.1, 0.5, 0.05, 1.1, -0.3, 0.01, 0.02]
     field = _numbers(1, 8, 8, 2) * 0.1
     rows: dict[str, Callable] = {
         "resize": lambda x: transforms.resize(x, [5, 6]),
@@ -134,6 +136,7 @@ def _transforms() -> Iterator[tuple[str, Callable, tuple]]:
         "rotate.expand": lambda x: transforms.rotate(x, 30.0, expand=True),
         "affine": lambda x: transforms.affine(x, 20.0, [1, 2], 1.1, [5.0, 3.0], Mode.BILINEAR),
         "perspective": lambda x: transforms.perspective(x, *corners),
+        "perspective.coefficients": lambda x: transforms.perspective(x, None, None, coefficients=tilt),
         "elastic": lambda x: transforms.elastic(x, field),
         "rgb_to_grayscale": lambda x: transforms.rgb_to_grayscale(x, 3),
         "grayscale_to_rgb": lambda x: transforms.grayscale_to_rgb(x[:, :1]),
