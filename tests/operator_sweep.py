@@ -107,7 +107,7 @@ class Function:
         results = [x for x in optree.tree_leaves(self.called(*args, **keywords)) if is_number(x)]
         total = 0
         for n, result in enumerate(results):
-            parts = torch.view_as_real(result) if result.is_complex() else result
+            parts = torch.view_as_real(result.resolve_conj()) if result.is_complex() else result
             if n not in self.weights:  # at the first call, which is not traced
                 self.weights[n] = weights(tuple(parts.shape), n)
             total = total + (parts * self.weights[n]).sum()
