@@ -37,6 +37,7 @@ EXACT = composites.by_kind(
         "average_pool": rules.norm(0),
         "affine": rules.affine(0),
         "transform": rules.transform(0),
+        "attention": rules.attention(),  # to all three: "value", the preset's, gives queries and keys nothing
     }
 )
 RANDOM = {  # or in training

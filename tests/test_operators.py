@@ -63,7 +63,7 @@ FEW = {
     "index_put_": SAME,
     "lerp_": SAME,
     "masked_fill_": SAME,
-    "nn.functional.relu_": SAME,
+    "nn.functional.silu_": SAME,
     "polygamma_.polygamma_n_0": REFUSED,
     "add(out=)": SAME,
     "addmm(out=)": SAME,

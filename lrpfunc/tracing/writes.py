@@ -54,7 +54,7 @@ class Writes:
         before = self.builder.values[target]
         if result.dtype != before.dtype:
             result = self.builder.emit(node, aten.to.dtype, (result, before.dtype))
-        if result.dtype.is_complex:  # memory has the numbers themselves
+        if result.is_complex:  # memory has the numbers themselves
             result = self.builder.emit(node, aten.resolve_conj.default, (result,), like=result)
         self.builder.values[node] = self.builder.values[target] = result
         views: tuple = ()
