@@ -1,4 +1,4 @@
-"""In-place writes, made functional: who shows which memory, and what became of it."""
+"""Writes in place and with `out=`, made functional: who shows which memory, and what became of it."""
 
 from __future__ import annotations
 
@@ -106,8 +106,10 @@ class Writes:
     def _base(self, node, writer) -> _Base | None:
         """The node that a node is a view of, None if it has memory of its own (or nobody knows whose)."""
         base = self._viewed(node)
-        if base is None or node in self.outer:
-            return _Base(base, ()) if base is not None else None
+        if base is None:
+            return None
+        if node in self.outer:
+            return _Base(base, ())
         maker = _maker(node)
         name = operator_name(maker.target)
         if _is_strided(node) or base.meta["val"].dtype != node.meta["val"].dtype:
