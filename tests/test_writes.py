@@ -70,6 +70,38 @@ def parts(self, x):
     return h
 
 
+def beside_parts(self, x):
+    first, second, third = self.fc(x).unbind(1)
+    product = first.mul_(second)
+    second.add_(third)
+    return product + second.sub_(third).mul_(first)
+
+
+def broadcast_and_mixed(self, x):
+    h = self.fc(x)
+    return h.lerp_(self.fc.bias, 0.25).masked_scatter_(self.fc.bias > 0, x)
+
+
+def into_others(self, x):
+    h = self.fc(x)
+    out, product, wide = torch.zeros_like(h), torch.empty(h.shape), torch.empty(h.shape, dtype=torch.float64)
+    values, places = torch.empty(h.shape[0]), torch.empty(h.shape[0], dtype=torch.long)
+    torch.add(h, 1, alpha=2, out=h)
+    torch.mul(h[:, 0], 2, out=out[:, 1])
+    torch.mul(h.t(), 2, out=wide.t())
+    torch.matmul(h, self.fc.weight, out=product)
+    torch.max(h, 1, out=(values, places))
+    return (
+        torch.abs(out, out=out).neg_(),
+        out,
+        product,
+        wide,
+        values.mul_(3),
+        places,
+        torch.sum(h, 1, out=torch.empty(0)),
+    )
+
+
 def reshaping(self, x):
     h = self.fc(x)
     column = h[:, 0]
@@ -119,6 +151,9 @@ def of_state(self, x):
         chains,
         promotions,
         parts,
+        beside_parts,
+        broadcast_and_mixed,
+        into_others,
         reshaping,
         into_no_grad,
         without_dropout,
@@ -171,18 +206,25 @@ def stale_base(self, x):
     return flat
 
 
-def stale_part(self, x):
-    first, second, _ = self.fc(x).chunk(3, dim=1)
-    first.relu_()
-    return torch.cat([first, second], dim=1)
+def stale_window(self, x):
+    windows = self.fc(x).unfold(1, 2, 1)
+    windows[:, 0].mul_(2)
+    return windows
+
+
+def stale_part_of_repeated(self, x):
+    first, second = self.fc(x).expand(2, -1, -1).unbind(0)
+    first.mul_(2)
+    return second
 
 
 @pytest.mark.parametrize(
     ("forward", "read", "write"),
     [
+        (stale_window, r"'unfold', returned by forward", r"`windows\[:, 0\].mul_\(2\)`"),
+        (stale_part_of_repeated, r"'getitem_1', returned by forward", r"`first.mul_\(2\)`"),
         (stale_view, r"'view', read at .*`return flat \* 2`\)", r"`h.add_\(1\)`"),
         (stale_base, r"'view', returned by forward", r"`h\[:, 0\] = 0`"),
-        (stale_part, r"'getitem_1', read at .*`return torch.cat\(.*\)`\)", r"`first.relu_\(\)`"),
     ],
 )
 def test_memory_read_again_under_another_name_is_an_error(forward, read, write):
@@ -219,18 +261,56 @@ def resized(self, x):
     return self.fc(x).resize_(3, 2)
 
 
-def written_out(self, x):
+def arguments_in_another_order(self, x):
+    return self.fc(x).exp().polygamma_(1)
+
+
+def of_lists(self, x):
     h = self.fc(x)
-    torch.add(h, 1, out=h)
+    torch._foreach_mul_([h, x], 2.0)
     return h
 
 
-@pytest.mark.parametrize(("forward", "name"), [(resized, "resize_"), (written_out, "add")])
-def test_in_place_operations_without_a_twin_are_errors(forward, name):
-    with pytest.raises(
-        TraceError, match=rf"the in-place operation '{name}' at .*test_writes.* has no functional twin\."
-    ):
+def into_lists(self, x):
+    parts = torch.empty(3), torch.empty(3)
+    torch.unbind_copy(self.fc(x), out=parts)
+    return parts
+
+
+@pytest.mark.parametrize(
+    ("forward", "who"),
+    [
+        (resized, "the in-place operation 'resize_'"),
+        (arguments_in_another_order, "the in-place operation 'polygamma_'"),
+        (of_lists, "the in-place operation '_foreach_mul_'"),
+        (into_lists, "'unbind_copy' with out="),
+    ],
+)
+def test_in_place_operations_without_a_twin_are_errors(forward, who):
+    with pytest.raises(TraceError, match=rf"{who} at .*test_writes.* has no functional twin\. Replace it"):
         lrpfunc.functionalize(Model(forward), x_of())
+
+
+def reshaped(self, x):
+    h = torch.zeros(6)
+    torch.sum(self.fc(x), 0, keepdim=True, out=h[:4])
+    return h
+
+
+@pytest.mark.filterwarnings("ignore:An output with one or more elements was resized:UserWarning")
+def test_a_result_does_not_give_a_part_of_a_tensor_another_shape():
+    message = r"'sum' at .*test_writes.* writes a result of another shape into a part of a tensor\. Give it a tensor"
+    with pytest.raises(TraceError, match=message):
+        lrpfunc.functionalize(Model(reshaped), x_of())
+
+
+def test_conjugates_are_resolved_where_they_are_written():
+    def parts(params, x):
+        out = torch.empty(4, dtype=torch.complex64)
+        return torch.view_as_real(torch.fft.ifft(x, out=out))
+
+    program, params = lrpfunc.trace(parts, {}, torch.ones(4))
+    assert_equal(program(params, torch.arange(4.0)), parts({}, torch.arange(4.0)))
 
 
 VIEWS = [
@@ -255,6 +335,7 @@ WRITES = [
     lambda t, n, others: t.masked_fill_(t > 0.1, n),
     lambda t, n, others: t.unsqueeze_(0).neg_().squeeze_(0),
     lambda t, n, others: t.lt_(0.3),
+    lambda t, n, others: torch.mul(t, n, out=t),
 ]
 
 

@@ -28,11 +28,13 @@ from lrpfunc.program import (
 from lrpfunc.tracing.graphs import (
     Origin,
     functional_twin,
+    is_into,
     is_symbolic,
     normalize,
     origin,
     unsupported_message,
     usual,
+    written,
 )
 from lrpfunc.tracing.source_lines import line_of
 from lrpfunc.tracing.writes import Writes
@@ -125,6 +127,8 @@ class Builder:
             self._unroll(node, node.args[0], [], *node.args[1:])
         elif isinstance(node.target, torch._ops.HigherOrderOperator):
             self._inline_region(node, name)
+        elif is_into(node):
+            self._convert_into(node)
         elif row.is_assertion:
             return
         elif node.target is operator.getitem:
@@ -237,9 +241,20 @@ class Builder:
             arguments[shape_giver] = self._detached(node, arguments[shape_giver])
         if is_mutable and torch.Tag.inplace_view not in node.target.tags:
             twin = replace(self._variable("", node.meta["val"]), dtype=self.writes.twin_dtype(node))
-            self.writes.write(node, self.emit(node, function, tuple(arguments), keywords, like=twin))
+            self.writes.write(node, node.args[0], self.emit(node, function, tuple(arguments), keywords, like=twin))
         else:
             self.values[node] = self.emit(node, function, tuple(arguments), keywords)
+
+    def _convert_into(self, node) -> None:
+        """`add(x, y, out=z)` is `add(x, y)`, which is then written to z."""
+        twin = functional_twin(node)
+        keywords = {name: value for name, value in node.kwargs.items() if value not in written(node)}
+        arguments, named = torch.fx.map_arg((node.args, keywords), lambda argument: argument.meta["val"])
+        plain = node.graph.call_function(twin, node.args, keywords)
+        plain.meta = {**node.meta, "val": twin(*arguments, **named)}
+        self._convert(plain)
+        node.graph.erase_node(plain)
+        self.writes.write_into(node, _listed(self.values.pop(plain)))
 
     def _emit_spelled(self, node, function: Callable, arguments: tuple) -> None:
         """The equation of a core-ATen spelling under the name that the table has, of its first output alone."""
@@ -253,7 +268,7 @@ class Builder:
             like = Variable("", base.shape, source.dtype)
             source = self.emit(node, aten.expand_as.default, (source, self._detached(node, base)), like=like)
         if operator_name(node.target) == "copy_":
-            self.writes.write(node, source)
+            self.writes.write(node, node.args[0], source)
         else:
             same = source.dtype == base.dtype
             self.values[node] = source if same else self.emit(node, aten.to.dtype, (source, base.dtype))
@@ -262,7 +277,7 @@ class Builder:
         """Give a node the value that stands for its only or first output, or write it where the operation writes."""
         value = node.meta["val"]
         if is_mutable:
-            self.writes.write(node, result)
+            self.writes.write(node, node.args[0], result)
         else:
             self.values[node] = [result, *value[1:]] if isinstance(value, (list, tuple)) else result
 

@@ -54,32 +54,53 @@ def usual(function):
     return getattr(packet, function._overloadname, function)
 
 
+def is_into(node) -> bool:
+    """Whether a node writes its results into given tensors: `add(x, y, out=z)`."""
+    return isinstance(node.target, torch._ops.OpOverload) and any(map(_is_out, node.target._schema.arguments))
+
+
+def _is_out(argument) -> bool:
+    return argument.is_write and argument.kwarg_only
+
+
+def written(node) -> list:
+    """The nodes that an operation writes to."""
+    arguments = node.target._schema.arguments
+    given = {**dict(zip((argument.name for argument in arguments), node.args, strict=False)), **node.kwargs}
+    return [given[argument.name] for argument in arguments if argument.is_write]
+
+
 def functional_twin(node) -> Callable:
-    """What gives as a new tensor (or, for `unsqueeze_` and the like, a view) what an in-place operation writes."""
+    """What gives as a new tensor (or, for `unsqueeze_` and the like, a view) what an operation writes."""
     name, schema = operator_name(node.target), node.target._schema
     packet = getattr(aten, name.removesuffix("_"), None) if node.target.namespace == "aten" else None
     twin = _overload(packet, node.target) if packet is not None else None
-    written = [argument.name for argument in schema.arguments if argument.is_write]
+    places = [i for i, argument in enumerate(schema.arguments) if argument.is_write and not argument.kwarg_only]
+    is_usual = places == ([] if is_into(node) else [0]) and not any(isinstance(out, list) for out in written(node))
     is_view = torch.Tag.inplace_view in node.target.tags
-    if twin is None or twin._schema.is_mutable or written != [schema.arguments[0].name] or is_view != _is_view(twin):
+    if twin is None or not is_usual or is_view != _is_view(twin):
         if is_random(node.target):
             raise TraceError(random_message(name, line_of(node)))
+        what = f"'{name}' with out=" if is_into(node) else f"the in-place operation '{name}'"
         raise TraceError(
-            f"the in-place operation '{name}' at {line_of(node)} has no functional twin. "
-            "Replace it by one that returns a new tensor."
+            f"{what} at {line_of(node)} has no functional twin. Replace it by one that returns a new tensor."
         )
     return twin
 
 
 def _overload(packet, target):
-    """The overload that takes what an in-place operation takes: the one of its name, if that does."""
-    types = [str(argument.type) for argument in target._schema.arguments]
+    """The overload that takes what an operation takes without `out`, in its order; the one of its name comes first."""
     names = [target._overloadname, *packet.overloads()]
-    overloads = [getattr(packet, name or "default") for name in names if (name or "default") in packet.overloads()]
     if is_random(target):  # which by another name might take other numbers
-        return getattr(packet, target._overloadname, None)
-    alike = [f for f in overloads if [str(argument.type) for argument in f._schema.arguments] == types]
-    return next(iter(alike), next(iter(overloads), None) if target._overloadname in packet.overloads() else None)
+        names = names[:1]
+    overloads = [getattr(packet, name or "default") for name in names if (name or "default") in packet.overloads()]
+    pure = [f for f in overloads if not f._schema.is_mutable]
+    return next((f for f in pure if _parameters(f) == _parameters(target)), None)
+
+
+def _parameters(function) -> list[tuple[str, str]]:
+    arguments = function._schema.arguments
+    return [(argument.name, str(argument.type)) for argument in arguments if not _is_out(argument)]
 
 
 def _is_view(function) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 import optree
 from torch import Tensor, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch.export.graph_signature import InputKind, OutputKind
 
 from lrpfunc.errors import ProgramError, TraceError
@@ -147,7 +148,8 @@ def _program(export: Export, front: Front, boundary: Boundary, model: nn.Module 
     builder = Builder(model, same)
     inputs = _placeholders(builder, exported, front, boundary)
     kinds = [spec.kind for spec in exported.graph_signature.output_specs]
-    results = zip(builder.inline(exported.graph, exported.graph_module), kinds, strict=True)
+    with enable_python_dispatcher():  # without it torch cannot broadcast fake tensors of open sizes in `lerp` and more
+        results = zip(builder.inline(exported.graph, exported.graph_module), kinds, strict=True)
     tree = builder.params if model is not None or boundary.is_flat else boundary.params
     program = Program(
         parameters={name: builder.parameters[name] for name in leaf_names(tree)},

@@ -1,9 +1,9 @@
-"""In-place writes, made functional: who shows which memory, and what became of it."""
+"""Writes in place and with `out=`, made functional: who shows which memory, and what became of it."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from lrpfunc.errors import TraceError
 from lrpfunc.operations import row_named
 from lrpfunc.program import Variable, operator_name, overwrite
-from lrpfunc.tracing.graphs import functional_twin, memory, normalize, usual
+from lrpfunc.tracing.graphs import functional_twin, is_into, memory, normalize, usual, written
 from lrpfunc.tracing.source_lines import line_of
 
 if TYPE_CHECKING:
@@ -48,28 +48,52 @@ class Writes:
                 f"{self.stale[argument]}. Replace the in-place operation there by one that returns a new tensor."
             )
 
-    def write(self, node, result: Variable) -> None:
-        """Let the memory that a node writes to have a new value.
+    def write(self, node, target, result: Variable) -> None:
+        """Let the memory of another node, that a node writes to, have a new value.
 
         torch.export lets all later reads of the written tensor itself read this node. The tensors that it is a view of
         get the new value written into theirs. Whatever else shares the memory goes stale.
         """
-        written, before = node.args[0], self.builder.values[node.args[0]]
+        before = self.builder.values[target]
         if result.dtype != before.dtype:
             result = self.builder.emit(node, aten.to.dtype, (result, before.dtype))
-        self.builder.values[node] = self.builder.values[written] = result
+        if result.is_complex:  # memory has the numbers themselves
+            result = self.builder.emit(node, aten.resolve_conj.default, (result,), like=result)
+        self.builder.values[node] = self.builder.values[target] = result
         views: tuple = ()
-        known, base = {node, written}, self._base(written, node)
+        known, base = {node, target}, self._base(target, node)
         while base is not None:
             views = (*base.views, *views)
             value = self.builder.read(base.node, node)
             overwritten = self.builder.emit(node, overwrite, (value, result, views), like=value) if views else result
             self.builder.values[base.node] = overwritten
-            known.add(base.node)
+            if not _overlaps(base.node):  # or more of its elements than those written to have changed
+                known.add(base.node)
             base = self._base(base.node, node)
-        for other in self.sharing[memory(written)]:
-            if other in self.builder.values and other not in known:
+        for other in self.sharing[memory(target)]:
+            if other in self.builder.values and other not in known and not self._is_beside(other, known):
                 self.stale[other] = line_of(node)
+
+    def _is_beside(self, node, known: set) -> bool:
+        """Whether a node is (part of) a part of a tensor that was split of which another part was written to."""
+        while node is not None and not _is_strided(node):
+            if node.target is operator.getitem and any(_is_other_part(node, other) for other in known):
+                return True
+            node = self._viewed(node)
+        return False
+
+    def write_into(self, node, results: Sequence[Variable]) -> None:
+        """Let the tensors that an operation is given for its results have these as their values."""
+        outs = written(node)
+        for out, result in zip(outs, results, strict=True):
+            if self.builder.values[out].shape != result.shape and self._viewed(out) is not None:
+                raise TraceError(
+                    f"'{operator_name(node.target)}' at {line_of(node)} writes a result of another shape into a part "
+                    "of a tensor. Give it a tensor of its own."
+                )
+            self.write(node, out, result)
+        if len(outs) > 1:
+            self.builder.values[node] = [self.builder.values[out] for out in outs]
 
     def twin_dtype(self, node) -> torch.dtype:
         """The dtype of an in-place operation's functional twin, found on fake tensors: `lt` gives bools, sums promote.
@@ -84,13 +108,14 @@ class Writes:
 
     def _base(self, node, writer) -> _Base | None:
         """The node that a node is a view of, None if it has memory of its own (or nobody knows whose)."""
-        if node in self.outer:
-            return _Base(self.outer[node], ())
-        maker = node.args[0] if node.target is operator.getitem else node  # of one tensor or a list of them
-        if not isinstance(maker.target, torch._ops.OpOverload) or memory(maker.args[0]) != memory(node):
+        base = self._viewed(node)
+        if base is None:
             return None
-        base, name = maker.args[0], operator_name(maker.target)
-        if name.startswith("as_strided") or base.meta["val"].dtype != node.meta["val"].dtype:
+        if node in self.outer:
+            return _Base(base, ())
+        maker = _maker(node)
+        name = operator_name(maker.target)
+        if _is_strided(node) or base.meta["val"].dtype != node.meta["val"].dtype:
             raise TraceError(
                 f"the in-place operation at {line_of(writer)} writes through '{name}', which lrpfunc cannot follow. "
                 "Replace it by one that returns a new tensor."
@@ -104,12 +129,49 @@ class Writes:
             function, arguments = _part, (node.args[1], function, *arguments)
         return _Base(base, ((function, arguments),))
 
+    def _viewed(self, node):
+        """The node that shows the memory that a node is a view of, None if it has memory of its own."""
+        if node in self.outer:
+            return self.outer[node]
+        maker = _maker(node)
+        if not isinstance(maker.target, torch._ops.OpOverload):
+            return None
+        sources = written(maker) if is_into(maker) else maker.args[:1]
+        return next((source for source in sources if memory(source) == memory(node)), None)
+
 
 class _Base(NamedTuple):
     """A node with the functions and arguments that lead to a view of it; none if the view is all of it."""
 
     node: Any
     views: tuple[tuple[Callable, tuple], ...]
+
+
+def _maker(node):
+    """The operation that made a node: one tensor, or a list that it is of."""
+    return node.args[0] if node.target is operator.getitem else node
+
+
+def _is_strided(node) -> bool:
+    """Whether a node may show other parts of its memory than the node that it was made of."""
+    return operator_name(_maker(node).target).startswith("as_strided")
+
+
+def _is_other_part(node, other) -> bool:
+    """Whether two nodes are different parts of one that was split, of which no two elements are the same memory."""
+    if other.target is not operator.getitem or other.args[0] is not node.args[0] or other.args[1] == node.args[1]:
+        return False
+    return not _overlaps(node.args[0].args[0])
+
+
+def _overlaps(node) -> bool:
+    """Whether elements of a tensor share memory, as those of an `expand` or of windows that overlap do."""
+    value, reach = node.meta["val"], 0
+    for stride, n in sorted(zip(value.stride(), value.shape, strict=True)):
+        if n != 1 and stride <= reach:
+            return True
+        reach += stride * (n - 1)
+    return False
 
 
 def _part(x: Tensor, position: int, split: Callable, *arguments) -> Tensor:
