@@ -24,7 +24,6 @@ from lrpfunc.operations import kind as kind_of
 from lrpfunc.program import NAMESPACE, Equation, Program, Variable, format_table
 from lrpfunc.rules import Flow, Rule
 
-
 EXPLODED = 10  # times the seed: more than biases and stabilizers take
 
 
