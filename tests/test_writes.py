@@ -308,7 +308,8 @@ def test_what_torch_cannot_shape_is_an_error():
     def singular_values(params, x):
         return torch.linalg.svd(x, out=(torch.empty(0, 0), torch.empty(0), torch.empty(0, 0)))
 
-    with pytest.raises(TraceError, match=r"'linalg_svd' with out= at .*test_writes.* has no shape that torch could tell: setStorage"):
+    message = r"'linalg_svd' with out= at .*test_writes.* has no shape that torch could tell: .*\. Replace it by one"
+    with pytest.raises(TraceError, match=message):
         lrpfunc.trace(singular_values, {}, torch.empty(0, 0))
 
 
