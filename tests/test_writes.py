@@ -304,6 +304,15 @@ def test_a_result_does_not_give_a_part_of_a_tensor_another_shape():
         lrpfunc.functionalize(Model(reshaped), x_of())
 
 
+def test_what_torch_cannot_shape_is_an_error():
+    def singular_values(params, x):
+        return torch.linalg.svd(x, out=(torch.empty(0, 0), torch.empty(0), torch.empty(0, 0)))
+
+    message = r"'linalg_svd' with out= at .*test_writes.* has no shape that torch could tell: .*\. Replace it by one"
+    with pytest.raises(TraceError, match=message):
+        lrpfunc.trace(singular_values, {}, torch.empty(0, 0))
+
+
 def test_conjugates_are_resolved_where_they_are_written():
     def parts(params, x):
         out = torch.empty(4, dtype=torch.complex64)

@@ -251,7 +251,14 @@ class Builder:
         keywords = {name: value for name, value in node.kwargs.items() if value not in written(node)}
         arguments, named = torch.fx.map_arg((node.args, keywords), lambda argument: argument.meta["val"])
         plain = node.graph.call_function(twin, node.args, keywords)
-        plain.meta = {**node.meta, "val": twin(*arguments, **named)}
+        try:
+            plain.meta = {**node.meta, "val": twin(*arguments, **named)}
+        except RuntimeError as error:  # torch has no shape of it, as of matrices without elements
+            reason = str(error).splitlines()[0][:200]
+            raise TraceError(
+                f"'{operator_name(twin)}' with out= at {line_of(node)} has no shape that torch could tell: {reason}. "
+                "Replace it by one that returns a new tensor."
+            ) from error
         self._convert(plain)
         node.graph.erase_node(plain)
         self.writes.write_into(node, _listed(self.values.pop(plain)))
