@@ -70,7 +70,7 @@ def test_a_token_has_its_logit_at_its_position(token, position, entries):
     [
         (2, 0, -1, [(0, 2, 2, -2.0), (0, 2, 0, 1.0), (1, 2, 2, 1.0), (1, 2, 0, -5.0)]),
         (None, [1, 0], [0, 2], [(0, 0, 3, 4.0), (0, 0, 1, -2.0), (1, 2, 3, 6.0), (1, 2, 0, -5.0)]),
-        (1, 1, 0, []),
+        ([1, 2], [1, 0], -1, [(1, 2, 2, 1.0), (1, 2, 0, -5.0)]),
     ],
 )
 def test_a_contrast_is_one_logit_less_another(token, other, position, entries):
@@ -236,6 +236,17 @@ def test_bad_tokens_and_positions_are_refused(target, message):
 def test_outputs_without_logits_of_tokens_are_refused(output, message):
     with pytest.raises(TargetError, match=message):
         text.token(0)(output)
+
+
+def test_a_token_against_itself_is_refused():
+    with pytest.raises(TargetError, match=r"^token 3 is contrasted with itself, which leaves nothing: give another"):
+        text.contrast(3, 3)
+
+
+@pytest.mark.parametrize("target", [text.token(None), text.contrast(None, 1)])
+def test_no_logit_is_the_largest_where_one_is_nan(target):
+    with pytest.raises(TargetError, match=r"^the logits are nan, so none is the largest: name the token"):
+        target(torch.full((1, 2, 3), math.nan))
 
 
 # -- sums -------------------------------------------------------------------------------------------------------------
@@ -494,6 +505,11 @@ def test_nothing_but_colours_reaches_a_terminal(tokens, title):
         ((WORDS, [0.0, math.nan, 1.0]), r"relevance must be finite, but is nan at token 1 \(' cat'\)\. A larger stab"),
         ((WORDS, [math.nan, 1.0, -math.inf]), r"but is nan at token 0 \('The'\) and not finite at 1 more\."),
         ((WORDS, [1.0, -math.inf, 0.0]), r"but is -inf at token 1 \(' cat'\)\."),
+        ((WORDS, None), r"relevance must be numbers, but is None\."),
+        ((WORDS, "abc"), r"relevance must be numbers, but is 'abc'\."),
+        ((WORDS, ["a", "b", "c"]), r"relevance must be numbers, but is \['a', 'b', 'c'\]\."),
+        ((WORDS, torch.ones(3, dtype=torch.complex64)), r"relevance must be real numbers, but is complex\."),
+        ((WORDS, VALUES, "abc"), r"mask must be numbers, but is 'abc'\."),
         (([WORDS, WORDS], [VALUES]), r"2 sequences need one relevance each, but got 1\."),
         (([WORDS], [VALUES], [[1, 1, 1]] * 2), r"1 sequences need one mask each, but got 2\."),
         (([WORDS, "cat"], [VALUES, VALUES]), r"tokens must be a sequence of strings, but are one: 'cat'\."),

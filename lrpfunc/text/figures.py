@@ -101,7 +101,7 @@ class _Band(NamedTuple):
 
 
 def _kept(mask: Mask, length: int) -> np.ndarray:
-    kept = np.ones(length, bool) if mask is None else as_array(mask) != 0
+    kept = np.ones(length, bool) if mask is None else as_array(mask, "mask") != 0
     if kept.shape != (length,):
         raise InputError(f"mask must have one number per token, shape ({length},), but has {kept.shape}.")
     if not kept.any():

@@ -111,7 +111,7 @@ def _shown(tokens: Sequence[str], relevance: Relevance, mask: Mask) -> tuple[lis
 
 
 def _one_per_token(name: str, given: Any, pieces: list[str]) -> np.ndarray:
-    values = as_array(given)
+    values = as_array(given, name)
     if values.shape != (len(pieces),):
         raise InputError(
             f"{name} must have one number per token, shape ({len(pieces)},), but has {values.shape}. "
@@ -120,9 +120,15 @@ def _one_per_token(name: str, given: Any, pieces: list[str]) -> np.ndarray:
     return values
 
 
-def as_array(values: Any) -> np.ndarray:
-    """Numbers in float64, wherever they are."""
-    return torch.as_tensor(values).detach().cpu().double().numpy()
+def as_array(values: Any, name: str = "relevance") -> np.ndarray:
+    """Numbers in float64, wherever they are. Errors: `InputError` for what are none, or complex ones."""
+    try:
+        tensor = torch.as_tensor(values).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name} must be numbers, but is {values!r:.80}.") from error
+    if tensor.is_complex():
+        raise InputError(f"{name} must be real numbers, but is complex.")
+    return tensor.double().numpy()
 
 
 # -- scales and colours -----------------------------------------------------------------------------------------------

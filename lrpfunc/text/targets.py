@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lrpfunc.attribution import index_tensor, is_int, mark
 from lrpfunc.errors import TargetError
-from lrpfunc.program import NAMESPACE
+from lrpfunc.program import NAMESPACE, is_plain
 
 Indices = int | Sequence[int] | Tensor
 
@@ -57,7 +57,7 @@ def contrast(token: Indices | None, other: Indices, position: Indices = -1) -> C
         token: as in `text.token`, as is the position.
         other: an id, or a list or tensor with one per sample.
         position: negative ones count from the end.
-    Errors: those of `text.token`.
+    Errors: those of `text.token`, and `TargetError` for a token against itself.
 
     >>> import lrpfunc, torch
     >>> from lrpfunc import text
@@ -65,6 +65,8 @@ def contrast(token: Indices | None, other: Indices, position: Indices = -1) -> C
     >>> text.contrast(0, other=2)(logits).tolist()
     [[[0.0, 0.0, 0.0], [6.0, 0.0, -4.0]]]
     """
+    if is_int(token) and is_int(other) and token == other:
+        raise TargetError(f"token {token} is contrasted with itself, which leaves nothing: give another one.")
 
     def target(output: Any) -> Any:
         logits = _logits(output)
@@ -153,6 +155,10 @@ def _per_sample(name: str, index: Indices, logits: Tensor, check: Callable[[int]
 
 def _best(logits: Tensor, positions: Tensor) -> Tensor:
     """The arg-max token at one position per sample (batch,)."""
+    if is_plain(logits) and not logits.is_meta and logits.isnan().any():
+        raise TargetError(
+            "the logits are nan, so none is the largest: name the token, or see where the model overflows."
+        )
     length = logits.shape[1]
     counted = torch.where(positions < 0, positions + length, positions)
     is_position = torch.arange(length, device=logits.device) == counted[:, None]
