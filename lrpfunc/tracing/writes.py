@@ -12,13 +12,14 @@ from torch import Tensor
 from lrpfunc.errors import TraceError
 from lrpfunc.operations import row_named
 from lrpfunc.program import Variable, operator_name, overwrite
-from lrpfunc.tracing.graphs import functional_twin, is_into, memory, normalize, usual, written
+from lrpfunc.tracing.graphs import functional_twin, is_into, is_symbolic, memory, normalize, usual, written
 from lrpfunc.tracing.source_lines import line_of
 
 if TYPE_CHECKING:
     from lrpfunc.tracing.builder import Builder
 
 aten = torch.ops.aten
+SOME_SIZE = 7
 
 
 class Writes:
@@ -167,11 +168,17 @@ def _is_other_part(node, other) -> bool:
 def _overlaps(node) -> bool:
     """Whether elements of a tensor share memory, as those of an `expand` or of windows that overlap do."""
     value, reach = node.meta["val"], 0
-    for stride, n in sorted(zip(value.stride(), value.shape, strict=True)):
+    strides, sizes = map(_number, value.stride()), map(_number, value.shape)
+    for stride, n in sorted(zip(strides, sizes, strict=True)):
         if n != 1 and stride <= reach:
             return True
         reach += stride * (n - 1)
     return False
+
+
+def _number(n) -> int:
+    """A size, where that is open the one for some size of the inputs: to compare it would make a guard of it."""
+    return int(n.node.expr.subs(dict.fromkeys(n.node.expr.free_symbols, SOME_SIZE))) if is_symbolic(n) else n
 
 
 def _part(x: Tensor, position: int, split: Callable, *arguments) -> Tensor:
