@@ -144,9 +144,14 @@ def judge(call: Call, is_active: str) -> tuple[str, str]:
         return REFUSED, str(error)
     except Exception as error:
         return CRASH, f"tracing: {type(error).__name__}: {error}"
-    if call.twin is not None:
-        return _compared(function, program, params, Function(call.twin, call, is_active))
-    return _judged(function, program, params, listing)
+    try:
+        if call.twin is not None:
+            return _compared(function, program, params, Function(call.twin, call, is_active))
+        return _judged(function, program, params, listing)
+    except LrpError as error:
+        return REFUSED, str(error)
+    except Exception as error:
+        return CRASH, f"attribute: {type(error).__name__}: {error}"
 
 
 def _compared(function: Function, program, params, twin: Function) -> tuple[str, str]:
@@ -157,12 +162,7 @@ def _compared(function: Function, program, params, twin: Function) -> tuple[str,
         wanted = _relevance(*lrpfunc.trace(twin, twin.params, *twin.inputs), twin)
     except Exception as error:  # which the twin's own row has
         return SKIPPED, f"out of place: {type(error).__name__}: {error}"
-    try:
-        found = _relevance(program, params, function)
-    except LrpError as error:
-        return REFUSED, str(error)
-    except Exception as error:
-        return CRASH, f"attribute: {type(error).__name__}: {error}"
+    found = _relevance(program, params, function)
     if found is None or wanted is None:
         return (CONSTANT, "") if found is wanted else (WRONG, "constant in one of both")
     if all(torch.allclose(f, w, rtol=1e-9, atol=1e-12, equal_nan=True) for f, w in zip(found, wanted, strict=True)):
@@ -185,12 +185,7 @@ def _judged(function: Function, program, params, listing) -> tuple[str, str]:
     if isinstance(wanted, str):
         return SKIPPED, wanted
     has_gradient = any(w.abs().max() > 0 for w in wanted if w.numel())
-    try:
-        found = _relevance(program, params, function)
-    except LrpError as error:
-        return REFUSED, str(error)
-    except Exception as error:
-        return CRASH, f"attribute: {type(error).__name__}: {error}"
+    found = _relevance(program, params, function)
     if found is None:
         return (REFUSED, "no relevance can flow") if has_gradient else (CONSTANT, "")
     scale = max(1.0, *(float(w.abs().max()) if w.numel() else 0.0 for w in wanted))

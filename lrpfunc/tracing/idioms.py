@@ -18,7 +18,7 @@ from lrpfunc.program import Equation, Program, Variable, functions
 
 def with_idioms(program: Program) -> Program:
     """A program in which each function that is written out is one equation."""
-    found = (_quotient, _of_logarithm, _sigmoid, _relu)
+    found = (_quotient, _of_logarithm, _sigmoid, _clamp)
     return program.replace(
         equations=tuple(
             next(filter(None, (match(program, equation) for match in found)), equation)
@@ -27,7 +27,7 @@ def with_idioms(program: Program) -> Program:
     )
 
 
-def _relu(program: Program, maximum: Equation) -> Equation | None:
+def _clamp(program: Program, maximum: Equation) -> Equation | None:
     """The larger of a value and a tensor of zeros, of torch.maximum(a, b) or torch.max(a, b)."""
     are_variables = [isinstance(argument, Variable) for argument in maximum.arguments]
     if maximum.operator.removesuffix("imum") != "max" or are_variables != [True, True]:
