@@ -44,6 +44,10 @@ class FileError(LrpError):
     """A file or folder is missing, unreadable, in the way, or does not hold what is needed."""
 
 
+class MissingExtraError(LrpError):
+    """A package that only some users need is not installed."""
+
+
 def near_misses(name: str, names: Iterable[str]) -> str:
     """The sentence "Did you mean ...?" for a misspelt name, empty if nothing is near."""
     close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)

@@ -12,6 +12,7 @@ from tests import house
 # From the top down: a folder imports from what stands before it. Those of a row stand side by side.
 ORDER = [
     {"errors"},
+    {"extras"},
     {"digits"},
     {"program"},
     {"operations"},
@@ -26,7 +27,7 @@ ORDER = [
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
-ONLY_ERRORS = ("digits", "program")
+ONLY_ERRORS = ("extras", "digits", "program")
 MODULES = house.modules()
 NAMES = {module.name for module in MODULES}
 by_name = pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name)
