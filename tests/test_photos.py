@@ -1,14 +1,12 @@
 """EfficientNet-Lite0 by name: what it sees on real photos, what explains it, and the commands that take it."""
 
-import h5py
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner
 
 import lrpfunc
-from lrpfunc import cli, composites
+from lrpfunc import composites
 from lrpfunc.errors import MissingExtraError
 from lrpfunc.pictures import classifiers
 from lrpfunc.pictures.classifiers import LITE, Standard, shipped
