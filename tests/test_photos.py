@@ -1,15 +1,18 @@
 """EfficientNet-Lite0 by name: what it sees on real photos, what explains it, and the commands that take it."""
 
+import h5py
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 import lrpfunc
-from lrpfunc import composites
+from lrpfunc import cli, composites
 from lrpfunc.errors import MissingExtraError
 from lrpfunc.pictures import classifiers
 from lrpfunc.pictures.classifiers import LITE, Standard, shipped
+from lrpfunc.pictures.explainers import composite_named
 from tests.test_classifiers import assert_same_parameters
 
 pytest.importorskip("skimage")
@@ -128,3 +131,60 @@ def test_all_its_batch_norms_are_folded(folded, original, inputs):
 def test_every_layer_has_a_rule(folded):
     listed = lrpfunc.explain(folded.fmodel, composites.epsilon_plus())
     assert not any(row[0] for row in listed.rows)  # no rule is a fallback
+
+
+# Left, top, right, bottom, in pixels of the input: the object, and a box beside it.
+BOXES = {
+    "rocket": ((102, 58, 130, 224), (62, 58, 90, 224)),  # the rocket; the sky between it and a tower
+    "camera": ((105, 70, 155, 222), (170, 70, 220, 222)),  # the camera on its tripod; houses and grass
+    "coffee": ((29, 0, 186, 180), (188, 60, 224, 224)),  # the cup; the saucer and the table
+}
+
+
+@pytest.mark.parametrize("name", BOXES)
+@pytest.mark.parametrize("composite", ["epsilon_plus", "epsilon_gamma_box"])
+def test_relevance_lies_on_the_object_more_than_beside_it(name, composite, classifier, folded, inputs):
+    rules = composite_named(composite, classifier)
+    x = inputs[list(SEEN).index(name)][None]
+    relevance = lrpfunc.attribute(folded.fmodel, folded.params, x, rules)[0].sum(0)
+    on, beside = (relevance[top:bottom, left:right].mean() for left, top, right, bottom in BOXES[name])
+    assert on > 3 * beside.abs()
+
+
+# -- commands ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of two photos, each in a folder with the name of its class."""
+    for name, label in (("chelsea", "tiger cat"), ("coffee", "espresso")):
+        tmp_path.joinpath("photos", label).mkdir(parents=True)
+        scikit_image(name).save(tmp_path / "photos" / label / f"{name}.png")
+    return tmp_path / "photos"
+
+
+def lrp(*arguments):
+    answer = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    assert answer.exit_code == 0, answer.output
+    return answer.stdout
+
+
+def test_image_explains_a_photo(folder, tmp_path):
+    shown = lrp("image", folder / "espresso" / "coffee.png", "-m", LITE, "-c", "epsilon_plus", "-o", tmp_path / "out")
+    assert "espresso" in shown
+    assert "95." in shown
+    (panel,) = (tmp_path / "out").glob("*.panel.png")
+    assert panel.name.startswith("coffee.967-espresso")
+
+
+def test_inspect_lists_its_layers():
+    shown = lrp("inspect", "-m", LITE, "-c", "epsilon_gamma_box")
+    assert f"{LITE}, 1000 classes" in shown
+    assert "_blocks.0._depthwise_conv" in shown
+
+
+def test_dataset_explains_a_folder_of_photos(folder, tmp_path):
+    lrp("dataset", folder, "-m", LITE, "-o", tmp_path / "run.h5", "-t", "label", "--workers", "0")
+    with h5py.File(tmp_path / "run.h5") as file:
+        assert file["attribution"].shape == (2, 3, 224, 224)
+        assert sorted(file["label"][:].reshape(-1).tolist()) == [282, 967]

@@ -171,7 +171,7 @@ def tables(result: Result, console: Console) -> None:
     console.print(
         f"Mean over {result.digits_flipped} held-out digits of the predicted class's probability, as pixels turn "
         f"blank, most relevant first; lower is better. below random: how far the area is below that of random orders "
-        f"(mean of {RANDOM_ORDERS}), with its standard error over digits. Random orders waste steps on pixels that are "
+        f"(mean of {RANDOM_ORDERS}), ± its standard error over digits. Random orders waste steps on pixels that are "
         "blank already; the order by ink alone, without the model, is the higher bar.\n",
         style="dim",
         highlight=False,

@@ -103,11 +103,11 @@ def table(flipping: list[Flipping], title: str, console: Console) -> None:
     from rich.table import Table
 
     listed = Table("order", title=title, title_justify="left")
-    for heading in ("area", "below random", "standard error", "better on"):
+    for heading in ("area", "below random", "better on"):
         listed.add_column(heading, justify="right")
     for one in flipping:
         saved, count = one.random - one.area, f"{one.wins} of {len(one.areas)}"
-        listed.add_row(one.order, f"{one.area:.3f}", f"{saved:.3f}", f"{one.error:.3f}", count)
+        listed.add_row(one.order, f"{one.area:.3f}", f"{saved:.3f} ± {one.error:.3f}", count)
     listed.add_section()
     listed.add_row("random order", f"{flipping[0].random:.3f}")
     console.print(listed)

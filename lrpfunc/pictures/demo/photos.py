@@ -29,18 +29,18 @@ if TYPE_CHECKING:
     from PIL import Image
     from rich.console import Console
 
-ZERO_BIAS = "epsilon_plus(zero_bias)"
+ZERO_BIAS = "epsilon_plus, zero_bias"
 NAMES = ("epsilon", "epsilon_plus", ZERO_BIAS, "epsilon_plus_flat", "epsilon_gamma_box")
 WATCHED = ("epsilon_plus", ZERO_BIAS)  # whose ledgers are shown
 DRAWN = 5
-RANDOM_ORDERS = 4
+STEPS, RANDOM_ORDERS = 14, 4  # of patch flipping
 QUANTILE = 0.995  # of the magnitudes that colours reach to
 BLUR = 16.0  # standard deviation in pixels: a patch's side
 
 CAPTION = (
-    "Before each row: the class that is explained, its probability and its logit. Below each map: what it sums to; the "
-    "rest of the logit stays with biases.\nEvery map has its own scale: half a percent of its pixels have the darkest "
-    "colour."
+    "Before each row: the class that is explained, its probability and its logit. Below each map: what it sums to;\n"
+    "what lies between it and the logit stayed with biases. Every map has its own scale: half a percent of its pixels "
+    "have the darkest colour."
 )
 
 Progress = Callable[[int, int], None]
@@ -107,7 +107,7 @@ def measure(
     path = heatmaps.check_path(out)
     if not 1 <= count <= len(PHOTOS):
         raise InputError(f"the demo has 1 to {len(PHOTOS)} photos, but {count} were asked for.")
-    total = 2 * len(NAMES) + 2 + 1  # maps, an order each and two gradients, random orders
+    total = 2 * len(NAMES) + 2 + RANDOM_ORDERS  # maps; orders by them, by two gradients, and at random
     ready, seen = prepared(PHOTOS[:count])
     progress(0, total)
     maps = []
@@ -117,10 +117,11 @@ def measure(
         progress(len(maps), total)
     kept = [_kept(ready, name) for name in WATCHED]
     flipping = []
-    for one in compare_orders(ready, {m.composite: m.relevance for m in maps} | gradients(ready), seed):
+    orders = {m.composite: m.relevance for m in maps} | gradients(ready)
+    for one in compare_orders(ready, orders, seed, STEPS, RANDOM_ORDERS):
         flipping.append(one)
-        progress(len(maps) + 1 + len(flipping), total)
-    heatmaps.save(_picture(ready, seen[:DRAWN], maps), path, dpi=100)
+        progress(len(maps) + RANDOM_ORDERS + len(flipping), total)
+    heatmaps.save(_picture(ready, seen[:DRAWN], maps), path, dpi=96)
     return Result(seen, maps, kept, _similarity(maps), flipping, path)
 
 
@@ -175,10 +176,11 @@ def gradients(ready: Ready) -> dict[str, Tensor]:
 
 
 def compare_orders(
-    ready: Ready, orders: Mapping[str, Tensor], seed: int, steps: int = 14, random_orders: int = RANDOM_ORDERS
+    ready: Ready, orders: Mapping[str, Tensor], seed: int, steps: int, random_orders: int
 ) -> Iterator[Flipping]:
-    """Patches blurred away by each order, and by random ones.
+    """Patches blurred away by each order, and by random ones: areas in units of the probability before.
 
+    In these units photos count alike, whether the network is sure of them or not.
     A blurred photo keeps its colours, has no edges that patches of one colour would bring, and no object.
     """
     baseline, generator = blurred(ready.x), torch.Generator().manual_seed(seed)
@@ -188,7 +190,7 @@ def compare_orders(
         curves = patch_flipping(
             lambda x: ready.fmodel(ready.params, x), ready.x, scores, ready.target, baseline, steps=steps
         )
-        return area_under(curves)
+        return area_under(curves / curves[:, :1])
 
     return compare(area, orders, (torch.rand(ready.x.shape, generator=generator) for _ in range(random_orders)))
 
@@ -218,7 +220,7 @@ def _picture(ready: Ready, seen: list[Seen], maps: list[Maps]):
     figure.set_size_inches(1.8 * len(columns) + 0.8, 1.9 * count + 1.2)
     for i in range(count):
         for j, one in enumerate(maps, start=1):
-            figure.axes[i * len(columns) + j].set_xlabel(_number(one.totals[i]), fontsize=8.5, labelpad=3)
+            figure.axes[i * len(columns) + j].set_xlabel(f"sum {_number(one.totals[i])}", fontsize=8.5, labelpad=3)
     return figure
 
 
@@ -246,10 +248,10 @@ def tables(result: Result, console: Console) -> None:
     table(result.flipping, "Patch flipping: area under the curve", console)
     _say(
         console,
-        f"Mean over {len(result.seen)} photos of the predicted class's probability, as patches of 16 x 16 pixels are "
-        "blurred away, most relevant first; lower is better. below random: how far the area is below that of random "
-        f"orders (mean of {RANDOM_ORDERS}), with its standard error over photos. {len(result.seen)} photos are few: "
-        "differences of less than two standard errors say nothing, and how the patches are replaced matters too.",
+        f"Mean over {len(result.seen)} photos of what remains of the predicted class's probability, as patches of 16 x "
+        "16 pixels are blurred away, most relevant first; lower is better. below random: how far the area is below "
+        f"that of random orders (mean of {RANDOM_ORDERS}), ± its standard error over photos. {len(result.seen)} photos "
+        "are few: differences of less than two standard errors say nothing, and how patches are replaced matters too.",
     )
 
 
@@ -260,6 +262,7 @@ def _sums(result: Result, console: Console) -> None:
     shown = result.seen[:DRAWN]
     title = "What the network sees, and what each heatmap sums to"
     sums = Table("", title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    sums.columns[0].no_wrap = True  # the names of classes may take two lines, those of composites not
     for one in shown:
         sums.add_column(one.photo, justify="right")
     sums.add_row("predicted", *(one.category for one in shown))
