@@ -14,9 +14,9 @@ from torch import nn
 from torchvision import models
 
 from lrpfunc import digits
-from lrpfunc.errors import FileError, ModelError
+from lrpfunc.errors import FileError, MissingExtraError, ModelError
 from lrpfunc.pictures import classifiers
-from lrpfunc.pictures.classifiers import Classifier, Standard, torchvision_models
+from lrpfunc.pictures.classifiers import Classifier, Standard, shipped, torchvision_models
 from lrpfunc.pictures.classifiers.parameters import outputs
 
 
@@ -169,6 +169,20 @@ def test_an_unknown_name_has_near_misses():
         classifiers.load("resnet19")
     with pytest.raises(ModelError, match=r"no model is called 'fcn_resnet50'"):
         classifiers.load("fcn_resnet50", "random")
+
+
+@pytest.mark.parametrize(
+    ("load", "message"),
+    [
+        (lambda: classifiers.load("resnet18", "random"), "a model by its name needs torchvision"),
+        (shipped.imagenet_names, "naming ImageNet's classes needs torchvision"),
+    ],
+)
+def test_without_torchvision_a_line_says_how_to_install_it(load, message, monkeypatch):
+    monkeypatch.setattr("lrpfunc.extras.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError) as error:
+        load()
+    assert str(error.value) == f"{message}: pip install 'lrpfunc[cli]'"
 
 
 def test_random_weights_are_always_the_same_and_nobody_elses_affair():
@@ -403,7 +417,7 @@ MODULE = """
 import torch
 from torch import nn
 from lrpfunc.errors import ModelError
-from lrpfunc.pictures.classifiers import Classifier, Standard, torchvision_models
+from lrpfunc.pictures.classifiers import Classifier, Standard, shipped, torchvision_models
 from lrpfunc.pictures.classifiers.parameters import outputs
 
 def network():

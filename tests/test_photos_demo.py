@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import lrpfunc
 from lrpfunc import cli, composites
-from lrpfunc.errors import InputError
+from lrpfunc.errors import InputError, MissingExtraError
 from lrpfunc.pictures.demo import choice, photographs
 from lrpfunc.pictures.demo import photos as demo
 
@@ -54,6 +54,13 @@ def test_photos_are_in_colour_and_large(name):
     photo = photographs.photograph(name)
     assert photo.mode == "RGB"
     assert min(photo.size) >= 224
+
+
+def test_without_the_extra_a_photo_says_how_to_install_it(monkeypatch):
+    monkeypatch.setattr("lrpfunc.extras.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError) as error:
+        photographs.photograph("coffee")
+    assert str(error.value) == "a photo needs skimage: pip install 'lrpfunc[photos]'"
 
 
 # -- the command ------------------------------------------------------------------------------------------------------
