@@ -82,13 +82,29 @@ def test_where_the_extra_is_installed_photos_are_shown(tmp_path, monkeypatch, re
 
 
 def test_the_tables_fit_into_80_columns(monkeypatch, result):
-    monkeypatch.setattr(demo, "measure", lambda *arguments: result)
+    five = [
+        one._replace(photo=photographs.title(name))
+        for name, one in zip(photographs.PHOTOS, 3 * result.seen, strict=False)
+    ][:5]
+    maps = [m._replace(relevance=m.relevance.repeat(3, 1, 1, 1)[:5]) for m in result.maps]
+    shown = result._replace(seen=five, maps=maps)
+    monkeypatch.setattr(demo, "measure", lambda *arguments: shown)
     answer = CliRunner().invoke(cli.app, ["demo"], env={"COLUMNS": "80"})
     assert answer.exit_code == 0, answer.output
     assert "…" not in answer.output
     for name in demo.NAMES:
         assert answer.output.count(name) >= 2
-    for words in ("tiger cat", "espresso", "39%", "95%", "depthwise layers", "random order", "Mean over 2 photos"):
+    for words in (
+        "tiger cat",
+        "espresso",
+        "39%",
+        "95%",
+        "depthwise layers",
+        "random order",
+        "Mean over 5 photos",
+        "motorcycle",
+        "astronaut",
+    ):
         assert words in answer.output
     assert f"Under epsilon_plus {1 - result.kept[0].arrived:.2%} of the logits never" in answer.output
 

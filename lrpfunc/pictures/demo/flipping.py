@@ -74,7 +74,7 @@ def pixel_flipping(predict: Predict, x: Tensor, scores: Tensor, target: Tensor, 
 
 
 def patch_flipping(
-    predict: Predict, x: Tensor, scores: Tensor, target: Tensor, baseline: Tensor, patch: int = 16, steps: int = 14
+    predict: Predict, x: Tensor, scores: Tensor, target: Tensor, baseline: Tensor, patch: int = 16, steps: int = 10
 ) -> Tensor:
     """The probability of the target class (N, steps + 1) as patches are replaced, those of highest total first.
 

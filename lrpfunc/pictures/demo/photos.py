@@ -33,7 +33,7 @@ ZERO_BIAS = "epsilon_plus, zero_bias"
 NAMES = ("epsilon", "epsilon_plus", ZERO_BIAS, "epsilon_plus_flat", "epsilon_gamma_box")
 WATCHED = ("epsilon_plus", ZERO_BIAS)  # whose ledgers are shown
 DRAWN = 5
-STEPS, RANDOM_ORDERS = 14, 4  # of patch flipping
+STEPS, RANDOM_ORDERS = 10, 3  # of patch flipping; examples/photo_faithfulness.py has more
 QUANTILE = 0.995  # of the magnitudes that colours reach to
 BLUR = 16.0  # standard deviation in pixels: a patch's side
 
@@ -261,7 +261,7 @@ def _sums(result: Result, console: Console) -> None:
 
     shown = result.seen[:DRAWN]
     title = "What the network sees, and what each heatmap sums to"
-    sums = Table("", title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    sums = Table("", title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
     sums.columns[0].no_wrap = True  # the names of classes may take two lines, those of composites not
     for one in shown:
         sums.add_column(one.photo, justify="right")
