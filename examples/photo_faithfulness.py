@@ -5,7 +5,7 @@
 On the photos of `lrpfunc demo` (`pip install 'lrpfunc[photos]' captum`), with more steps and random orders than there.
 A row is an order of patches: the mean area under the curve of what remains of the predicted class's probability, as
 patches are blurred away; how far that is below random orders, with its standard error over photos; on how many photos
-it is lower. Seven photos are few, one network is one, and orders of a blur are won by methods that ask with that blur.
+it is lower. Seven photos of one network are few; and integrated gradients from the blur ask with the blur that flips.
 """
 
 from __future__ import annotations
