@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from lrpfunc.errors import VersionError, near_misses
 
-if sys.version_info < (3, 11):
+if sys.version_info < (3, 11):  # noqa: UP036, as a copy of the sources may be run without an installer
     raise VersionError(f"lrpfunc needs Python 3.11 or newer, but this is {sys.version.split()[0]}.")
 
 if TYPE_CHECKING:
