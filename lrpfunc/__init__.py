@@ -2,6 +2,8 @@
 
 A model is a pure function, an explanation is that function's custom vector-Jacobian product:
 
+    relevance = lrpfunc.relevance(model, x)                 # all in one call; or step by step:
+
     fmodel, params = lrpfunc.functionalize(model, x)        # a program and a flat dict of its parameters
     fmodel, params, restore, report = lrpfunc.canonize(fmodel, params)
     relevance = lrpfunc.attribute(fmodel, params, x, lrpfunc.composites.epsilon_plus_flat())
@@ -11,49 +13,38 @@ any other function of tensors. The folders are the architecture: program, operat
 composites, attribution, heatmaps, text, pictures; each has a README.
 """
 
-from lrpfunc import canonizers, composites, errors, rules
-from lrpfunc.attribution import (
-    Ledger,
-    Prepared,
-    attribute,
-    attribute_each,
-    custom_vjp,
-    ledger,
-    prepare,
-    vjp,
-    with_rules,
-)
-from lrpfunc.canonizers import Canonical, canonize
-from lrpfunc.composites import explain
-from lrpfunc.errors import LrpError
-from lrpfunc.program import Program
-from lrpfunc.rules import Flow, Rule, stabilizer
-from lrpfunc.tracing import functionalize, trace
+import importlib
+import threading
+from typing import TYPE_CHECKING, Any
+
+from lrpfunc.errors import near_misses
+
+if TYPE_CHECKING:
+    from lrpfunc.contents import *  # noqa: F403
 
 __version__ = "0.6.0"
 
-__all__ = [
-    "Canonical",
-    "Flow",
-    "Ledger",
-    "LrpError",
-    "Prepared",
-    "Program",
-    "Rule",
-    "attribute",
-    "attribute_each",
-    "canonize",
-    "canonizers",
-    "composites",
-    "custom_vjp",
-    "errors",
-    "explain",
-    "functionalize",
-    "ledger",
-    "prepare",
-    "rules",
-    "stabilizer",
-    "trace",
-    "vjp",
-    "with_rules",
-]
+_loading: set[int] = set()  # threads
+
+
+def __getattr__(name: str) -> Any:
+    """A public name. The first that is asked for brings all: they need torch, and `lrpfunc --help` does without.
+
+    While they are brought, `from lrpfunc import rules` inside the package means the folder.
+    """
+    thread = threading.get_ident()
+    if thread in _loading or (name.startswith("_") and name != "__all__"):
+        raise AttributeError(f"module 'lrpfunc' has no attribute '{name}'")
+    _loading.add(thread)
+    try:
+        contents = importlib.import_module("lrpfunc.contents")
+    finally:
+        _loading.discard(thread)
+    globals().update({public: getattr(contents, public) for public in contents.__all__}, __all__=contents.__all__)
+    if name not in globals():
+        raise AttributeError(f"module 'lrpfunc' has no attribute '{name}'.{near_misses(name, contents.__all__)}")
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__getattr__("__all__")})

@@ -1,4 +1,7 @@
-"""The command line: `lrpfunc image`, `inspect`, `dataset`, `report`, `digits`, `demo`. Each imports what it needs."""
+"""The command line: `lrpfunc image`, `inspect`, `dataset`, `report`, `digits`, `demo`.
+
+Each command imports what it needs when it runs: torch takes seconds, `--help` and completion should not.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,17 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 from typer.core import TyperGroup
 
-from lrpfunc import __version__
 from lrpfunc.errors import FileError, InputError, LrpError
-from lrpfunc.pictures import classifiers
-from lrpfunc.pictures.classifiers import Classifier
-from lrpfunc.pictures.explainers import DEFAULT_COMPOSITE
-from lrpfunc.pictures.images import printable
+from lrpfunc.pictures import DEFAULT_COMPOSITE
 from lrpfunc.pictures.progress import ProgressBar
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from lrpfunc.pictures.classifiers import Classifier
 
 _BAD_PATHS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 _REMEDIES = {
@@ -51,22 +51,31 @@ class _Commands(TyperGroup):
             _complain(f"{error}. {remedy}" if remedy else str(error))
             about_files = isinstance(error, (FileError, OSError))
             raise typer.Exit(BAD_PATH if about_files else FAILED) from error
-        except torch.OutOfMemoryError as error:
-            if ctx.params.get("debug"):
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError" or ctx.params.get("debug"):  # of torch, which may be absent
                 raise
             _complain(f"the memory of the device is used up ({error}) Fewer samples at once need less: --batch.")
             raise typer.Exit(FAILED) from error
 
 
-app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 
 def _complain(message: str) -> None:
+    from lrpfunc.pictures.images import printable
+
     typer.secho(f"error: {printable(' '.join(message.split()))}", fg="red", err=True)
 
 
 def _version(wanted: bool) -> None:
     if wanted:
+        from lrpfunc import __version__
+
         typer.echo(f"lrpfunc {__version__}")
         raise typer.Exit
 
@@ -122,6 +131,8 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a file tha
 def _classifier(
     model: str, weights: str | None, size: int | None, mean: str | None, std: str | None, categories: Path | None
 ) -> Classifier:
+    from lrpfunc.pictures import classifiers
+
     return classifiers.load(model, weights, size, _numbers("--mean", mean), _numbers("--std", std), categories)
 
 
@@ -356,8 +367,3 @@ def demo(
     result = demo.measure(out, digits, seed)
     demo.tables(result, console)
     console.print(f"picture: {result.path}", soft_wrap=True, markup=False, highlight=False)
-
-
-def main() -> None:
-    """The entry point of the `lrpfunc` command."""
-    app()

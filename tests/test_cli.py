@@ -19,10 +19,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import lrpfunc
-from lrpfunc import cli, composites, digits
+from lrpfunc import __main__, cli, composites, digits
 from lrpfunc.pictures import classifiers, panels, runs
 
-COMMAND = [sys.executable, "-c", "from lrpfunc.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from lrpfunc.__main__ import main; main()"]
 ESCAPE = "\x1b"
 
 
@@ -363,7 +363,7 @@ def test_debug_shows_where_an_error_came_from(folder, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["lrpfunc", "--debug", *map(str, arguments)])
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # which typer replaces
     with pytest.raises(lrpfunc.errors.ModelError) as raised:
-        cli.main()
+        __main__.main()
     sys.excepthook(raised.type, raised.value, raised.tb)
     shown = capsys.readouterr().err
     assert shown.startswith("Traceback")
@@ -441,7 +441,7 @@ def command_ends(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["lrpfunc", *map(str, arguments)])
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # which typer replaces
     with pytest.raises(SystemExit) as stopped:
-        cli.main()
+        __main__.main()
     return stopped.value.code or 0
 
 
@@ -475,3 +475,23 @@ def test_a_reader_that_has_seen_enough_is_no_error(monkeypatch, capsys):
         sys.stdout.flush()  # as Python does at its end, and would complain
         monkeypatch.undo()
     assert capsys.readouterr().err == ""
+
+
+# -- help and completion ----------------------------------------------------------------------------------------------
+
+
+def test_h_is_help_everywhere():
+    for command in ([], ["image"], ["dataset"], ["report"], ["inspect"], ["digits"], ["demo"]):
+        short, long = lrp(*command, "-h"), lrp(*command, "--help")
+        assert short.exit_code == long.exit_code == 0
+        assert short.output == long.output
+        assert "Usage" in short.output
+
+
+def test_the_shell_completes_commands_and_options():
+    words = {"im": "image", "dataset --resu": "--resume"}
+    for typed, expected in words.items():
+        line = ["lrpfunc", *typed.split(" ")]
+        asked = {"_LRPFUNC_COMPLETE": "complete_bash", "COMP_WORDS": " ".join(line), "COMP_CWORD": str(len(line) - 1)}
+        found = subprocess.run(COMMAND, env=os.environ | asked, capture_output=True, text=True)
+        assert expected in found.stdout.split(), (found.stdout, found.stderr)

@@ -1,9 +1,13 @@
 """What is installed with an extra only, and the line that says so."""
 
+import importlib.util
 import json
+import subprocess
+import sys
 
 import pytest
 
+from lrpfunc import __main__
 from lrpfunc.errors import MissingExtraError
 from lrpfunc.extras import extra, is_installed
 
@@ -18,3 +22,55 @@ def test_a_missing_extra_names_the_command_that_installs_it():
     with pytest.raises(MissingExtraError) as error:
         extra("no_such_package.inner", "cli", "reading a data set")
     assert str(error.value) == "reading a data set needs no_such_package: pip install 'lrpfunc[cli]'"
+
+
+def without(monkeypatch, *packages):
+    """A machine on which some packages are not installed."""
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr("lrpfunc.extras.find_spec", lambda name: None if name in packages else find_spec(name))
+
+
+def test_the_command_line_without_its_extra_says_how_to_get_it(monkeypatch):
+    without(monkeypatch, "typer")
+    with pytest.raises(SystemExit) as stopped:
+        __main__.main()
+    assert stopped.value.code == "error: the command line needs typer: pip install 'lrpfunc[cli]'"
+
+
+def test_hdf5_without_its_extra_says_how_to_get_it(monkeypatch, tmp_path):
+    from lrpfunc.pictures import hdf5
+
+    without(monkeypatch, "h5py")
+    with pytest.raises(MissingExtraError, match=r"^reading HDF5 needs h5py: pip install 'lrpfunc\[cli\]'$"):
+        hdf5.opened(tmp_path / "run.h5").__enter__()
+    with pytest.raises(MissingExtraError, match=r"^writing HDF5 needs h5py: pip install 'lrpfunc\[cli\]'$"):
+        hdf5.create(tmp_path / "run.h5", hdf5.Schema(1, (1, 2, 2), 2, 1), {}, [])
+
+
+# -- what is imported when --------------------------------------------------------------------------------------------
+
+
+def loaded_by(code):
+    """The packages that a new process has imported after some code."""
+    script = f"import sys\n{code}\nprint(*sorted({{name.partition('.')[0] for name in sys.modules}}), file=sys.stderr)"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    return set(found.stderr.split())
+
+
+COMMAND = "sys.argv = {!r}\ntry:\n    from lrpfunc.__main__ import main; main()\nexcept SystemExit: pass"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["image", "-h"], ["dataset", "--help"], []])
+def test_help_and_version_do_without_torch(arguments):
+    loaded = loaded_by(COMMAND.format(["lrpfunc", *arguments]))
+    assert "typer" in loaded
+    assert not loaded & {"torch", "numpy", "torchvision", "matplotlib", "h5py", "optree"}
+
+
+def test_the_library_imports_neither_the_command_line_nor_pictures():
+    loaded = loaded_by(
+        "import lrpfunc, torch\nm = torch.nn.Linear(2, 2)\nx = torch.ones(1, 2)\nlrpfunc.relevance(m, x)"
+    )
+    assert "torch" in loaded
+    assert not loaded & {"typer", "torchvision", "matplotlib", "h5py", "skimage", "timm"}

@@ -25,6 +25,8 @@ ORDER = [
     {"text", "circuits", "concepts"},
     {"pictures"},
     {"cli"},
+    {"__main__"},
+    {"contents"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 ONLY_ERRORS = ("extras", "digits", "program")

@@ -125,6 +125,11 @@ class Prepared:
 
     plan: Plan
 
+    @property
+    def fmodel(self) -> Program:
+        """The program that is explained; `print(explain.fmodel)` lists its names."""
+        return self.plan.program
+
     def __call__(self, x, target: Target = None, at: str | Sequence[str] | None = None, checkpoint: int | None = None):
         """The relevance of the inputs; see `attribute`."""
         names = [at] if isinstance(at, str) else list(at or ())

@@ -26,3 +26,4 @@ from lrpfunc.composites.presets import (
     excitation_backprop,
     guided_backprop,
 )
+from lrpfunc.composites.suggestion import Suggestion, suggest

@@ -7,18 +7,23 @@ from dataclasses import dataclass
 
 from lrpfunc.composites.assignment import FALLBACK, assign
 from lrpfunc.composites.combinators import Entries
+from lrpfunc.composites.suggestion import suggest
 from lrpfunc.operations import facts, row_of
 from lrpfunc.program import Program, Variable, equation_row, format_table
 
 
 @dataclass(frozen=True, repr=False)
 class Explanation:
-    """The listing equation => rule; `print` shows it. `fallbacks` names the equations that are left to the gradient,
-    `advice` what had better be explained instead."""
+    """The listing equation => rule; `print` shows it.
+
+    `fallbacks` names the equations that are left to the gradient, `advice` what had better be explained instead;
+    `chosen` is the preset that was taken as no rules were given, and why.
+    """
 
     rows: Sequence[tuple[str, ...]]
     fallbacks: tuple[str, ...]
     advice: tuple[str, ...] = ()
+    chosen: str = ""
 
     def __str__(self) -> str:
         table = format_table(("", "name", "kind", "operation", "input", "output", "rule"), self.rows)
@@ -26,20 +31,21 @@ class Explanation:
         if count := len(self.fallbacks):
             what = f"{count} equation{'s' * (count > 1)} without a rule"
             lines.insert(1, f"! {what}: the gradient moves what arrives there.")
-        return "\n".join(lines)
+        return "\n".join([self.chosen, *lines] if self.chosen else lines)
 
     def __repr__(self) -> str:
         return str(self)
 
 
-def explain(fmodel: Program, rules: Entries, strict: bool = False) -> Explanation:
+def explain(fmodel: Program, rules: Entries = None, strict: bool = False) -> Explanation:
     """Which rule each equation gets, one line per equation; those that fall back to the gradient begin with "!".
 
     "constant": no relevance comes here, as its result, or all that was made of it, counts as a constant.
 
     Args:
         fmodel: the program.
-        rules: a composite, a mapping {name pattern: rule}, or one rule for all layers.
+        rules: a composite, a mapping {name pattern: rule}, or one rule for all layers. None: the preset that suits the
+            model, which the listing then begins with.
         strict: whether a fallback is an error.
 
     Errors: `RuleError` for a pattern that matches nothing and, with `strict`, for fallbacks.
@@ -52,7 +58,8 @@ def explain(fmodel: Program, rules: Entries, strict: bool = False) -> Explanatio
       0     dense       linear     (batch, 3)  (batch, 4)  zplus()
       1     activation  relu       (batch, 4)  (batch, 4)  pass_through()
     """
-    assigned, known = assign(fmodel, rules, strict), facts(fmodel)
+    suggestion = suggest(fmodel) if rules is None else None
+    assigned, known = assign(fmodel, suggestion.composite if suggestion else rules, strict), facts(fmodel)
     rows, fallbacks = [], []
     for equation in fmodel.equations:
         if not (known.is_active(equation) or known.makes_constant(equation)):
@@ -63,7 +70,7 @@ def explain(fmodel: Program, rules: Entries, strict: bool = False) -> Explanatio
         name, *shapes = equation_row(equation)
         mark = "!" if rule is FALLBACK else ""
         rows.append((mark, name, known.kind_of(equation), *shapes, "constant" if rule is None else rule.label))
-    return Explanation(tuple(rows), tuple(fallbacks), tuple(_advice(fmodel)))
+    return Explanation(tuple(rows), tuple(fallbacks), tuple(_advice(fmodel)), str(suggestion or ""))
 
 
 def _advice(program: Program) -> Iterator[str]:

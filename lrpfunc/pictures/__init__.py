@@ -3,3 +3,5 @@
 What the command line does, as functions. Its modules are imported directly, by who needs them. Read on in this order:
 images, weights, classifiers, explainers, panels, inspection, hdf5, samples, workfile, runs, report, demo.
 """
+
+DEFAULT_COMPOSITE = "epsilon_plus_flat"

@@ -16,6 +16,7 @@ from lrpfunc.attribution import Prepared
 from lrpfunc.canonizers import Report
 from lrpfunc.composites import Composite
 from lrpfunc.errors import ModelError, TargetError, TraceError, near_misses
+from lrpfunc.pictures import DEFAULT_COMPOSITE
 from lrpfunc.pictures.classifiers import Classifier, named_object
 from lrpfunc.pictures.hdf5 import UNKNOWN
 from lrpfunc.program import Program
@@ -32,7 +33,6 @@ COMPOSITES: Mapping[str, Callable[[Classifier], Composite]] = {
     "guided_backprop": lambda classifier: composites.guided_backprop(),
     "beta_smooth": lambda classifier: composites.beta_smooth(),
 }
-DEFAULT_COMPOSITE = "epsilon_plus_flat"
 GRADIENTS = ("deconvnet", "guided_backprop", "beta_smooth")
 TOP, LABEL, CLASS = "top", "label", "class"
 

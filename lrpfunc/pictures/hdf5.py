@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from lrpfunc.errors import FileError
+from lrpfunc.extras import extra
 
 if TYPE_CHECKING:
     import h5py
@@ -73,8 +74,7 @@ def create(
     `details`: what else is known of the run, as JSON takes it. A file that is there is replaced.
     Errors: `OSError`, of which "no space left" comes here and not hours later.
     """
-    import h5py
-
+    h5py = extra("h5py", "cli", "writing HDF5")
     text = h5py.string_dtype()
     failure = np.dtype([("index", "<i8"), ("file", text), ("reason", text)])
     with h5py.File(path, "w") as file:
@@ -210,8 +210,7 @@ class Run:
 @contextmanager
 def opened(path: Path) -> Iterator[Run]:
     """Open a file to read. Errors: `FileError` if it is missing, no HDF5 file, or not of `lrpfunc dataset`."""
-    import h5py
-
+    h5py = extra("h5py", "cli", "reading HDF5")
     if not Path(path).is_file():
         raise FileError(f"there is no file {path}. `lrpfunc dataset FOLDER --model ... --out {path}` writes one.")
     try:

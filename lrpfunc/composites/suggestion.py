@@ -1,0 +1,68 @@
+"""Which preset suits a model, by what it is made of."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple
+
+from lrpfunc.composites import presets
+from lrpfunc.composites.combinators import Composite
+from lrpfunc.operations import (
+    ATTENTION,
+    BILINEAR,
+    CONVOLUTION,
+    DENSE,
+    EMBEDDING,
+    NORMALIZATION,
+    PRODUCT,
+    SOFTMAX,
+    active_equations,
+    facts,
+)
+from lrpfunc.program import Program
+
+
+class Suggestion(NamedTuple):
+    """A preset, the call that makes it, and why it was taken."""
+
+    composite: Composite
+    call: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"composites.{self.call}: {self.reason}."
+
+
+def suggest(fmodel: Program) -> Suggestion:
+    """The preset that suits a model: `relevance` and `explainer` take it, `explain` says which it is and why.
+
+    `attn_lrp` where tokens are looked up and where there is more attention than convolutions (a vision transformer has
+    one, which cuts the picture into patches); `epsilon_plus_flat` for other networks with convolutions; else
+    `attn_lrp` where normalizations or products of two values are to be taken care of, and `epsilon` for dense layers.
+
+    Args:
+        fmodel: the program; the canonical one, if it is to be explained in that form.
+
+    >>> import lrpfunc, torch
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 2), torch.nn.Flatten(), torch.nn.Linear(8, 2))
+    >>> fmodel, params = lrpfunc.functionalize(model, torch.ones(1, 1, 3, 3))
+    >>> print(lrpfunc.composites.suggest(fmodel))
+    composites.epsilon_plus_flat(): 1 of 2 layers is a convolution.
+    """
+    known, equations = facts(fmodel), list(active_equations(fmodel))
+    kinds = Counter(known.kind_of(equation) for equation in equations)
+    # A softmax that is the output makes probabilities; one inside is attention.
+    inside = [e for e in equations if e.outputs[0].name not in known.results]
+    attention = kinds[ATTENTION] + sum(known.kind_of(equation) == SOFTMAX for equation in inside)
+    convolutions = kinds[CONVOLUTION]
+    if kinds[EMBEDDING]:
+        return Suggestion(presets.attn_lrp(), "attn_lrp()", "tokens are looked up in a table")
+    if attention and attention >= convolutions:
+        return Suggestion(presets.attn_lrp(), "attn_lrp()", f"attention is what decides ({attention} times)")
+    if convolutions:
+        layers, verb = convolutions + kinds[DENSE], "is a convolution" if convolutions == 1 else "are convolutions"
+        reason = f"{convolutions} of {layers} layer{'s' * (layers > 1)} {verb}"
+        return Suggestion(presets.epsilon_plus_flat(), "epsilon_plus_flat()", reason)
+    if kinds[NORMALIZATION] or kinds[PRODUCT] or kinds[BILINEAR]:
+        return Suggestion(presets.attn_lrp(), "attn_lrp()", "it has normalizations or products of two values")
+    return Suggestion(presets.epsilon(), "epsilon()", "it has no convolutions and no attention")

@@ -1,0 +1,52 @@
+"""What `lrpfunc` is to those who import it: all public names, in one list. They come to the package when first used."""
+
+from lrpfunc import canonizers, composites, errors, heatmaps, rules, text
+from lrpfunc.attribution import (
+    Ledger,
+    Prepared,
+    attribute,
+    attribute_each,
+    custom_vjp,
+    explainer,
+    ledger,
+    prepare,
+    relevance,
+    vjp,
+    with_rules,
+)
+from lrpfunc.canonizers import Canonical, canonize
+from lrpfunc.composites import explain
+from lrpfunc.errors import LrpError
+from lrpfunc.program import Program
+from lrpfunc.rules import Flow, Rule, stabilizer
+from lrpfunc.tracing import functionalize, trace
+
+__all__ = [
+    "Canonical",
+    "Flow",
+    "Ledger",
+    "LrpError",
+    "Prepared",
+    "Program",
+    "Rule",
+    "attribute",
+    "attribute_each",
+    "canonize",
+    "canonizers",
+    "composites",
+    "custom_vjp",
+    "errors",
+    "explain",
+    "explainer",
+    "functionalize",
+    "heatmaps",
+    "ledger",
+    "prepare",
+    "relevance",
+    "rules",
+    "stabilizer",
+    "text",
+    "trace",
+    "vjp",
+    "with_rules",
+]
