@@ -116,7 +116,9 @@ def test_the_readme_is_short():
 
 
 def test_the_readme_sets_up_by_two_commands():
-    lines = [line for block in blocks_in(README.read_text()) if block.language == "sh" for line in block.text.split("\n")]
+    lines = [
+        line for block in blocks_in(README.read_text()) if block.language == "sh" for line in block.text.split("\n")
+    ]
     assert [line for line in lines if line.startswith("pip")] == SET_UP
 
 
