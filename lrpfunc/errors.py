@@ -53,6 +53,10 @@ class FileError(LrpError):
     """A file or folder is missing, unreadable, in the way, or does not hold what is needed."""
 
 
+class VersionError(LrpError, ImportError):
+    """Python or torch is older than what lrpfunc runs on."""
+
+
 class MissingExtraError(LrpError):
     """A package that only some users need is not installed."""
 

@@ -4,6 +4,7 @@ import doctest
 import importlib
 import importlib.util
 import inspect
+import re
 
 import pytest
 
@@ -12,7 +13,7 @@ from tests import house
 # From the top down: a folder imports from what stands before it. Those of a row stand side by side.
 ORDER = [
     {"errors"},
-    {"extras"},
+    {"compat", "extras"},
     {"digits"},
     {"program"},
     {"operations"},
@@ -29,7 +30,8 @@ ORDER = [
     {"contents"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
-ONLY_ERRORS = ("extras", "digits", "program")
+OPEN_TO_ALL = {"errors", "compat"}
+LEAVES = ("compat", "extras", "digits", "program")
 MODULES = house.modules()
 NAMES = {module.name for module in MODULES}
 by_name = pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name)
@@ -47,7 +49,7 @@ def test_imports_point_up(module):
     """Also those inside functions. The package's contents page imports what it lists, and only the end needs it."""
     folder = module.folder
     assert not folder or folder in LEVEL, f"{folder} has no place in ORDER"
-    allowed = {"", *LEVEL} if not folder else {"errors"} if folder in ONLY_ERRORS else above(folder)
+    allowed = {"", *LEVEL} if not folder else OPEN_TO_ALL if folder in LEAVES else above(folder)
     wrong = {name for name in house.imports(module, NAMES) if folder_of(name) not in {folder, *allowed}}
     assert not wrong
 
@@ -95,6 +97,15 @@ def test_imports_are_read_wherever_they_stand(tmp_path):
     assert house.imports(c, set(found), lazy=False) == {"pack.a", "pack.inner.d"}
     assert house.imports(found["pack.inner"], set(found)) == {"pack.inner.c"}
     assert [row[:3] for row in house.table(package)] == [(".", "3", "0"), ("inner", "3", "8"), ("all", "6", "8")]
+
+
+def test_what_is_private_to_torch_stands_in_one_file():
+    """Names that begin with an underscore or with "experimental": another version of torch may not have them."""
+    private = re.compile(r"\btorch(?!\.ops)(\.\w+)*\.(_\w+|experimental)|\b_dynamo\w*|\._(schema|overloadname|cdata|C)\b")
+    found = {module.name: private.findall(module.path.read_text()) for module in MODULES}
+    assert found.pop("lrpfunc.compat")
+    allowed = {"lrpfunc.tracing.source_lines"}  # torch.__file__
+    assert {name for name, uses in found.items() if uses} - allowed == set()
 
 
 # -- lengths ----------------------------------------------------------------------------------------------------------

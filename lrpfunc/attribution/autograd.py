@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lrpfunc.attribution.checks import checked_flows, checked_pair
 from lrpfunc.attribution.explanations import vjp
+from lrpfunc.compat import schema_of
 from lrpfunc.composites import Entries
 from lrpfunc.errors import RuleError
 from lrpfunc.operations import Operation, bind_function, row_named
@@ -124,7 +125,7 @@ def _in_order(function: Callable, arguments: tuple, keywords: dict) -> tuple[lis
     if row_named(name).positions is None:
         return list(arguments), keywords
     packet = getattr(torch.ops.aten, name)
-    schema = getattr(packet, packet.overloads()[0])._schema
+    schema = schema_of(getattr(packet, packet.overloads()[0]))
     names = [argument.name for argument in schema.arguments]
     given = {**dict(zip(names[1:], arguments, strict=False)), **keywords}
     unknown = [key for key in given if key not in names]

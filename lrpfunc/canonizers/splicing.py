@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lrpfunc.canonizers.chains import Pass
 from lrpfunc.canonizers.draft import Parameters, check_flat
+from lrpfunc.compat import outside_transforms
 from lrpfunc.errors import CanonizeError, InputError, TraceError, near_misses
 from lrpfunc.operations import facts, is_active
 from lrpfunc.program import DEVICE, DTYPE, NAMESPACE, PARAMETER, Equation, Program, Variable, rename
@@ -80,7 +81,7 @@ def _traced(program: Program, params: Parameters, inputs: Sequence[Variable], na
     """The program of a function of all parameters and some values, and the leaves that it adds."""
     values = _on_meta(program)
     device = next((leaf.device for leaf in params.values()), None)
-    with torch._C._DisableFuncTorch():  # what is traced here are stand-ins, whatever transform we are in
+    with outside_transforms():  # what is traced here are stand-ins, whatever transform we are in
         leaves = {key: torch.zeros_like(values[v.name], device=device) for key, v in program.parameters.items()}
         examples = [torch.zeros_like(values[variable.name], device=device) for variable in inputs]
         axes = [tuple(i for i, n in enumerate(v.shape) if isinstance(n, str)) for v in inputs]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Collection
 
+from lrpfunc.compat import constant_in_compiled_code
 from lrpfunc.errors import RuleError, near_misses
 from lrpfunc.operations import CONVOLUTION, DENSE, active_equations, facts
 from lrpfunc.program import Program
@@ -45,13 +46,9 @@ class Names:
         return [name for name in matches if name in self.weighted] or matches
 
 
+@constant_in_compiled_code
 def _matches(name: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(name, pattern)
-
-
-# torch.compile cannot look into fnmatch. This is all that torch.compiler.assume_constant_result does, but for importing
-# torch._dynamo, which takes a second.
-_matches._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _no_match(pattern: str, names: Collection[str]) -> str:

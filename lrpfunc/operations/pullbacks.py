@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lrpfunc.compat import as_plain_operations, is_transforming
 from lrpfunc.errors import RuleError
 from lrpfunc.operations.row import Slot
 from lrpfunc.program import is_plain
@@ -30,7 +31,7 @@ def record(function: Callable, inputs: Sequence[Tensor]) -> tuple[Tensor, Record
 
 def may_record(tensors: Sequence[Tensor]) -> bool:
     """Whether autograd may record an operation on these, and nobody else would notice."""
-    is_watched = torch._C._functorch.peek_interpreter_stack() is not None or torch.is_inference_mode_enabled()
+    is_watched = is_transforming() or torch.is_inference_mode_enabled()
     return not is_watched and is_plain(*tensors) and not any(tensor.is_inference() for tensor in tensors)
 
 
@@ -50,11 +51,8 @@ def pull_back(function: Callable, inputs: tuple, s) -> tuple:
         return torch.func.vjp(function, *inputs)[1](s)
 
     if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
-        from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx  # slow to import
-
         # torch.export (non-strict) would take the values inside a transform for constants: give it plain operations.
-        with disable_proxy_modes_tracing(), torch._C.DisableTorchFunction():
-            pull = make_fx(pull)(inputs, s)
+        pull = as_plain_operations(pull, inputs, s)
     try:
         return pull(inputs, s)
     except (torch.OutOfMemoryError, RuleError):

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from lrpfunc.compat import is_inside_forward_ad, is_intercepted, is_wrapped
 from lrpfunc.program import fast_paths
 
 
@@ -50,19 +49,14 @@ def _overlaps(tensor: Tensor) -> bool:
 
 def is_plain(*tensors: Tensor) -> bool:
     """Whether these are just numbers in memory: not batched, differentiated, traced or of a subclass of tensors."""
-    if (
-        not fast_paths.taken
-        or torch.compiler.is_compiling()
-        or forward_ad._current_level >= 0
-        or _get_current_dispatch_mode() is not None
-    ):
+    if not fast_paths.taken or torch.compiler.is_compiling() or is_inside_forward_ad() or is_intercepted():
         return False
     is_differentiating = torch.is_grad_enabled()
     for tensor in tensors:
         if (
             type(tensor) not in (Tensor, torch.nn.Parameter)
             or (is_differentiating and tensor.requires_grad)
-            or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+            or is_wrapped(tensor)
         ):
             return False
     return True

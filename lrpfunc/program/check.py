@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from lrpfunc.compat import is_intercepted, outside_transforms
 from lrpfunc.errors import ProgramError
 from lrpfunc.program.equations import DEVICE, DTYPE, PARAMETER, Equation, Variable
 from lrpfunc.program.program import Program
@@ -51,11 +51,11 @@ no equation makes before it. A pass that takes an equation away must rename what
     """
     declared = _check_leaves(program, who)
     _check_order(program, declared, who)
-    if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
+    if torch.compiler.is_compiling() or is_intercepted():
         return
     kept = set() if before is None else {id(equation) for equation in before.equations}
     # Grad mode and transforms of whoever calls do not concern stand-ins.
-    with torch._C._DisableFuncTorch(), torch.no_grad():
+    with outside_transforms(), torch.no_grad():
         _check_results(program, [e for e in program.equations if id(e) not in kept], declared, who)
 
 

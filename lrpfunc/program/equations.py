@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from lrpfunc.compat import Operator, overload_name, schema_of
+
 # Values that no equation makes: factory functions inside a model follow the call, not the machine it was traced on.
 DEVICE, DTYPE = "@device", "@dtype"
 
@@ -112,20 +114,20 @@ def variables_in(template) -> Iterator[Variable]:
 class _Pickled:
     """An operation of torch on its way through pickle, which has no name of its own for it."""
 
-    operation: torch._ops.OpOverload
+    operation: Operator
 
     def __reduce__(self):
-        return _operation, (self.operation._schema.name, self.operation._overloadname)
+        return _operation, (schema_of(self.operation).name, overload_name(self.operation))
 
 
-def _operation(name: str, overload: str) -> torch._ops.OpOverload:
+def _operation(name: str, overload: str) -> Operator:
     namespace, _, short = name.partition("::")
     return getattr(getattr(getattr(torch.ops, namespace), short), overload)
 
 
 def _pickled(template):
     """`template` with the operations of torch in it as what pickles."""
-    if isinstance(template, torch._ops.OpOverload):
+    if isinstance(template, Operator):
         return _Pickled(template)
     if isinstance(template, dict):
         return {key: _pickled(value) for key, value in template.items()}

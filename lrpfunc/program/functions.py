@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from lrpfunc.compat import is_differentiated
 from lrpfunc.errors import InputError
 from lrpfunc.program.arithmetic import is_plain
 
@@ -40,11 +41,7 @@ def _is_differentiated(tensor: Tensor) -> bool:
     """Whether autograd, or a torch.func transform at any level, follows a tensor."""
     if torch.compiler.is_compiling():
         return tensor.requires_grad
-    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-        if torch._C._functorch.is_gradtrackingtensor(tensor):
-            return True
-        tensor = torch._C._functorch.get_unwrapped(tensor)
-    return tensor.requires_grad
+    return is_differentiated(tensor)
 
 
 def threshold_relu(x: Tensor, low: Tensor, high: Tensor, slope: float) -> Tensor:

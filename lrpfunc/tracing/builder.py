@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lrpfunc.compat import HigherOrderOperator, Operator, schema_of
 from lrpfunc.errors import ProgramError, TraceError
 from lrpfunc.operations import SPELLINGS, WRITTEN_OUT, row_named
 from lrpfunc.program import (
@@ -125,7 +126,7 @@ class Builder:
             self._unroll(node, *node.args)
         elif name == "map_impl":
             self._unroll(node, node.args[0], [], *node.args[1:])
-        elif isinstance(node.target, torch._ops.HigherOrderOperator):
+        elif isinstance(node.target, HigherOrderOperator):
             self._inline_region(node, name)
         elif is_into(node):
             self._convert_into(node)
@@ -137,7 +138,7 @@ class Builder:
             self.values[node] = self.read(node.args[0], node)
         elif name == "sym_size":
             self.values[node] = self.emit(node, size, tuple(self.read(node.args, node)))
-        elif isinstance(node.target, torch._ops.OpOverload):
+        elif isinstance(node.target, Operator):
             self._convert_operator(node, name)
         else:  # arithmetic on sizes
             self.values[node] = self.emit(node, node.target, self.read(node.args, node))
@@ -224,7 +225,7 @@ class Builder:
         if spelled is not None:
             self._emit_spelled(node, *spelled)
             return
-        is_mutable = node.target._schema.is_mutable
+        is_mutable = schema_of(node.target).is_mutable
         if name.removesuffix("_") == "copy":
             self._convert_copy(node, *arguments[:2])
             return

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
-from torch.fx.experimental.proxy_tensor import _ModuleStackTracer
 from torch.overrides import TorchFunctionMode
 
+from lrpfunc.compat import LOGGERS, all_sizes_alike, tracing_alone
 from lrpfunc.errors import LrpError, TraceError
 from lrpfunc.tracing.graphs import is_symbolic
 from lrpfunc.tracing.refusals import failure
@@ -29,13 +29,6 @@ from lrpfunc.tracing.source_lines import INTERNAL
 Axes = tuple[int, ...]  # of one input, along which it may have any size
 
 LOCK = threading.RLock()  # torch.export has state of the process: one thread traces at a time
-LOGGERS = (
-    "torch.fx.experimental.symbolic_shapes",
-    "torch.fx.experimental.recording",
-    "torch._subclasses.fake_tensor",
-    "torch.export._trace",
-    "torch._export.non_strict_utils",
-)
 
 
 class Export(NamedTuple):
@@ -265,13 +258,10 @@ def _two(x: Tensor) -> Tensor:
 
 def _export_once(front: Front, params: list[Tensor], inputs: list[Tensor], axes: list[Axes]):
     """Errors: `TraceError`, and those that lrpfunc raised on purpose in the function."""
-    import torch.fx.experimental._config as config
-
     auto = torch.export.Dim.AUTO
     sizes = (*[None] * len(params), *(dict.fromkeys(opened, auto) if opened else None for opened in axes))
     try:
-        # backed_size_oblivious: sizes 0 and 1 are nothing special, so that what a model asks about them is on record.
-        with _quiet(), _alone(), torch.no_grad(), config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+        with _quiet(), tracing_alone(), torch.no_grad(), all_sizes_alike():
             return torch.export.export(front, (*params, *inputs), dynamic_shapes={"tensors": sizes}, strict=False)
     except Exception as error:
         cause = error.error if isinstance(error, _Failed) else error
@@ -295,24 +285,3 @@ def _quiet():
     finally:
         for name in LOGGERS:
             logging.getLogger(name).removeFilter(is_other)
-
-
-@contextlib.contextmanager
-def _alone():
-    """Leave the modules of other threads out of a trace: torch.fx patches `nn.Module` itself, for the whole process."""
-    thread, before = threading.get_ident(), (_ModuleStackTracer.call_module, _ModuleStackTracer.getattr)
-    call_traced, get_traced = before
-
-    def call_module(tracer, module, forward, args, kwargs):
-        if threading.get_ident() != thread:
-            return forward(*args, **kwargs)
-        return call_traced(tracer, module, forward, args, kwargs)
-
-    def get(tracer, name, value, cache):
-        return get_traced(tracer, name, value, cache) if threading.get_ident() == thread else value
-
-    _ModuleStackTracer.call_module, _ModuleStackTracer.getattr = call_module, get  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        _ModuleStackTracer.call_module, _ModuleStackTracer.getattr = before  # type: ignore[method-assign]

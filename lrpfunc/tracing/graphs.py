@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lrpfunc.compat import Operator, memory_of, overload_name, schema_of
 from lrpfunc.errors import TraceError
 from lrpfunc.operations import USUAL_NAMES
 from lrpfunc.program import operator_name
@@ -38,7 +39,7 @@ class Origin(NamedTuple):
 def normalize(node) -> tuple[list[str], list, dict[str, Any]]:
     """The names and values of the arguments in the schema's order, defaults filled in; keyword-only ones apart."""
     names, positional, keywords = [], [], {}
-    for i, argument in enumerate(node.target._schema.arguments):
+    for i, argument in enumerate(schema_of(node.target).arguments):
         if not argument.kwarg_only:
             names.append(argument.name)
             given = node.args[i : i + 1] or [node.kwargs.get(argument.name, argument.default_value)]
@@ -51,12 +52,12 @@ def normalize(node) -> tuple[list[str], list, dict[str, Any]]:
 def usual(function):
     """The operation under its usual name. A view fails for some memory layouts, where a reshape does not."""
     packet = getattr(aten, USUAL_NAMES.get(operator_name(function), ""), None)
-    return getattr(packet, function._overloadname, function)
+    return getattr(packet, overload_name(function), function)
 
 
 def is_into(node) -> bool:
     """Whether a node writes its results into given tensors: `add(x, y, out=z)`."""
-    return isinstance(node.target, torch._ops.OpOverload) and any(map(_is_out, node.target._schema.arguments))
+    return isinstance(node.target, Operator) and any(map(_is_out, schema_of(node.target).arguments))
 
 
 def _is_out(argument) -> bool:
@@ -65,14 +66,14 @@ def _is_out(argument) -> bool:
 
 def written(node) -> list:
     """The nodes that an operation writes to."""
-    arguments = node.target._schema.arguments
+    arguments = schema_of(node.target).arguments
     given = {**dict(zip((argument.name for argument in arguments), node.args, strict=False)), **node.kwargs}
     return [given[argument.name] for argument in arguments if argument.is_write]
 
 
 def functional_twin(node) -> Callable:
     """What gives as a new tensor (or, for `unsqueeze_` and the like, a view) what an operation writes."""
-    name, schema = operator_name(node.target), node.target._schema
+    name, schema = operator_name(node.target), schema_of(node.target)
     packet = getattr(aten, name.removesuffix("_"), None) if node.target.namespace == "aten" else None
     twin = _overload(packet, node.target) if packet is not None else None
     places = [i for i, argument in enumerate(schema.arguments) if argument.is_write and not argument.kwarg_only]
@@ -90,28 +91,28 @@ def functional_twin(node) -> Callable:
 
 def _overload(packet, target):
     """The overload that takes what an operation takes without `out`, in its order; the one of its name comes first."""
-    names = [target._overloadname, *packet.overloads()]
+    names = [overload_name(target), *packet.overloads()]
     if is_random(target):  # which by another name might take other numbers
         names = names[:1]
     overloads = [getattr(packet, name or "default") for name in names if (name or "default") in packet.overloads()]
-    pure = [f for f in overloads if not f._schema.is_mutable]
+    pure = [f for f in overloads if not schema_of(f).is_mutable]
     return next((f for f in pure if _parameters(f) == _parameters(target)), None)
 
 
 def _parameters(function) -> list[tuple[str, str]]:
-    arguments = function._schema.arguments
+    arguments = schema_of(function).arguments
     return [(argument.name, str(argument.type)) for argument in arguments if not _is_out(argument)]
 
 
 def _is_view(function) -> bool:
-    return any(result.alias_info is not None for result in function._schema.returns)
+    return any(result.alias_info is not None for result in schema_of(function).returns)
 
 
 def memory(node):
     """A key of the memory that a node shows; None for what is no tensor."""
     value = node.meta.get("val") if isinstance(node, torch.fx.Node) else None
     try:
-        return value.untyped_storage()._cdata if isinstance(value, Tensor) else None
+        return memory_of(value) if isinstance(value, Tensor) else None
     except NotImplementedError:
         assert isinstance(value, Tensor)
         raise TraceError(no_memory_message(value, line_of(node))) from None

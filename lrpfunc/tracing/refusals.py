@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.rnn import PackedSequence
 
+from lrpfunc.compat import hooks_before
 from lrpfunc.errors import InputError, TraceError
 from lrpfunc.tracing.source_lines import INTERNAL, source_line
 
@@ -49,7 +50,7 @@ def _reason_against(module: nn.Module) -> str:
     if ".quantized" in type(module).__module__:
         return "is quantized, and has no derivative. Give the model as it was before, in floating point."
     is_spectral = type(module).__name__ == "_SpectralNorm" or any(
-        type(hook).__name__ == "SpectralNorm" for hook in module._forward_pre_hooks.values()
+        type(hook).__name__ == "SpectralNorm" for hook in hooks_before(module)
     )
     if is_spectral and module.training:
         return "is spectrally normalized in training mode, which changes it at every call. Call model.eval() first."

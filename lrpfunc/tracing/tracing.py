@@ -13,9 +13,9 @@ from typing import Any
 
 import optree
 from torch import Tensor, nn
-from torch._dispatch.python import enable_python_dispatcher
 from torch.export.graph_signature import InputKind, OutputKind
 
+from lrpfunc.compat import enable_python_dispatcher
 from lrpfunc.errors import ProgramError, TraceError
 from lrpfunc.program import NAMESPACE, PARAMETER, Program, Variable, check, leaf_names, variables_in
 from lrpfunc.tracing.boundary import Boundary, Inputs

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lrpfunc.compat import Operator, schema_of
 from lrpfunc.errors import TraceError
 from lrpfunc.operations import row_named
 from lrpfunc.program import Variable, operator_name, overwrite
@@ -121,7 +122,7 @@ class Writes:
                 f"the in-place operation at {line_of(writer)} writes through '{name}', which lrpfunc cannot follow. "
                 "Replace it by one that returns a new tensor."
             )
-        is_inplace = maker.target._schema.is_mutable
+        is_inplace = schema_of(maker.target).is_mutable
         if row_named(name).may_return_input or (is_inplace and torch.Tag.inplace_view not in maker.target.tags):
             return _Base(base, ())
         function = usual(functional_twin(maker) if is_inplace else maker.target)
@@ -135,7 +136,7 @@ class Writes:
         if node in self.outer:
             return self.outer[node]
         maker = _maker(node)
-        if not isinstance(maker.target, torch._ops.OpOverload):
+        if not isinstance(maker.target, Operator):
             return None
         sources = written(maker) if is_into(maker) else maker.args[:1]
         return next((source for source in sources if memory(source) == memory(node)), None)

@@ -1,0 +1,165 @@
+"""What lrpfunc takes of torch that is private or not the same in every version: nothing else imports such things.
+
+| torch | what differs |
+|---|---|
+| below 2.8 | not supported, see `MINIMUM` |
+| below 2.9 | `torch.export` gives all nodes one module stack, empty in the end: `tracing_alone` |
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._dispatch.python import enable_python_dispatcher as enable_python_dispatcher
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import _ModuleStackTracer
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from lrpfunc.errors import VersionError
+
+MINIMUM = (2, 8)
+
+Operator = torch._ops.OpOverload
+HigherOrderOperator = torch._ops.HigherOrderOperator
+
+LOGGERS = (  # that torch tells of failing exports
+    "torch.fx.experimental.symbolic_shapes",
+    "torch.fx.experimental.recording",
+    "torch._subclasses.fake_tensor",
+    "torch.export._trace",
+    "torch._export.non_strict_utils",
+)
+
+
+def check_version(version: str) -> None:
+    """Errors: `VersionError` for a torch that is too old."""
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < MINIMUM:
+        needed = ".".join(map(str, MINIMUM))
+        raise VersionError(
+            f"lrpfunc needs torch {needed} or newer, but this is {version}: pip install 'torch>={needed}'"
+        )
+
+
+# -- operators --------------------------------------------------------------------------------------------------------
+
+
+def schema_of(operator: Operator) -> Any:
+    """What arguments an operator takes, and which of them it writes to or shows again."""
+    return operator._schema
+
+
+def overload_name(operator: Operator) -> str:
+    return operator._overloadname
+
+
+# -- what watches a tensor --------------------------------------------------------------------------------------------
+
+
+def is_intercepted() -> bool:
+    """Whether some mode sees every operation: a trace, or fake tensors."""
+    return _get_current_dispatch_mode() is not None
+
+
+def is_inside_forward_ad() -> bool:
+    return forward_ad._current_level >= 0
+
+
+def is_transforming() -> bool:
+    """Whether a transform of torch.func runs."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def is_wrapped(tensor: Tensor) -> bool:
+    """Whether a transform of torch.func follows a tensor."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def is_differentiated(tensor: Tensor) -> bool:
+    """Whether autograd, or a derivative of torch.func at any level, follows a tensor."""
+    while is_wrapped(tensor):
+        if torch._C._functorch.is_gradtrackingtensor(tensor):
+            return True
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor.requires_grad
+
+
+def outside_transforms() -> AbstractContextManager:
+    """Where tensors are made that no transform of torch.func knows."""
+    return torch._C._DisableFuncTorch()
+
+
+def memory_of(tensor: Tensor) -> int:
+    """A key of a tensor's memory. Errors: `NotImplementedError` for tensors without any."""
+    return tensor.untyped_storage()._cdata
+
+
+def hooks_before(module: nn.Module) -> list[Callable]:
+    """The hooks that run before a module's forward."""
+    return list(module._forward_pre_hooks.values())
+
+
+# -- compiling and exporting ------------------------------------------------------------------------------------------
+
+
+def constant_in_compiled_code(function: Callable) -> Callable:
+    """A function that torch.compile calls while it compiles, as it cannot look into it.
+
+    This is all that torch.compiler.assume_constant_result does, but for importing torch._dynamo, which takes a second.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+def as_plain_operations(function: Callable, *arguments) -> Callable:
+    """A function of tensors as the operations that it is made of, while torch.export traces around it."""
+    from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx  # slow to import
+
+    with disable_proxy_modes_tracing(), torch._C.DisableTorchFunction():
+        return make_fx(function)(*arguments)
+
+
+def all_sizes_alike() -> AbstractContextManager:
+    """Where exports take sizes 0 and 1 for nothing special, so that what a model asks about them is on record."""
+    import torch.fx.experimental._config as config
+
+    return config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def tracing_alone() -> Iterator[None]:
+    """Leave the modules of other threads out of a trace: torch.fx patches `nn.Module` itself, for the whole process."""
+    thread, tracer_class = threading.get_ident(), _ModuleStackTracer
+    names = ("call_module", "getattr", "create_node")
+    before = {name: getattr(tracer_class, name) for name in names}
+
+    def call_module(tracer, module, forward, args, kwargs):
+        if threading.get_ident() != thread:
+            return forward(*args, **kwargs)
+        return before["call_module"](tracer, module, forward, args, kwargs)
+
+    def get(tracer, name, value, cache):
+        return before["getattr"](tracer, name, value, cache) if threading.get_ident() == thread else value
+
+    def create_node(tracer, *args, **kwargs):
+        node = before["create_node"](tracer, *args, **kwargs)
+        if node.meta.get("nn_module_stack") is tracer.module_stack:  # which goes on changing
+            node.meta["nn_module_stack"] = tracer.module_stack.copy()
+        return node
+
+    for name, function in zip(names, (call_module, get, create_node), strict=True):
+        setattr(tracer_class, name, function)
+    try:
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(tracer_class, name, function)
+
+
+check_version(torch.__version__)
