@@ -101,7 +101,9 @@ def test_imports_are_read_wherever_they_stand(tmp_path):
 
 def test_what_is_private_to_torch_stands_in_one_file():
     """Names that begin with an underscore or with "experimental": another version of torch may not have them."""
-    private = re.compile(r"\btorch(?!\.ops)(\.\w+)*\.(_\w+|experimental)|\b_dynamo\w*|\._(schema|overloadname|cdata|C)\b")
+    private = re.compile(
+        r"\btorch(?!\.ops)(\.\w+)*\.(_\w+|experimental)|\b_dynamo\w*|\._(schema|overloadname|cdata|C)\b"
+    )
     found = {module.name: private.findall(module.path.read_text()) for module in MODULES}
     assert found.pop("lrpfunc.compat")
     allowed = {"lrpfunc.tracing.source_lines"}  # torch.__file__
