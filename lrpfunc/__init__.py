@@ -14,10 +14,14 @@ composites, attribution, heatmaps, text, pictures; each has a README.
 """
 
 import importlib
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
-from lrpfunc.errors import near_misses
+from lrpfunc.errors import VersionError, near_misses
+
+if sys.version_info < (3, 11):
+    raise VersionError(f"lrpfunc needs Python 3.11 or newer, but this is {sys.version.split()[0]}.")
 
 if TYPE_CHECKING:
     from lrpfunc.contents import *  # noqa: F403

@@ -97,7 +97,8 @@ Model = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="One of torchvision's classifiers, 'digits' (comes with lrpfunc), or your own: module.path:factory.",
+        help="One of torchvision's classifiers, timm's as timm:NAME, 'efficientnet_lite0' or 'digits' (need no "
+        "download), or your own: module.path:factory.",
     ),
 ]
 Weights = Annotated[
@@ -355,15 +356,19 @@ def digits(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where 
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Where to write the picture.")] = Path("lrpfunc-demo.png"),
-    digits: Annotated[int, typer.Option(help="How many digits to show.")] = 6,
+    photos: Annotated[
+        int | None, typer.Option(help="How many photos to explain.", show_default="all 7; digits without the extra")
+    ] = None,
+    digits: Annotated[
+        int | None, typer.Option(help="How many handwritten digits to show instead.", show_default=False)
+    ] = None,
     seed: Annotated[int, typer.Option(help="Chooses the digits and the random orders.")] = 0,
 ) -> None:
-    """Explain handwritten digits under several composites: a picture, and figures on what it is worth."""
+    """Explain photos, or handwritten digits, under several composites: a picture, and figures on what it is worth."""
     from rich.console import Console
 
     from lrpfunc.pictures import demo
 
     console = Console()
-    result = demo.measure(out, digits, seed)
-    demo.tables(result, console)
-    console.print(f"picture: {result.path}", soft_wrap=True, markup=False, highlight=False)
+    path = demo.show(out, console, photos, digits, seed)
+    console.print(f"picture: {path}", soft_wrap=True, markup=False, highlight=False)

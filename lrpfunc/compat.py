@@ -4,17 +4,21 @@
 |---|---|
 | below 2.8 | not supported, see `MINIMUM` |
 | below 2.9 | `torch.export` gives all nodes one module stack, empty in the end: `tracing_alone` |
+| below 2.12 | `torch.func.vjp` gives zeros under `inference_mode`: `outside_inference` |
+| below 2.14 | the states that an LSTM ends with have wrong shapes while they are traced: `right_lstm_states` |
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
+import optree
 import torch
 from torch import Tensor, nn
 from torch._dispatch.python import enable_python_dispatcher as enable_python_dispatcher
@@ -38,9 +42,14 @@ LOGGERS = (  # that torch tells of failing exports
 )
 
 
+def is_older(version: str, than: tuple[int, int]) -> bool:
+    """Whether a version, such as 2.8.0+cpu, is older than another one."""
+    return tuple(map(int, re.findall(r"\d+", version)[:2])) < than
+
+
 def check_version(version: str) -> None:
     """Errors: `VersionError` for a torch that is too old."""
-    if tuple(map(int, re.findall(r"\d+", version)[:2])) < MINIMUM:
+    if is_older(version, MINIMUM):
         needed = ".".join(map(str, MINIMUM))
         raise VersionError(
             f"lrpfunc needs torch {needed} or newer, but this is {version}: pip install 'torch>={needed}'"
@@ -95,6 +104,32 @@ def outside_transforms() -> AbstractContextManager:
     return torch._C._DisableFuncTorch()
 
 
+def outside_inference(namespace: str) -> Callable[[Callable], Callable]:
+    """A function of pytrees that runs outside of `inference_mode`, in which nothing has a derivative, where it must.
+
+    `namespace`: of optree, for the pytrees.
+    """
+
+    def usual(leaf):
+        return leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf
+
+    def decorate(function: Callable) -> Callable:
+        if not is_older(torch.__version__, (2, 12)):
+            return function
+
+        @functools.wraps(function)
+        def run(*arguments, **keywords):
+            if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+                return function(*arguments, **keywords)
+            with torch.inference_mode(False), torch.no_grad():
+                given = optree.tree_map(usual, (arguments, keywords), namespace=namespace)
+                return function(*given[0], **given[1])
+
+        return run
+
+    return decorate
+
+
 def memory_of(tensor: Tensor) -> int:
     """A key of a tensor's memory. Errors: `NotImplementedError` for tensors without any."""
     return tensor.untyped_storage()._cdata
@@ -130,6 +165,27 @@ def all_sizes_alike() -> AbstractContextManager:
     import torch.fx.experimental._config as config
 
     return config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def right_lstm_states() -> Iterator[None]:
+    """Where the states that an LSTM ends with have their shapes also while they are traced, (layers, batch, width)."""
+    if not is_older(torch.__version__, (2, 14)):
+        yield
+        return
+    from torch._decomp import decompositions
+
+    original = decompositions.one_layer_lstm
+
+    def one_layer_lstm(*args, **kwargs):
+        out, states = original(*args, **kwargs)
+        return out, tuple(state.squeeze(0) if state.dim() == 3 else state for state in states)
+
+    decompositions.one_layer_lstm = one_layer_lstm
+    try:
+        yield
+    finally:
+        decompositions.one_layer_lstm = original
 
 
 @contextlib.contextmanager

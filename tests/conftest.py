@@ -5,9 +5,17 @@ import torch
 
 from lrpfunc import digits
 from lrpfunc.pictures import classifiers
+from tests import versions
 
 # Most tests work on small tensors, for which a second thread only waits, and on a busy machine for long.
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    """Leave out what this torch cannot do."""
+    for item in items:
+        for reason in versions.reasons_against(item.nodeid, torch.__version__):
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,10 @@ from torch import nn
 from torchvision import models
 
 from lrpfunc import digits
-from lrpfunc.errors import FileError, ModelError
+from lrpfunc.errors import FileError, MissingExtraError, ModelError
 from lrpfunc.pictures import classifiers
-from lrpfunc.pictures.classifiers import Classifier, Standard
+from lrpfunc.pictures.classifiers import Classifier, Standard, shipped, torchvision_models
+from lrpfunc.pictures.classifiers.parameters import outputs
 
 
 def photo(width, height, seed=0):
@@ -75,7 +76,7 @@ PRESETS = {
 def test_standard_preprocessing_is_torchvisions_own(name, size):
     preset = PRESETS[name].transforms()
     image = photo(*size)
-    got = classifiers._standard(preset)(image)
+    got = torchvision_models.standard(preset)(image)
     torch.testing.assert_close(got, preset(image), rtol=0, atol=0)
 
 
@@ -152,22 +153,36 @@ def test_digits_with_other_weights(tmp_path):
 
 def test_all_classifiers_of_torchvision_have_a_name(monkeypatch):
     names = classifiers.names()
-    assert names == ["digits", *sorted(names[1:])]
+    assert names == ["digits", "efficientnet_lite0", *sorted(names[2:])]
     assert {"resnet18", "vit_b_16", "swin_v2_b", "maxvit_t", "googlenet", "vgg16_bn"} <= set(names)
     assert not {"fcn_resnet50", "fasterrcnn_resnet50_fpn", "r3d_18", "raft_large"} & set(names)
-    monkeypatch.setattr(classifiers, "_empty", lambda name: nn.Linear(1, 1000))
-    for name in names[1:]:
+    monkeypatch.setattr(torchvision_models, "_empty", lambda name: nn.Linear(1, 1000))
+    for name in names[2:]:
         loaded = classifiers.load(name, "random")
         assert (loaded.name, len(loaded.categories)) == (name, 1000)
 
 
 def test_an_unknown_name_has_near_misses():
     with pytest.raises(
-        ModelError, match=r"no model is called 'resnet19'\. Did you mean 'resnet1.*'digits', and your own"
+        ModelError, match=r"no model is called 'resnet19'\. Did you mean 'resnet1.*timm:NAME, and your own"
     ):
         classifiers.load("resnet19")
     with pytest.raises(ModelError, match=r"no model is called 'fcn_resnet50'"):
         classifiers.load("fcn_resnet50", "random")
+
+
+@pytest.mark.parametrize(
+    ("load", "message"),
+    [
+        (lambda: classifiers.load("resnet18", "random"), "a model by its name needs torchvision"),
+        (shipped.imagenet_names, "naming ImageNet's classes needs torchvision"),
+    ],
+)
+def test_without_torchvision_a_line_says_how_to_install_it(load, message, monkeypatch):
+    monkeypatch.setattr("lrpfunc.extras.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError) as error:
+        load()
+    assert str(error.value) == f"{message}: pip install 'lrpfunc[cli]'"
 
 
 def test_random_weights_are_always_the_same_and_nobody_elses_affair():
@@ -187,7 +202,7 @@ def test_random_weights_are_always_the_same_and_nobody_elses_affair():
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
 def test_models_that_may_scale_their_inputs_themselves(name, tmp_path):
     with torch.device("meta"):  # their initialization is slow, and said to be by a warning
-        model = classifiers._empty(name)
+        model = torchvision_models._empty(name)
     assert not model.transform_input
     assert model.AuxLogits is None if name == "inception_v3" else model.aux1 is None
     torch.save({"weight": torch.zeros(1)}, tmp_path / "weights.pt")
@@ -292,7 +307,7 @@ def test_a_fine_tuned_head_is_recognized_by_its_file(name, tmp_path):
     assert_same_parameters(loaded.model, expected)
     assert len(last_bias(loaded.model)) == 7
     assert loaded.categories == ()
-    assert loaded.preprocess == classifiers._standard(models.get_model_weights(name).DEFAULT.transforms())
+    assert loaded.preprocess == torchvision_models.standard(models.get_model_weights(name).DEFAULT.transforms())
 
 
 @pytest.mark.parametrize("name", ["vit_b_16", "swin_t", "densenet121", "convnext_tiny", "maxvit_t", "vgg11"])
@@ -300,10 +315,10 @@ def test_a_fine_tuned_head_of_larger_models(name, monkeypatch):
     with torch.device("meta"):
         options = {"input_size": (224, 224)} if name == "maxvit_t" else {}
         state = models.get_model(name, weights=None, num_classes=11, **options).state_dict()
-    monkeypatch.setattr(classifiers, "read_state", lambda path: state)
+    monkeypatch.setattr(torchvision_models, "read_state", lambda path: state)
     with torch.device("meta"):
         loaded = classifiers.load(name, "tuned.pt")
-    assert classifiers._outputs(loaded.model) == 11
+    assert outputs(loaded.model) == 11
     assert {key: t.shape for key, t in loaded.model.state_dict().items()} == {key: t.shape for key, t in state.items()}
     assert loaded.categories == ()
 
@@ -402,7 +417,8 @@ MODULE = """
 import torch
 from torch import nn
 from lrpfunc.errors import ModelError
-from lrpfunc.pictures.classifiers import Classifier, Standard
+from lrpfunc.pictures.classifiers import Classifier, Standard, shipped, torchvision_models
+from lrpfunc.pictures.classifiers.parameters import outputs
 
 def network():
     torch.manual_seed(1)

@@ -1,6 +1,8 @@
-"""The demo from end to end, its network and its figures."""
+"""The demo with digits from end to end, its network and its figures."""
 
 import importlib.util
+import math
+import statistics
 import subprocess
 import sys
 from importlib import resources
@@ -17,9 +19,12 @@ from lrpfunc import digits
 from lrpfunc.cli import app
 from lrpfunc.digits.network import read
 from lrpfunc.pictures import demo
+from lrpfunc.pictures.demo import choice
+from lrpfunc.pictures.demo import digits as digits_demo
+from lrpfunc.pictures.demo.flipping import Flipping
 
 ROOT = Path(__file__).parents[1]
-LRP = [name for name in demo.COMPOSITES if name.startswith("epsilon")]
+LRP = [name for name in digits_demo.COMPOSITES if name.startswith("epsilon")]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +34,7 @@ def shipped():
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
-    return demo.measure(tmp_path_factory.mktemp("demo") / "demo.png", count=2)
+    return digits_demo.measure(tmp_path_factory.mktemp("demo") / "demo.png", count=2)
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +50,11 @@ def test_the_demo_writes_a_picture_and_prints_every_composite(tmp_path):
     out = tmp_path / "picture.png"
     answer = CliRunner().invoke(app, ["demo", "--out", str(out), "--digits", "3"])
     assert answer.exit_code == 0, answer.output
-    for name in demo.COMPOSITES:
+    for name in digits_demo.COMPOSITES:
         assert answer.output.count(name) >= 3 + 1  # a row per digit, and one for its pixel flipping
-    for heading in ("logit", "relevance sum", "ms", "random order"):
+    for heading in ("logit", "relevance sum", "ms", "below random", "random order"):
         assert heading in answer.output
+    assert "For photos" not in answer.output  # digits were asked for
     assert str(out) in answer.output
     with Image.open(out) as picture:
         picture.load()
@@ -57,10 +63,26 @@ def test_the_demo_writes_a_picture_and_prints_every_composite(tmp_path):
         assert len(picture.convert("RGB").getcolors(1 << 24)) > 50
 
 
+def test_without_the_extra_digits_are_shown_and_a_line_says_how_to_get_photos(tmp_path, monkeypatch):
+    monkeypatch.setattr(choice, "has_photos", lambda: False)
+    monkeypatch.setattr(choice, "DIGITS", 1)
+    answer = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "picture.png")])
+    assert answer.exit_code == 0, answer.output
+    assert answer.output.endswith(f"{choice.HINT}\npicture: {tmp_path / 'picture.png'}\n")
+    assert choice.HINT == "Digits are shown. For photos: pip install 'lrpfunc[photos]'"
+    assert digits_demo.INK_FIRST in answer.output
+
+
+def test_photos_and_digits_are_not_asked_for_at_once(tmp_path):
+    answer = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "a.png"), "--photos", "1", "--digits", "1"])
+    assert answer.exit_code == 1
+    assert answer.stderr == "error: the demo has either photos or digits: give one of --photos and --digits.\n"
+
+
 def test_the_digits_shown_follow_the_seed(tmp_path):
     def shown(seed):
         generator = torch.Generator().manual_seed(seed)
-        return demo._shuffled_in_tens(40, generator).tolist()
+        return digits_demo._shuffled_in_tens(40, generator).tolist()
 
     assert shown(0) == shown(0) != shown(1)
     assert sorted(shown(0)) == list(range(40))
@@ -112,7 +134,7 @@ print({"matplotlib", "sklearn", "torchvision"} & set(sys.modules))
 
 
 def test_every_map_has_its_figures(result):
-    assert [m.composite for m in result.maps] == [name for name in demo.COMPOSITES for _ in range(2)]
+    assert [m.composite for m in result.maps] == [name for name in digits_demo.COMPOSITES for _ in range(2)]
     for m in result.maps:
         assert m.logit > 0
         assert m.milliseconds > 0
@@ -131,14 +153,14 @@ def test_positive_rules_give_no_more_than_the_logit(result):
 def test_without_biases_relevance_sums_to_the_logit(shipped, name):
     fmodel, params, *_ = lrpfunc.canonize(*lrpfunc.functionalize(shipped.model, shipped.images))
     params = {key: torch.zeros_like(p) if key.endswith("bias") else p for key, p in params.items()}
-    relevance = lrpfunc.attribute(fmodel, params, shipped.images, demo.COMPOSITES[name])
+    relevance = lrpfunc.attribute(fmodel, params, shipped.images, digits_demo.COMPOSITES[name])
     logits = fmodel(params, shipped.images).amax(1)
     torch.testing.assert_close(relevance.sum((1, 2, 3)), logits, atol=1e-4, rtol=1e-4)
 
 
 def test_relevance_beats_random_order(result):
     areas = {f.order: f for f in result.flipping}
-    assert list(areas) == [*demo.COMPOSITES, demo.INK_FIRST]
+    assert list(areas) == [*digits_demo.COMPOSITES, digits_demo.INK_FIRST]
     for name in LRP:
         assert areas[name].gain > 0.2, name
     assert len({f.random for f in result.flipping}) == 1
@@ -168,6 +190,33 @@ def test_pixel_flipping_takes_colour_images_and_each_sample_its_own_target():
     assert curves.shape == (3, 21)
     torch.testing.assert_close(curves[:, 0], predict(x).softmax(1)[torch.arange(3), target])
     torch.testing.assert_close(curves[:, -1], torch.full((3,), 0.5))
+
+
+def test_patch_flipping_by_hand():
+    # The "network" has the logit pair (sum of pixels, 0), so the probability of class 0 is sigmoid(sum).
+    def predict(x):
+        total = x.flatten(1).sum(1)
+        return torch.stack([total, torch.zeros_like(total)], dim=1)
+
+    x = torch.tensor([[[[1.0, 0.0, 2.0, 0.0], [0.0, 0.0, 0.0, 0.0], [0.0, 4.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]]])
+    scores = torch.zeros(1, 2, 4, 4)
+    scores[0, 0, 0, 0], scores[0, 1, 1, 1] = 3.0, -1.0  # 2 for the first patch; channels are summed
+    scores[0, 0, 2, 0] = 5.0
+    scores[0, 1, 0, 3] = 1.0
+    blank = torch.full_like(x, 0.25)
+    curve = demo.patch_flipping(predict, x, scores, torch.tensor([0]), blank, patch=2, steps=4)
+    torch.testing.assert_close(curve, torch.tensor([[7.0, 4.0, 4.0, 3.0, 4.0]]).sigmoid())
+    curve = demo.patch_flipping(predict, x, scores, torch.tensor([1]), blank, patch=2, steps=2)
+    torch.testing.assert_close(curve, 1 - torch.tensor([[7.0, 4.0, 4.0]]).sigmoid())
+
+
+def test_flipping_says_how_sure_it_is_by_hand():
+    found = Flipping("order", torch.tensor([0.1, 0.3, 0.2]), torch.tensor([0.5, 0.4, 0.2]))
+    assert (found.area, found.random) == pytest.approx((0.2, 1.1 / 3))
+    assert found.gain == pytest.approx(1 - 0.6 / 1.1)
+    assert found.error == pytest.approx(statistics.stdev([0.4, 0.1, 0.0]) / 3**0.5)
+    assert found.wins == 2
+    assert math.isnan(Flipping("order", torch.ones(1), torch.ones(1)).error)
 
 
 def test_the_area_under_a_line_is_its_mean():

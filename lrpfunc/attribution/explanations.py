@@ -56,7 +56,7 @@ def attribute(
     >>> lrpfunc.attribute(fmodel, params, x, rules.epsilon(0), target=1)  # 1 * 1 and 3 * -1
     tensor([[ 1., -3.]])
     """
-    return Prepared(make_plan(fmodel, params, rules, strict, input_range))(x, target, at, checkpoint)
+    return _attribute(make_plan(fmodel, params, rules, strict, input_range), x, target, at, checkpoint)
 
 
 def attribute_each(
@@ -89,7 +89,7 @@ def attribute_each(
     <BLANKLINE>
             [[ 1., -3.]]])
     """
-    return Prepared(make_plan(fmodel, params, rules, strict, input_range)).each(x, targets, chunk_size)
+    return _attribute_each(make_plan(fmodel, params, rules, strict, input_range), x, targets, chunk_size)
 
 
 def vjp(
@@ -116,7 +116,7 @@ def vjp(
     >>> y, pullback(y)
     (tensor([[ 2., -2.]]), tensor([[ 3., -3.]]))
     """
-    return Prepared(make_plan(fmodel, params, rules, strict, input_range)).vjp(x, checkpoint)
+    return _vjp(make_plan(fmodel, params, rules, strict, input_range), x, checkpoint)
 
 
 @dataclass(frozen=True, repr=False)
@@ -145,41 +145,15 @@ class Prepared:
 
     def __call__(self, x, target: Target = None, at: str | Sequence[str] | None = None, checkpoint: int | None = None):
         """The relevance of the inputs; see `attribute`."""
-        names = [at] if isinstance(at, str) else list(at or ())
-        if not all(isinstance(name, str) for name in names):
-            raise RuleError(f"`at` takes names of layers, but got {at!r}.")
-        wanted = {name: _output_named(self.plan.program, name) for name in names}
-        trail = forward(self.plan, x, wanted, checkpoint, is_final=True)
-        relevance, inner = backward(trail, seed(trail.output, target, has_batch(self.plan.program)))
-        return relevance if at is None else (relevance, inner)
+        return _attribute(self.plan, x, target, at, checkpoint)
 
     def vjp(self, x, checkpoint: int | None = None) -> tuple[Any, Callable]:
         """The output and a pullback; see the function of the same name."""
-        trail = forward(self.plan, x, {}, checkpoint, is_final=False)
-
-        def pullback(relevance):
-            return backward(trail, check_relevance(relevance, trail.output))[0]
-
-        return trail.output, pullback
+        return _vjp(self.plan, x, checkpoint)
 
     def each(self, x, targets: Sequence[Target] | Tensor, chunk_size: int | None = None):
         """The relevance for each of several targets; see `attribute_each`."""
-        if chunk_size is not None and (type(chunk_size) is not int or chunk_size < 1):
-            raise TargetError(f"chunk_size must be a number of targets >= 1, but is {chunk_size!r}.")
-        trail = forward(self.plan, x, {}, None, is_final=False)
-        entering = [
-            optree.tree_leaves(each, namespace=NAMESPACE)
-            for each in seeds(trail.output, targets, has_batch(self.plan.program))
-        ]
-
-        def back(*tensors):  # vmap takes and gives nothing but tensors
-            relevance, _ = backward(trail, refilled(entering[0], tensors))
-            return tuple(
-                leaf for leaf in optree.tree_leaves(relevance, namespace=NAMESPACE) if isinstance(leaf, Tensor)
-            )
-
-        stacked = [torch.stack(leaves) for leaves in zip(*entering, strict=True) if isinstance(leaves[0], Tensor)]
-        return trail.pack(refilled(trail.inputs, torch.func.vmap(back, chunk_size=chunk_size)(*stacked)))
+        return _attribute_each(self.plan, x, targets, chunk_size)
 
     def __repr__(self) -> str:
         return f"Prepared({len(self.plan.steps)} equations, inputs {', '.join(self.plan.program.input_names)})"
@@ -206,6 +180,41 @@ def prepare(fmodel: Program, params, rules: Entries, strict: bool = False, input
     tensor([[2., 0.]])
     """
     return Prepared(make_plan(fmodel, params, rules, strict, input_range, hoists=True))
+
+
+def _attribute(plan: Plan, x, target: Target, at: str | Sequence[str] | None, checkpoint: int | None):
+    names = [at] if isinstance(at, str) else list(at or ())
+    if not all(isinstance(name, str) for name in names):
+        raise RuleError(f"`at` takes names of layers, but got {at!r}.")
+    wanted = {name: _output_named(plan.program, name) for name in names}
+    trail = forward(plan, x, wanted, checkpoint, is_final=True)
+    relevance, inner = backward(trail, seed(trail.output, target, has_batch(plan.program)))
+    return relevance if at is None else (relevance, inner)
+
+
+def _vjp(plan: Plan, x, checkpoint: int | None) -> tuple[Any, Callable]:
+    trail = forward(plan, x, {}, checkpoint, is_final=False)
+
+    def pullback(relevance):
+        return backward(trail, check_relevance(relevance, trail.output))[0]
+
+    return trail.output, pullback
+
+
+def _attribute_each(plan: Plan, x, targets: Sequence[Target] | Tensor, chunk_size: int | None):
+    if chunk_size is not None and (type(chunk_size) is not int or chunk_size < 1):
+        raise TargetError(f"chunk_size must be a number of targets >= 1, but is {chunk_size!r}.")
+    trail = forward(plan, x, {}, None, is_final=False)
+    entering = [
+        optree.tree_leaves(each, namespace=NAMESPACE) for each in seeds(trail.output, targets, has_batch(plan.program))
+    ]
+
+    def back(*tensors):  # vmap takes and gives nothing but tensors
+        relevance, _ = backward(trail, refilled(entering[0], tensors))
+        return tuple(leaf for leaf in optree.tree_leaves(relevance, namespace=NAMESPACE) if isinstance(leaf, Tensor))
+
+    stacked = [torch.stack(leaves) for leaves in zip(*entering, strict=True) if isinstance(leaves[0], Tensor)]
+    return trail.pack(refilled(trail.inputs, torch.func.vmap(back, chunk_size=chunk_size)(*stacked)))
 
 
 def _output_named(program: Program, name: str) -> str:

@@ -18,6 +18,7 @@ from lrpfunc.attribution.checks import (
     refuse_dead_ends,
 )
 from lrpfunc.attribution.plans import Naming, Plan, Step, bound_operation
+from lrpfunc.compat import outside_inference
 from lrpfunc.errors import InputError, RuleError
 from lrpfunc.operations import Operation, facts
 from lrpfunc.program import NAMESPACE, Program, Variable, is_plain
@@ -52,6 +53,7 @@ class Trail(NamedTuple):
     is_final: bool
 
 
+@outside_inference(NAMESPACE)
 def forward(plan: Plan, x, at: dict[str, str], checkpoint: int | None, is_final: bool) -> Trail:
     """Pass through a plan's steps under their rules, or, with `checkpoint`, through all but the last segment without.
 
@@ -176,6 +178,7 @@ def contiguous(tree):
 # -- backwards --------------------------------------------------------------------------------------------------------
 
 
+@outside_inference(NAMESPACE)
 def backward(trail: Trail, entering) -> tuple[Any, dict[str, Tensor]]:
     """The relevance of the inputs, and of what `at` asked for, where `entering` is that of the output."""
     program = trail.plan.program

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from lrpfunc.compat import outside_inference
 from lrpfunc.composites import Entries, assign
 from lrpfunc.errors import RuleError, TraceError
 from lrpfunc.operations import Context, InputRange, Operation, bind, facts, input_ranges, nonnegative, row_of
-from lrpfunc.program import DEVICE, DTYPE, Equation, Program, Variable, fast_paths
+from lrpfunc.program import DEVICE, DTYPE, NAMESPACE, Equation, Program, Variable, fast_paths
 from lrpfunc.rules import COEFFICIENT, RECTIFIED_COEFFICIENT, Rule, declared
 from lrpfunc.rules.rule import RECTIFIED
 
@@ -48,6 +49,7 @@ class Plan(NamedTuple):
         return _planned, (self.program, values, self.ranges, self.assigned, self.hoists)
 
 
+@outside_inference(NAMESPACE)
 def make_plan(
     fmodel: Program, params, rules: Entries, strict: bool, input_range: InputRange, hoists: bool = False
 ) -> Plan:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
 from torch.overrides import TorchFunctionMode
 
-from lrpfunc.compat import LOGGERS, all_sizes_alike, tracing_alone
+from lrpfunc.compat import LOGGERS, all_sizes_alike, right_lstm_states, tracing_alone
 from lrpfunc.errors import LrpError, TraceError
 from lrpfunc.tracing.graphs import is_symbolic
 from lrpfunc.tracing.refusals import failure
@@ -261,7 +261,7 @@ def _export_once(front: Front, params: list[Tensor], inputs: list[Tensor], axes:
     auto = torch.export.Dim.AUTO
     sizes = (*[None] * len(params), *(dict.fromkeys(opened, auto) if opened else None for opened in axes))
     try:
-        with _quiet(), tracing_alone(), torch.no_grad(), all_sizes_alike():
+        with _quiet(), tracing_alone(), right_lstm_states(), torch.no_grad(), all_sizes_alike():
             return torch.export.export(front, (*params, *inputs), dynamic_shapes={"tensors": sizes}, strict=False)
     except Exception as error:
         cause = error.error if isinstance(error, _Failed) else error

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lrpfunc.compat import Operator, memory_of, overload_name, schema_of
 from lrpfunc.errors import TraceError
-from lrpfunc.operations import USUAL_NAMES
+from lrpfunc.operations import USUAL_NAMES, row_named
 from lrpfunc.program import operator_name
 from lrpfunc.tracing.refusals import no_memory_message
 from lrpfunc.tracing.source_lines import line_of
@@ -110,12 +110,24 @@ def _is_view(function) -> bool:
 
 def memory(node):
     """A key of the memory that a node shows; None for what is no tensor."""
+    while _is_passed_on(node):
+        node = node.args[0]
     value = node.meta.get("val") if isinstance(node, torch.fx.Node) else None
     try:
         return memory_of(value) if isinstance(value, Tensor) else None
     except NotImplementedError:
         assert isinstance(value, Tensor)
         raise TraceError(no_memory_message(value, line_of(node))) from None
+
+
+def _is_passed_on(node) -> bool:
+    """Whether a node is what it is given: a dropout in evaluation, of which torch before 2.14 traces a copy."""
+    if not (isinstance(node, torch.fx.Node) and isinstance(node.target, Operator)):
+        return False
+    if not row_named(operator_name(node.target)).is_identity or not node.args:
+        return False
+    names, values, _ = normalize(node)
+    return "train" in names and values[names.index("train")] is False
 
 
 def origin(node) -> Origin:

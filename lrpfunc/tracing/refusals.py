@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Iterable, Mapping
 from types import FrameType
@@ -95,6 +96,8 @@ def failure(error: Exception, modules: Iterable[tuple[str, nn.Module]]) -> str:
     inside = [names.get(id(frame.f_locals.get("self")), "") for frame, _ in frames]
     layer = next((f" in layer '{name}'" for name in reversed(inside) if name), "")
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if match := re.search(r"argument of type: <class '[\w.]*\.(\w+)'>", first):  # as torch before 2.13 says it
+        return object_message(match[1])
     first = first if len(first) <= 200 else f"{first[:200]}..."
     hint = _hint(str(error), where, [frame for frame, _ in frames])
     stop = "." if hint and not first.endswith((".", "!", "?")) else ""
@@ -110,7 +113,7 @@ def _hint(text: str, where: str, frames: list[FrameType]) -> str:
             " Detection models choose boxes by their values: explain the backbone and the head alone, "
             "without postprocessing."
         )
-    if "functorch" in text:
+    if "functorch" in text or any("_functorch" in file for file in files):
         return " Transforms of torch.func inside forward are not followed: write them out."
     if "numpy()" in text:
         return " What leaves torch for numpy cannot be followed: write it with torch."
@@ -122,6 +125,14 @@ def _hint(text: str, where: str, frames: list[FrameType]) -> str:
             'experts_implementation="batched_mm", which transformers\' configurations and from_pretrained take.'
         )
     return " The model decides by a value that is only known when it runs: write it with torch.where."
+
+
+def object_message(kind: str) -> str:
+    """Why a function that makes or reads what is no tensor is refused, and the way out."""
+    return (
+        f"forward makes or reads an object of class {kind}, which is no tensor. Make random numbers and whatever else "
+        "it gives beforehand, and make them an input."
+    )
 
 
 def no_memory_message(value: Tensor, source: str) -> str:

@@ -22,7 +22,7 @@ from lrpfunc.tracing.boundary import Boundary, Inputs
 from lrpfunc.tracing.builder import Builder
 from lrpfunc.tracing.exports import LOCK, Axes, Export, Front, exports
 from lrpfunc.tracing.lifting import Parameters, lift
-from lrpfunc.tracing.refusals import check_model, check_surroundings
+from lrpfunc.tracing.refusals import check_model, check_surroundings, object_message
 from lrpfunc.tracing.tidying import tidied
 from lrpfunc.tracing.twins import twin_of
 
@@ -173,10 +173,7 @@ def _placeholders(builder: Builder, exported, front: Front, boundary: Boundary) 
     for node, spec in zip(nodes, exported.graph_signature.input_specs, strict=True):
         if spec.kind is InputKind.CUSTOM_OBJ:
             kind = node.meta["val"].class_fqn.rpartition(".")[2]
-            raise TraceError(
-                f"forward makes or reads an object of class {kind}, which is no tensor. Make random numbers and "
-                "whatever else it gives beforehand, and make them an input."
-            )
+            raise TraceError(object_message(kind))
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
             builder.parameter(node, spec.target.removeprefix("model."), operator.attrgetter(spec.target)(front))
         elif spec.kind is InputKind.CONSTANT_TENSOR and (boundary.is_flat or hasattr(front, "model")):

@@ -1,6 +1,6 @@
-"""The demo: handwritten digits, several composites, one picture, and figures on what the heatmaps are worth.
+"""The demo with handwritten digits: several composites, one picture, and figures on what the heatmaps are worth.
 
-`measure` does the work and returns what it found, `tables` prints it with rich. `pixel_flipping` is the measurement.
+`measure` does the work and returns what it found, `tables` prints it with rich.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 import textwrap
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,6 +19,7 @@ import lrpfunc
 from lrpfunc import composites, digits, heatmaps
 from lrpfunc.composites import Composite
 from lrpfunc.errors import InputError
+from lrpfunc.pictures.demo.flipping import Flipping, area_under, compare, pixel_flipping, table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,8 +36,6 @@ INK_FIRST = "ink first (no model)"
 RANDOM_ORDERS = 10
 REPEATS = 5
 
-Predict = Callable[[Tensor], Tensor]
-
 
 class Map(NamedTuple):
     """One heatmap: of which digit (its class) under which composite, the explained logit, what it sums to, the time."""
@@ -47,19 +46,6 @@ class Map(NamedTuple):
     total: float
     milliseconds: float
     relevance: Tensor
-
-
-class Flipping(NamedTuple):
-    """Areas under the pixel-flipping curve of an order of pixels and of random orders; lower is better."""
-
-    order: str
-    area: float
-    random: float
-
-    @property
-    def gain(self) -> float:
-        """By which part of the random orders' area the order stays below it."""
-        return 1 - self.area / self.random
 
 
 class Result(NamedTuple):
@@ -130,34 +116,12 @@ def _compare_orders(fmodel, params, images: Tensor, generator: torch.Generator) 
     """
     target = fmodel(params, images).argmax(1)
 
-    def area(scores: Tensor) -> float:
-        curves = pixel_flipping(lambda x: fmodel(params, x), images, scores, target)
-        return area_under(curves).mean().item()
+    def area(scores: Tensor) -> Tensor:
+        return area_under(pixel_flipping(lambda x: fmodel(params, x), images, scores, target))
 
-    random = statistics.mean(area(torch.rand(images.shape, generator=generator)) for _ in range(RANDOM_ORDERS))
     orders = {name: lrpfunc.attribute(fmodel, params, images, rules) for name, rules in COMPOSITES.items()}
-    return [Flipping(name, area(scores), random) for name, scores in (orders | {INK_FIRST: images}).items()]
-
-
-def pixel_flipping(predict: Predict, x: Tensor, scores: Tensor, target: Tensor, baseline: float = 0.0) -> Tensor:
-    """The probability of the target class (N, P + 1) as the P pixels are replaced, those of highest score first.
-
-    `predict`: images (N, C, H, W) -> logits (N, classes), called once with all steps of all images. `scores`: as `x`,
-    summed over channels. `target`: classes (N,). `baseline`: what replaces a pixel. Ties go by position. The first
-    column is the probability for the image as it is, the last one for the baseline alone.
-    Source: Samek et al. 2017, doi:10.1109/TNNLS.2016.2599820.
-    """
-    order = scores.sum(1).flatten(1).argsort(dim=1, descending=True, stable=True)
-    steps = torch.arange(order.shape[1] + 1)
-    flipped = (order.argsort(dim=1)[:, None] < steps[:, None]).reshape(len(x), len(steps), 1, *x.shape[2:])
-    images = torch.where(flipped, baseline, x[:, None])
-    probabilities = predict(images.flatten(0, 1)).softmax(1).reshape(len(x), len(steps), -1)
-    return probabilities[torch.arange(len(x)), :, target]
-
-
-def area_under(curves: Tensor) -> Tensor:
-    """The areas (N,) under curves (N, P + 1) over the part of the pixels that was replaced, from 0 to 1."""
-    return torch.trapezoid(curves, dx=1 / (curves.shape[1] - 1), dim=1)
+    randoms = (torch.rand(images.shape, generator=generator) for _ in range(RANDOM_ORDERS))
+    return list(compare(area, orders | {INK_FIRST: images}, randoms))
 
 
 # -- what people see --------------------------------------------------------------------------------------------------
@@ -203,16 +167,12 @@ def tables(result: Result, console: Console) -> None:
         highlight=False,
     )
 
-    flipping = Table("order", title="Pixel flipping: area under the curve", title_justify="left")
-    for heading in ("area", "random order", "less than random"):
-        flipping.add_column(heading, justify="right")
-    for f in result.flipping:
-        flipping.add_row(f.order, f"{f.area:.3f}", f"{f.random:.3f}", f"{f.gain:.0%}")
-    console.print(flipping)
+    table(result.flipping, "Pixel flipping: area under the curve", console)
     console.print(
         f"Mean over {result.digits_flipped} held-out digits of the predicted class's probability, as pixels turn "
-        f"blank, most relevant first; lower is better. random order: mean of {RANDOM_ORDERS}. It wastes steps on "
-        "pixels that are blank already; the order by ink alone, without the model, is the higher bar.\n",
+        f"blank, most relevant first; lower is better. below random: how far the area is below that of random orders "
+        f"(mean of {RANDOM_ORDERS}), ± its standard error over digits. Random orders waste steps on pixels that are "
+        "blank already; the order by ink alone, without the model, is the higher bar.\n",
         style="dim",
         highlight=False,
     )

@@ -1,0 +1,74 @@
+"""A classifier with what people need to talk to it: its preprocessing, there and back, and the names of its classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+IMAGENET_MEAN, IMAGENET_STD, IMAGENET_SIZE = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224
+
+
+@dataclass(frozen=True)
+class Standard:
+    """The usual preprocessing: resize the shorter side to `resize`, crop the middle to `size`, (pixel - mean) / std.
+
+    Pixels are from 0 to 1; one mean means gray pictures, three RGB. Gives (channels, size, size).
+    """
+
+    size: int = IMAGENET_SIZE
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    resize: int | None = None
+    interpolation: str = "bilinear"
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms import functional as pictures
+
+        image = image.convert("L" if len(self.mean) == 1 else "RGB")
+        image = pictures.resize(image, [self.resize or self.size], InterpolationMode(self.interpolation))
+        image = pictures.center_crop(image, [self.size])
+        return pictures.normalize(pictures.to_tensor(image), list(self.mean), list(self.std))
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model that gives logits (N, classes), with what people need to talk to it.
+
+    `preprocess`: an RGB PIL image -> its input (C, H, W). `mean`, `std` (per channel): that input is
+    (pixel - mean) / std of pixels from 0 to 1; without them it is taken for pixels. `categories`: a name per class, or
+    none. `weights`: where the parameters are from.
+    """
+
+    name: str
+    model: nn.Module
+    preprocess: Callable[[Image.Image], Tensor]
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    categories: Sequence[str] = ()
+    weights: str = ""
+
+    def pixels(self, x: Tensor) -> Tensor:
+        """Inputs (N, C, H, W) as people see them, from 0 to 1."""
+        return (x * _per_channel(self.std, x) + _per_channel(self.mean, x)).clamp(0, 1)
+
+    def input_range(self) -> tuple[Tensor, Tensor]:
+        """The lowest and the highest input that pixels from 0 to 1 can become, (C, 1, 1)."""
+        mean, std = torch.tensor(self.mean), torch.tensor(self.std)
+        ends = torch.stack([(0 - mean) / std, (1 - mean) / std])[..., None, None]
+        return ends.amin(0), ends.amax(0)
+
+    def category(self, index: int) -> str:
+        """The name of a class, its number if it has none."""
+        return self.categories[index] if 0 <= index < len(self.categories) else str(index)
+
+
+def _per_channel(values: Sequence[float], x: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=x.dtype, device=x.device)[:, None, None]
