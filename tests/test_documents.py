@@ -178,7 +178,7 @@ def test_every_picture_is_shown_and_small(path):
         if (document.parent / target).resolve() == path
     ]
     assert shown_by
-    assert path.stat().st_size < 700_000
+    assert path.stat().st_size < 1_200_000
 
 
 def test_links_and_anchors_are_read():
