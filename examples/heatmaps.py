@@ -1,6 +1,6 @@
 """Heatmaps of the shipped digits in every form: images, overlays, a grid, a figure, and where relevance went.
 
-`python examples/heatmaps.py --out folder` writes them; `--readme` instead the README's pictures beside
+`python examples/heatmaps.py --out folder` writes them; `--guides` instead the pictures of the guides beside
 this file.
 """
 
@@ -16,13 +16,13 @@ RULES = composites.epsilon_gamma_box(low=0.0, high=1.0)
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("heatmaps"), help="a folder, made if it does not exist")
-    parser.add_argument("--readme", action="store_true", help="write the pictures of the README")
+    parser.add_argument("--guides", action="store_true", help="write the pictures of the guides")
     options = parser.parse_args(arguments)
     model, x, _ = digits.load()
     with digits.single_thread():
         fmodel, params, *_ = lrpfunc.canonize(*lrpfunc.functionalize(model, x))
-        if options.readme:
-            return write_readme(fmodel, params, x[10:20], Path(__file__).parent)
+        if options.guides:
+            return write_for_guides(fmodel, params, x[10:20], Path(__file__).parent)
         options.out.mkdir(parents=True, exist_ok=True)
         return write_all(fmodel, params, x[:4], options.out)
 
@@ -42,7 +42,7 @@ def rows(x, relevance):
     return heatmaps.grid([inputs, heatmaps.heatmap(relevance), heatmaps.overlay(x, relevance)], scale=10, gap=4)
 
 
-def write_readme(fmodel, params, x, out):
+def write_for_guides(fmodel, params, x, out):
     rows(x, lrpfunc.attribute(fmodel, params, x, RULES)).save(out / "heatmaps.png", optimize=True)
     heatmaps.save(heatmaps.flow(fmodel, params, x, RULES), out / "flow.png", dpi=90)
 

@@ -5,7 +5,16 @@ from collections.abc import Iterable
 
 
 class LrpError(Exception):
-    """The parent of every error that lrpfunc raises on purpose."""
+    """The parent of every error that lrpfunc raises on purpose.
+
+    >>> import lrpfunc, torch
+    >>> fmodel, params = lrpfunc.functionalize(torch.nn.Linear(2, 3), torch.ones(1, 2))
+    >>> try:
+    ...     lrpfunc.attribute(fmodel, params, torch.ones(1, 2), lrpfunc.rules.epsilon(), target=7)
+    ... except lrpfunc.LrpError as error:
+    ...     type(error).__name__
+    'TargetError'
+    """
 
 
 class TraceError(LrpError):

@@ -140,11 +140,11 @@ def test_the_heatmaps_are_written(tmp_path):
     assert sizes["grid.png"] == (4 * 84 - 4, 3 * 84 - 4)
 
 
-def test_the_pictures_of_the_readme_are_small_and_as_they_would_be_written_now(tmp_path):
+def test_the_pictures_of_the_guides_are_small_and_as_they_would_be_written_now(tmp_path):
     example = load("heatmaps")
     model, x, _ = digits.load()
     fmodel, params, *_ = lrpfunc.canonize(*lrpfunc.functionalize(model, x))
-    example.write_readme(fmodel, params, x[10:20], tmp_path)
+    example.write_for_guides(fmodel, params, x[10:20], tmp_path)
     for name in ("heatmaps.png", "flow.png"):
         assert (EXAMPLES / name).stat().st_size < 60_000
         with Image.open(EXAMPLES / name) as kept, Image.open(tmp_path / name) as now:

@@ -41,6 +41,7 @@ MADE = [
     rules.relu_deconvnet(),
     rules.relu_guided_backprop(),
     rules.softmax(0.0),
+    rules.transform(),
     rules.wsquare(),
     rules.zbox(torch.full((3, 1, 1), -1.0), 1.0),
     rules.zplus(),

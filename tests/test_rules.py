@@ -365,6 +365,7 @@ LABELS = {
     "attention('value')": lambda: rules.attention("value"),
     "attention('value', stabilizer=0)": lambda: rules.attention("value", 0),
     "softmax()": lambda: rules.softmax(),
+    "transform()": lambda: rules.transform(),
     "softmax(stabilizer=stabilizer(0.01, clip=True))": lambda: rules.softmax(rules.stabilizer(1e-2, clip=True)),
     "normalization()": lambda: rules.normalization(),
     "normalization(stabilizer=0.01)": lambda: rules.normalization(1e-2),

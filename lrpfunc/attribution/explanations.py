@@ -121,7 +121,20 @@ def vjp(
 
 @dataclass(frozen=True, repr=False)
 class Prepared:
-    """An explanation that has its parameters; `prepare` makes it."""
+    """An explanation that has its parameters; `prepare` and `explainer` make it.
+
+    It is called as `explain(x, target, at, checkpoint)`; `each` explains several targets, `vjp` gives the pullback.
+
+    Args:
+        plan: what `prepare` found out.
+
+    >>> import lrpfunc, torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 4))
+    >>> explain = lrpfunc.explainer(model, torch.ones(1, 2))
+    >>> x = torch.randn(8, 2)
+    >>> explain(x).shape, explain(x, target=3).shape, explain.each(x, range(4)).shape
+    (torch.Size([8, 2]), torch.Size([8, 2]), torch.Size([4, 8, 2]))
+    """
 
     plan: Plan
 

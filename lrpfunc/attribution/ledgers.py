@@ -47,10 +47,17 @@ class Entry(NamedTuple):
 class Ledger:
     """Where relevance went; `print` shows it. The seed is what arrives at the inputs and what all entries absorbed.
 
-    Fields:
+    Args:
         entries: in the order that relevance takes, the output first.
         seed: the relevance that entered at the output, in its units.
         inputs: what arrives, by the input's name.
+
+    >>> import lrpfunc, torch
+    >>> params, x = {"w": torch.tensor([[2.0]]), "b": torch.tensor([3.0])}, torch.tensor([[1.0]])
+    >>> fmodel, params = lrpfunc.trace(lambda p, x: torch.nn.functional.linear(x, p["w"], p["b"]), params, x)
+    >>> account = lrpfunc.ledger(fmodel, params, x, lrpfunc.rules.epsilon(0))
+    >>> account.seed, account.arrived, account.absorbed  # the bias keeps 3 of 5
+    (5.0, 2.0, 3.0)
     """
 
     entries: Sequence[Entry]

@@ -16,3 +16,17 @@ from lrpfunc.canonizers.report import LEFT, Fate, Report
 from lrpfunc.canonizers.right import MERGED_RIGHT, merge_batch_norm_right
 from lrpfunc.canonizers.splicing import replace
 from lrpfunc.canonizers.threshold import THRESHOLD, threshold_relu
+
+__all__ = [
+    "Canonical",
+    "Fate",
+    "Report",
+    "canonize",
+    "chain",
+    "merge_batch_norm",
+    "merge_batch_norm_right",
+    "merge_named",
+    "merge_parallel",
+    "replace",
+    "threshold_relu",
+]

@@ -1,7 +1,5 @@
 """The canonical form: the same function in a form that LRP can explain, as a new program and new parameters."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -14,7 +12,20 @@ from lrpfunc.program import Program
 
 
 class Canonical(NamedTuple):
-    """The result of `canonize`. `restore(params)` turns canonical parameters back into the original ones."""
+    """The result of `canonize`.
+
+    Args:
+        fmodel: the program in canonical form.
+        params: its parameters, a flat dict {name: tensor}.
+        restore: `restore(params)` turns canonical parameters back into the original ones.
+        report: what became of each batch norm and of each sum of branches.
+
+    >>> import lrpfunc, torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3)).eval()
+    >>> fmodel, params, restore, report = lrpfunc.canonize(*lrpfunc.functionalize(model, torch.ones(1, 2)))
+    >>> torch.equal(restore(params)["0.weight"], model[0].weight)
+    True
+    """
 
     fmodel: Program
     params: Parameters

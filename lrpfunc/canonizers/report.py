@@ -1,7 +1,5 @@
 """What became of the equations that passes are about, and why some of them stayed."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,6 +18,11 @@ class Fate(NamedTuple):
 
     Of a batch norm: "merged", "merged right", "merged parallel", "threshold", "replaced", "gone" or "left". Of a sum of
     parallel branches: "merged parallel", "replaced", "gone" or "left".
+
+    >>> import lrpfunc, torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3)).eval()
+    >>> lrpfunc.canonize(*lrpfunc.functionalize(model, torch.ones(1, 2))).report.fates["1"]
+    Fate(became='merged', where='0')
     """
 
     became: str

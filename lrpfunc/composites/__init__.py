@@ -27,3 +27,27 @@ from lrpfunc.composites.presets import (
     guided_backprop,
 )
 from lrpfunc.composites.suggestion import Suggestion, suggest
+
+__all__ = [
+    "Explanation",
+    "Suggestion",
+    "assign",
+    "attn_lrp",
+    "beta_smooth",
+    "by_kind",
+    "by_name",
+    "cp_lrp",
+    "deconvnet",
+    "epsilon",
+    "epsilon_alpha2_beta1",
+    "epsilon_alpha2_beta1_flat",
+    "epsilon_gamma_box",
+    "epsilon_plus",
+    "epsilon_plus_flat",
+    "excitation_backprop",
+    "explain",
+    "first_layer",
+    "first_match",
+    "guided_backprop",
+    "suggest",
+]

@@ -16,8 +16,17 @@ from lrpfunc.program import Program, Variable, equation_row, format_table
 class Explanation:
     """The listing equation => rule; `print` shows it.
 
-    `fallbacks` names the equations that are left to the gradient, `advice` what had better be explained instead;
-    `chosen` is the preset that was taken as no rules were given, and why.
+    Args:
+        rows: a mark, name, kind, operation, input, output and rule of each equation.
+        fallbacks: the names of the equations that are left to the gradient.
+        advice: what had better be explained instead.
+        chosen: the preset that was taken as no rules were given, and why.
+
+    >>> import lrpfunc, torch
+    >>> fmodel, params = lrpfunc.functionalize(torch.nn.Linear(3, 4), torch.ones(2, 3))
+    >>> listing = lrpfunc.explain(fmodel, lrpfunc.rules.zplus())
+    >>> listing.rows[0][-1], listing.fallbacks
+    ('zplus()', ())
     """
 
     rows: Sequence[tuple[str, ...]]

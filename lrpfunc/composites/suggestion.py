@@ -1,7 +1,5 @@
 """Which preset suits a model, by what it is made of."""
 
-from __future__ import annotations
-
 from collections import Counter
 from typing import NamedTuple
 
@@ -23,7 +21,13 @@ from lrpfunc.program import Program
 
 
 class Suggestion(NamedTuple):
-    """A preset, the call that makes it, and why it was taken."""
+    """A preset, the call that makes it, and why it was taken.
+
+    >>> import lrpfunc, torch
+    >>> fmodel, params = lrpfunc.functionalize(torch.nn.Linear(3, 4), torch.ones(2, 3))
+    >>> lrpfunc.composites.suggest(fmodel).call
+    'epsilon()'
+    """
 
     composite: Composite
     call: str

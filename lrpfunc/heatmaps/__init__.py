@@ -12,3 +12,15 @@ from lrpfunc.heatmaps.colours import COLORS, colorize, colormap
 from lrpfunc.heatmaps.figures import PLAIN, check_path, figure, new_figure, save, show, tail
 from lrpfunc.heatmaps.flows import flow
 from lrpfunc.heatmaps.pictures import grid, heatmap, overlay
+
+__all__ = [
+    "colorize",
+    "colormap",
+    "figure",
+    "flow",
+    "grid",
+    "heatmap",
+    "overlay",
+    "save",
+    "show",
+]

@@ -36,7 +36,7 @@ class Schema(NamedTuple):
     name_bytes: int
 
     def columns(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """The datasets with one entry per row: shape and type of an entry. What they hold is in the README."""
+        """The datasets with one entry per row: shape and type of an entry. What they hold is in RUNS.md."""
         number, integer = np.dtype("<f4"), np.dtype("<i8")
         return {
             "attribution": (self.image, number),

@@ -33,6 +33,7 @@ __all__ = [
     "relu_guided_backprop",
     "softmax",
     "stabilizer",
+    "transform",
     "wsquare",
     "zbox",
     "zplus",

@@ -1,9 +1,7 @@
 """What a rule is, and the rules that fit every equation."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 
@@ -74,10 +72,10 @@ class Rule(NamedTuple):
             check_named(f"rule '{self.label}'", function)
         return Rule, tuple(self)
 
-    def __copy__(self) -> Rule:
+    def __copy__(self) -> Self:
         return self
 
-    def __deepcopy__(self, memo) -> Rule:  # nothing in it ever changes
+    def __deepcopy__(self, memo) -> Self:  # nothing in it ever changes
         return self
 
 

@@ -22,7 +22,14 @@ from lrpfunc.program import add, divide, is_plain
 class Stabilizer:
     """A function S that keeps a denominator away from zero, with a label: what one would write to have it.
 
-    `epsilon`: if not None, S(z) = z + sign(z) epsilon, with sign(0) = +1, which fast paths know how to write.
+    Args:
+        label: the call that makes it.
+        function: S, of a tensor.
+        epsilon: if not None, S(z) = z + sign(z) epsilon, with sign(0) = +1, which fast paths know how to write.
+
+    >>> import lrpfunc, torch
+    >>> lrpfunc.stabilizer(0.5)(torch.tensor([-1.0, 0.0, 1.0]))
+    tensor([-1.5000,  0.5000,  1.5000])
     """
 
     label: str
