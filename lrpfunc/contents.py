@@ -19,6 +19,7 @@ from lrpfunc.composites import explain
 from lrpfunc.errors import LrpError
 from lrpfunc.program import Program
 from lrpfunc.rules import Flow, Rule, stabilizer
+from lrpfunc.storage import load, save
 from lrpfunc.tracing import functionalize, trace
 
 __all__ = [
@@ -41,9 +42,11 @@ __all__ = [
     "functionalize",
     "heatmaps",
     "ledger",
+    "load",
     "prepare",
     "relevance",
     "rules",
+    "save",
     "stabilizer",
     "text",
     "trace",

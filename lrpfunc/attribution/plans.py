@@ -46,7 +46,7 @@ class Plan(NamedTuple):
     def __reduce__(self):
         given = {DEVICE, DTYPE, *(variable.name for variable in self.program.parameters.values())}
         values = {name: value for name, value in self.values.items() if name in given}
-        return _planned, (self.program, values, self.ranges, self.assigned, self.hoists)
+        return planned, (self.program, values, self.ranges, self.assigned, self.hoists)
 
 
 @outside_inference(NAMESPACE)
@@ -62,10 +62,10 @@ def make_plan(
         raise TraceError(f"a program is needed, as functionalize and trace return it first, but got {kind}.")
     ranges = input_ranges(fmodel, input_range)
     assigned = assign(fmodel, rules, strict)
-    return _planned(fmodel, fmodel.bind_params(params), ranges, assigned, hoists)
+    return planned(fmodel, fmodel.bind_params(params), ranges, assigned, hoists)
 
 
-def _planned(
+def planned(
     fmodel: Program,
     values: dict[str, Any],
     ranges: Mapping[str, tuple[float, float]],

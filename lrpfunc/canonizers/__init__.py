@@ -5,7 +5,7 @@ Layers and batch norms are matched by data flow (`operations.channels`): no pass
 registration.
 """
 
-from lrpfunc.canonizers.canonical import Canonical, canonize
+from lrpfunc.canonizers.canonical import Canonical, canonize, restored
 from lrpfunc.canonizers.chains import Pass, chain
 from lrpfunc.canonizers.folds import Fold, Subject
 from lrpfunc.canonizers.left import MERGED, merge_batch_norm

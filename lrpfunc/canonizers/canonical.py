@@ -66,12 +66,11 @@ def canonize(fmodel: Program, params: Parameters, passes: Pass | Sequence[Pass] 
     program, new = chain(*(given if isinstance(given, (list, tuple)) else (given,)))(fmodel, params)
     originals = {name: params[name] for name in params if new[name] is not params[name]}
 
-    restore = functools.partial(_restored, program, originals, tuple(params))
+    restore = functools.partial(restored, program, originals, tuple(params))
     return Canonical(program, new, restore, report_on(fmodel, program))
 
 
-def _restored(
-    program: Program, originals: Parameters, names: Sequence[str], canonical_params: Parameters
-) -> Parameters:
+def restored(program: Program, originals: Parameters, names: Sequence[str], canonical_params: Parameters) -> Parameters:
+    """The original parameters: what passes changed from `originals`, everything else from what is given."""
     program.flatten_params(canonical_params)
     return {name: originals.get(name, canonical_params[name]) for name in names}

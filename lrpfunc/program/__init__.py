@@ -24,6 +24,7 @@ from lrpfunc.program.functions import (
     linear_with_bias,
     matmul_with_bias,
     overwrite,
+    part,
     pooled_rows,
     size,
     smooth_attention,

@@ -50,6 +50,11 @@ def threshold_relu(x: Tensor, low: Tensor, high: Tensor, slope: float) -> Tensor
     return torch.add(inside, x - inside, alpha=slope) if slope else inside
 
 
+def part(x: Tensor, position: int, split: Callable, *arguments) -> Tensor:
+    """One of the views that `chunk`, `split` or `unbind` give."""
+    return split(x, *arguments)[position]
+
+
 def ones_of(x: Tensor, channels: int) -> Tensor:
     """One sample of ones with the last dimensions of x, on its device; a constant."""
     return x.new_ones((1, channels, *x.shape[2:]))

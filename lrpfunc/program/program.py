@@ -103,8 +103,12 @@ class Program:
 
     def bind_params(self, params) -> dict[str, Any]:
         """The values of the parameters, checked, and the call's device and dtype if they rule them."""
+        return self.bind_leaves(self.flatten_params(params))
+
+    def bind_leaves(self, leaves: Sequence[Tensor]) -> dict[str, Any]:
+        """As `bind_params`, of the leaves of parameters in their order."""
         names = (variable.name for variable in self.parameters.values())
-        values: dict[str, Any] = dict(zip(names, self.flatten_params(params), strict=True))
+        values: dict[str, Any] = dict(zip(names, leaves, strict=True))
         self._bind_device_and_dtype(values)
         return values
 

@@ -1,6 +1,6 @@
 """What a rule is, and the rules that fit every equation."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -64,10 +64,8 @@ class Rule(NamedTuple):
 
     def __reduce__(self):
         """A rule that a constructor made is pickled as that call; one of somebody's own by its functions' names."""
-        if isinstance(self.label, Label):
-            call = self.label.name, self.label.arguments, self.label.keywords
-            if _is_alike(remade(*call), self):
-                return remade, call
+        if (call := _call(self)) is not None:
+            return remade, call
         for function in (self.forward, self.backward, self.stops, *self.hoists):
             check_named(f"rule '{self.label}'", function)
         return Rule, tuple(self)
@@ -77,6 +75,28 @@ class Rule(NamedTuple):
 
     def __deepcopy__(self, memo) -> Self:  # nothing in it ever changes
         return self
+
+
+def _call(rule: Rule) -> tuple[str, tuple, Mapping[str, Any]] | None:
+    """The call of a constructor that makes a rule, None for one of somebody's own."""
+    if not isinstance(rule.label, Label):
+        return None
+    call = rule.label.name, rule.label.arguments, rule.label.keywords
+    return call if _is_alike(remade(*call), rule) else None
+
+
+def call_of(rule: Rule) -> tuple[str, tuple, Mapping[str, Any]]:
+    """The call that makes a rule: the constructor's name, and what it is given.
+
+    Errors: `RuleError` for a rule of somebody's own.
+    """
+    call = _call(rule)
+    if call is None:
+        raise RuleError(
+            f"rule '{rule.label}' is code of your own, which a file without code cannot hold. Save the program with "
+            "its parameters, and prepare it again when it is loaded."
+        )
+    return call
 
 
 def _is_alike(rule: Rule, other: Rule) -> bool:

@@ -146,6 +146,17 @@ def _shifted(size: float, z: Tensor) -> Tensor:
     return add(_away(z + 0.0, max(size, torch.finfo(z.dtype).smallest_normal), is_spare=True), z)
 
 
+def settings_of(stabilizer: Stabilizer) -> tuple:
+    """What `stabilizer` is given to make one. Errors: `RuleError` for a function of somebody's own."""
+    function = stabilizer.function
+    if isinstance(function, functools.partial) and function.func in (_shifted, _guarded):
+        return function.args
+    raise RuleError(
+        f"stabilizer '{stabilizer.label}' is code of your own, which a file without code cannot hold. Save the program "
+        "with its parameters, and prepare it again when it is loaded."
+    )
+
+
 def check_named(who: str, function: Any) -> None:
     """Refuse to pickle a function that its module does not know by name."""
     while isinstance(function, functools.partial):

@@ -12,7 +12,7 @@ from torch import Tensor
 from lrpfunc.compat import Operator, schema_of
 from lrpfunc.errors import TraceError
 from lrpfunc.operations import row_named
-from lrpfunc.program import Variable, operator_name, overwrite
+from lrpfunc.program import Variable, operator_name, overwrite, part
 from lrpfunc.tracing.graphs import functional_twin, is_into, is_symbolic, memory, normalize, usual, written
 from lrpfunc.tracing.source_lines import line_of
 
@@ -128,7 +128,7 @@ class Writes:
         function = usual(functional_twin(maker) if is_inplace else maker.target)
         arguments = tuple(self.builder.read(normalize(maker)[1][1:], writer))
         if maker is not node:
-            function, arguments = _part, (node.args[1], function, *arguments)
+            function, arguments = part, (node.args[1], function, *arguments)
         return _Base(base, ((function, arguments),))
 
     def _viewed(self, node):
@@ -180,11 +180,6 @@ def _overlaps(node) -> bool:
 def _number(n) -> int:
     """A size, where that is open the one for some size of the inputs: to compare it would make a guard of it."""
     return int(n.node.expr.subs(dict.fromkeys(n.node.expr.free_symbols, SOME_SIZE))) if is_symbolic(n) else n
-
-
-def _part(x: Tensor, position: int, split: Callable, *arguments) -> Tensor:
-    """One of the views that `chunk`, `split` or `unbind` give."""
-    return split(x, *arguments)[position]
 
 
 def _dtype_and_rank(node) -> str:
