@@ -13,9 +13,8 @@ any other function of tensors. The folders are the architecture: program, operat
 composites, attribution, heatmaps, text, pictures; each has a README.
 """
 
-import importlib
+import importlib.util
 import sys
-import threading
 from typing import TYPE_CHECKING, Any
 
 from lrpfunc.errors import VersionError, near_misses
@@ -28,22 +27,17 @@ if TYPE_CHECKING:
 
 __version__ = "0.6.0"
 
-_loading: set[int] = set()  # threads
-
 
 def __getattr__(name: str) -> Any:
-    """A public name. The first that is asked for brings all: they need torch, and `lrpfunc --help` does without.
+    """A folder, or a public name. The first name that is asked for brings all of them.
 
-    While they are brought, `from lrpfunc import rules` inside the package means the folder.
+    They need torch, and `lrpfunc --help` does without.
     """
-    thread = threading.get_ident()
-    if thread in _loading or (name.startswith("_") and name != "__all__"):
+    if name.startswith("_") and name != "__all__":
         raise AttributeError(f"module 'lrpfunc' has no attribute '{name}'")
-    _loading.add(thread)
-    try:
-        contents = importlib.import_module("lrpfunc.contents")
-    finally:
-        _loading.discard(thread)
+    if importlib.util.find_spec(f"lrpfunc.{name}") is not None:
+        return importlib.import_module(f"lrpfunc.{name}")
+    contents = importlib.import_module("lrpfunc.contents")
     globals().update({public: getattr(contents, public) for public in contents.__all__}, __all__=contents.__all__)
     if name not in globals():
         raise AttributeError(f"module 'lrpfunc' has no attribute '{name}'.{near_misses(name, contents.__all__)}")
@@ -51,4 +45,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__getattr__("__all__")})
+    return [*__getattr__("__all__"), "__version__"]

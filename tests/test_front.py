@@ -3,6 +3,8 @@
 import subprocess
 import sys
 from collections import UserDict
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -55,6 +57,23 @@ def test_inputs_are_tensors_tuples_and_mappings():
     assert both["scale"].any()
 
 
+class Pair(NamedTuple):
+    a: torch.Tensor
+    b: torch.Tensor
+
+
+class OfPair(nn.Module):
+    def forward(self, pair):
+        return pair.a * 2 + pair.b
+
+
+def test_a_named_tuple_is_one_input():
+    pair = Pair(x_of(2, 3), x_of(2, 3) + 1)
+    found = lrpfunc.relevance(OfPair(), pair, rules.epsilon(), 1)
+    assert isinstance(found, Pair)
+    assert_equal(found, lrpfunc.relevance(OfPair(), (pair,), rules.epsilon(), 1)[0])
+
+
 def test_the_module_is_left_as_it_was():
     model, x = Normed(), x_of(1, 2, 3, 3, dtype=torch.float64)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -84,10 +103,26 @@ class WrittenOut(nn.Module):
         return (self.q(x) @ x.mT).softmax(-1) @ x
 
 
+class Weighing(nn.Module):
+    """A softmax that chooses among values, or that is only clamped."""
+
+    def __init__(self, ending):
+        super().__init__()
+        self.net, self.ending = nn.Sequential(nn.Conv1d(2, 2, 1), nn.Flatten(), nn.Linear(10, 3)), ending
+
+    def forward(self, x):
+        return self.ending(self.net(x).softmax(-1))
+
+
+MIXER = nn.Sequential(nn.Conv1d(2, 3, 1), *(nn.Sequential(nn.LayerNorm(5), nn.Linear(5, 5)) for _ in range(6)))
+
 MADE_OF = [
-    (nn.Linear(3, 2), (3,), "epsilon()", "it has no convolutions and no attention"),
+    (Weighing(lambda p: p.clamp(min=0.1)), (2, 5), "epsilon_plus_flat()", "1 of 2 layers is a convolution"),
+    (Weighing(lambda p: p * torch.arange(3.0)), (2, 5), "epsilon_plus_flat()", "1 of 2 layers is a convolution"),
+    (MIXER, (2, 5), "attn_lrp()", "it has normalizations or products of"),
+    (nn.Linear(3, 2), (3,), "epsilon()", "its layers are dense ones, without attention"),
     (nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4)), (3,), "attn_lrp()", "it has normalizations or products of"),
-    (nn.Sequential(nn.Linear(3, 4), nn.Softmax(-1)), (3,), "epsilon()", "it has no convolutions and no attention"),
+    (nn.Sequential(nn.Linear(3, 4), nn.Softmax(-1)), (3,), "epsilon()", "its layers are dense ones, without attention"),
     (nn.Conv1d(2, 3, 1), (2, 5), "epsilon_plus_flat()", "1 of 1 layer is a convolution"),
     (Normed().float(), (2, 3, 3), "epsilon_plus_flat()", "1 of 2 layers is a convolution"),
     (Attending(), (2, 3, 3), "attn_lrp()", "attention is what decides (1 times)"),
@@ -143,3 +178,22 @@ def test_threads_may_ask_for_the_first_name_at_once():
         "assert len(found) == 8, found"
     )
     assert subprocess.run([sys.executable, "-W", "error", "-c", code]).returncode == 0
+
+
+FOLDERS = sorted(path.parent.name for path in Path(lrpfunc.__file__).parent.glob("*/__init__.py"))
+FIRST = """
+import os, sys, torch
+for name in sys.argv[1:]:
+    child = os.fork()
+    if child == 0:
+        __import__("lrpfunc." + name)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, name
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
+def test_every_folder_can_be_imported_first():
+    modules = [*FOLDERS, "contents", "compat", "composites.presets", "composites.assignment", "pictures.inspection"]
+    found = subprocess.run([sys.executable, "-c", FIRST, *modules], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 
+import optree
 import pytest
 import safetensors.torch
 import torch
@@ -169,6 +170,38 @@ def test_tied_parameters_are_one_in_the_file_and_stay_one(path):
     assert_equal(again(same, x_of()), fmodel(params, x_of()))
 
 
+@pytest.mark.parametrize("names_taken", [{"tensor": {"1": 0}}, {"tensor": [0, 0, 1]}, {"tensor.1": 0, "tensor.2": 1}])
+def test_constants_do_not_get_a_parameters_name(names_taken, path):
+    weights = [torch.randn(3), torch.randn(3)]
+    tree = optree.tree_map(weights.__getitem__, names_taken)
+    factors = [torch.tensor([100.0, 200.0, 300.0]), torch.tensor([1.0, 2.0, 4.0])]
+
+    def f(p, x):
+        for leaf in optree.tree_leaves(p):
+            x = x * leaf
+        return x * factors[0] + factors[1]
+
+    fmodel, params = lrpfunc.trace(f, tree, x_of())
+    again, same = sent((fmodel, params), path)
+    assert_equal(same, params)
+    assert_equal(again(same, x_of()), fmodel(params, x_of()))
+
+
+def test_an_ordered_dict_stays_one(path):
+    tree = collections.OrderedDict(b=torch.ones(3), a=torch.full((3,), 2.0))
+    fmodel, params = lrpfunc.trace(lambda p, x: x * p["a"] + p["b"], tree, x_of())
+    again, same = sent((fmodel, params), path)
+    assert_equal(again(same, x_of()), fmodel(params, x_of()))
+
+
+def test_outputs_of_hugging_face(path):
+    from transformers.modeling_outputs import BaseModelOutput
+
+    fmodel, params = lrpfunc.trace(lambda p, x: BaseModelOutput(x * p, (x,)), torch.ones(3), x_of())
+    again, same = sent((fmodel, params), path)
+    assert_equal(again(same, x_of()), fmodel(params, x_of()))
+
+
 def test_views_of_one_memory(path):
     whole = torch.randn(2, 3, 3)
     fmodel, params = lrpfunc.trace(lambda p, x: x @ p["a"] @ p["b"], {"a": whole[0], "b": whole[1].t()}, x_of())
@@ -284,6 +317,80 @@ def test_a_class_that_another_one_hides():
         Encoder({}).encode(hidden)
 
 
+@dataclasses.dataclass
+class Running:
+    x: int
+
+    def __post_init__(self):
+        raise AssertionError("it was run")
+
+
+class Setting:
+    def __setattr__(self, name, value):
+        raise AssertionError("it was run")
+
+
+@dataclasses.dataclass
+class Inheriting(Setting):
+    x: int
+
+
+@dataclasses.dataclass(init=False)
+class Initialized:
+    x: int
+
+    def __init__(self, x):
+        raise AssertionError("it was run")
+
+
+class Made(tuple):
+    _fields = ("x",)
+
+    def __new__(cls, x):
+        raise AssertionError("it was run")
+
+
+@pytest.mark.parametrize("kind", [Running, Inheriting, Initialized])
+def test_classes_that_run_code_when_one_is_made(kind):
+    name = names.name_of_class(kind)
+    with pytest.raises(FileError, match=rf"^'{name}' runs code of its own when one is made$"):
+        Decoder({}, {}).decode({"dataclass": [{"class": name}, {"x": 1}]})
+
+
+def test_classes_of_ones_own_that_may_be_named():
+    made = Decoder({}, {}).decode({"dataclass": [{"class": names.name_of_class(Local)}, {"logits": 3}]})
+    assert made == Local(3)
+    for given_fields in ({}, {"logits": 3, "more": 4}):
+        with pytest.raises(FileError, match=r"^'Local' is no dataclass with the fields"):
+            Decoder({}, {}).decode({"dataclass": [{"class": names.name_of_class(Local)}, given_fields]})
+    with pytest.raises(FileError, match=r"^'tests\.test_storage:Made' is no dataclass and no named tuple$"):
+        names.class_named(names.name_of_class(Made))
+    with pytest.raises(FileError, match=r"^'Local' is no named tuple$"):
+        Decoder({}, {}).decode({"named": [{"class": names.name_of_class(Local)}, [3]]})
+
+
+def test_operators_that_do_more_than_compute():
+    for name, what in [
+        ("aten::zero_.default", "writes to what it is given, which no equation does"),
+        ("aten::add.out", "writes to what it is given, which no equation does"),
+        ("aten::from_file.default", "makes something of a text alone, which no model does"),
+        ("aten::_print.default", "makes something of a text alone, which no model does"),
+    ]:
+        with pytest.raises(FileError, match=rf"^'{re.escape(name)}' {what}$"):
+            names.operator_named(name)
+
+
+def test_a_canonical_form_made_by_hand(path):
+    fmodel, params = lrpfunc.functionalize(nn.Linear(3, 2), x_of())
+    with pytest.raises(FileError, match=r"^save takes a Canonical with the `restore` that canonize gave it\.$"):
+        lrpfunc.save(path, lrpfunc.Canonical(fmodel, params, lambda p: p, None))
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(FileError, match=rf"^{re.escape(str(tmp_path))} is a folder, and no file\.$"):
+        lrpfunc.load(tmp_path)
+
+
 def test_places_that_cannot_be_written(path, tmp_path):
     fmodel, params = lrpfunc.functionalize(nn.Linear(3, 2), x_of())
     absent = tmp_path / "absent" / "saved.safetensors"
@@ -345,7 +452,7 @@ BY = rf"\(saved by {re.escape(VERSIONS)}\) cannot be loaded: "
     [
         ('"format": 1', '"format": 7', r"its format is 7, and this lrpfunc reads up to 1: update it\."),
         ("aten::linear.default", "aten::fancy.default", r"this torch \(.*\) has no operator 'aten::fancy\.default'\."),
-        ("aten::linear.default", "aten::from_file.default", r"'aten::from_file\.default' reads a file, which no model"),
+        ("aten::linear.default", "aten::from_file.default", r"'aten::from_file\.default' makes something of a text"),
         ('"operator": "aten::linear.default"', '"function": "os:system"', r"'os:system' is no function of programs\."),
         ('"operator": "aten::linear.default"', '"pickle": "x"', r"nothing is known of 'pickle'\."),
         ('"kind": "traced"', '"kind": "new"', r"nothing is known of the kind 'new'\."),
@@ -358,6 +465,8 @@ BY = rf"\(saved by {re.escape(VERSIONS)}\) cannot be loaded: "
             r"there is no class Thing of this_is_no_module\. Import this_is_no_module first, if you trust it\.",
         ),
         ('"variable": "inputs.0"', '"variable": "elsewhere"', r"it is damaged\."),
+        ('{"tensor": "weight"}', '{"laid_out": [{"tensor": "weight"}, [0, 5]]}', r"it is damaged\."),
+        ('{"tensor": "weight"}', '{"device": "nowhere"}', r"it is damaged\."),
         ('"tensor": "weight"', '"tensor": "wait"', r"it is damaged\."),
         ('"torch": "float32"', '"torch": "load"', r"torch has no dtype or layout 'load'\."),
     ],
@@ -427,5 +536,5 @@ def test_names_that_are_no_classes_or_functions():
 def test_tensors_go_where_they_are_wanted(path):
     lrpfunc.save(path, lrpfunc.functionalize(nn.Linear(3, 2), x_of()))
     assert lrpfunc.load(path, device=torch.device("cpu"))[1]["weight"].device.type == "cpu"
-    with pytest.raises(FileError, match=r"saved\.safetensors is no file of lrpfunc\.save, or a damaged one|cannot be"):
+    with pytest.raises(FileError, match=r"saved\.safetensors (cannot be loaded to the device|is no file of).*nowhere"):
         lrpfunc.load(path, device="nowhere")

@@ -86,6 +86,40 @@ def test_whatever_a_trace_depends_on_makes_another_entry(folder, monkeypatch):
     assert not is_new()
 
 
+def test_settings_of_modules_count(folder):
+    """Attributes that no repr shows."""
+    digits = classifiers.load("digits")
+    traces.traced(digits, X)
+    digits.model.flag = True
+    traces.traced(digits, X)
+    assert len(entries(folder)) == 2
+    digits.model.flag = False
+    traces.traced(digits, X)
+    assert len(entries(folder)) == 3
+
+
+def test_models_that_somebody_changed_are_not_kept(folder):
+    digits = classifiers.load("digits")
+    fmodel, params = traces.traced(digits, X)
+    handle = digits.model.register_forward_hook(lambda module, given, output: output * 2)
+    doubled, same = traces.traced(digits, X)
+    torch.testing.assert_close(doubled(same, X), 2 * fmodel(params, X))
+    handle.remove()
+    assert len(entries(folder)) == 1
+    for module in digits.model.modules():
+        if isinstance(module, torch.nn.ReLU):
+            module.train()
+    traces.traced(digits, X)
+    assert len(entries(folder)) == 1
+
+
+def test_code_of_lrpfunc_counts(folder, monkeypatch):
+    traces.traced(classifiers.load("digits"), X)
+    monkeypatch.setattr(traces, "_sources", lambda: b"another tracing")
+    traces.traced(classifiers.load("digits"), X)
+    assert len(entries(folder)) == 2
+
+
 def test_code_of_ones_own_is_not_kept(folder, tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(
         "import torch\ndef net():\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16, 2))\n"

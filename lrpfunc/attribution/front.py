@@ -42,8 +42,9 @@ def relevance(model: nn.Module, x, rules: Entries = None, target: Target = None)
 def explainer(model: nn.Module, x, rules: Entries = None) -> Prepared:
     """What explains a module again and again: `explain(x, target)`, and all else that `prepare` returns.
 
-    `canonical = canonize(*functionalize(model, x))`, then `prepare(canonical.fmodel, canonical.params, rules)`. It
-    holds the parameters: make it anew when the module's have changed.
+    `canonical = canonize(*functionalize(model, x))`, then `prepare(canonical.fmodel, canonical.params, rules)`. Make it
+    anew when the module's parameters have changed in place: of some it has copies, and explains neither the old model
+    nor the new one.
 
     Args:
         model: a module in evaluation mode.
@@ -58,7 +59,7 @@ def explainer(model: nn.Module, x, rules: Entries = None) -> Prepared:
     >>> explain(torch.randn(8, 2), target=3).shape
     torch.Size([8, 2])
     >>> print(lrpfunc.explain(explain.fmodel))
-    composites.epsilon(): it has no convolutions and no attention.
+    composites.epsilon(): its layers are dense ones, without attention.
       name  kind        operation  input       output      rule
       0     dense       linear     (batch, 2)  (batch, 3)  epsilon(1e-06)
       1     activation  relu       (batch, 3)  (batch, 3)  pass_through()
@@ -72,7 +73,7 @@ def _canonical(model: nn.Module, x) -> Canonical:
     given = _given(x)
     if isinstance(given, dict):
         return canonize(*functionalize(model, **given))
-    return canonize(*functionalize(model, *(given if isinstance(given, tuple) else (given,))))
+    return canonize(*functionalize(model, *(given if type(given) is tuple else (given,))))
 
 
 def _given(x) -> Any:

@@ -14,10 +14,11 @@ from lrpfunc.operations import (
     NORMALIZATION,
     PRODUCT,
     SOFTMAX,
+    Facts,
     active_equations,
     facts,
 )
-from lrpfunc.program import Program
+from lrpfunc.program import Equation, Program
 
 
 class Suggestion(NamedTuple):
@@ -41,7 +42,7 @@ def suggest(fmodel: Program) -> Suggestion:
     """The preset that suits a model: `relevance` and `explainer` take it, `explain` says which it is and why.
 
     `attn_lrp` where tokens are looked up and where there is more attention than convolutions (a vision transformer has
-    one, which cuts the picture into patches); `epsilon_plus_flat` for other networks with convolutions; else
+    one, which cuts the picture into patches); `epsilon_plus_flat` where a fifth of the layers are convolutions; else
     `attn_lrp` where normalizations or products of two values are to be taken care of, and `epsilon` for dense layers.
 
     Args:
@@ -55,18 +56,24 @@ def suggest(fmodel: Program) -> Suggestion:
     """
     known, equations = facts(fmodel), list(active_equations(fmodel))
     kinds = Counter(known.kind_of(equation) for equation in equations)
-    # A softmax that is the output makes probabilities; one inside is attention.
-    inside = [e for e in equations if e.outputs[0].name not in known.results]
-    attention = kinds[ATTENTION] + sum(known.kind_of(equation) == SOFTMAX for equation in inside)
-    convolutions = kinds[CONVOLUTION]
+    attention = kinds[ATTENTION] + sum(_weighs(known, equation) for equation in equations)
+    convolutions, layers = kinds[CONVOLUTION], kinds[CONVOLUTION] + kinds[DENSE]
     if kinds[EMBEDDING]:
         return Suggestion(presets.attn_lrp(), "attn_lrp()", "tokens are looked up in a table")
     if attention and attention >= convolutions:
         return Suggestion(presets.attn_lrp(), "attn_lrp()", f"attention is what decides ({attention} times)")
-    if convolutions:
-        layers, verb = convolutions + kinds[DENSE], "is a convolution" if convolutions == 1 else "are convolutions"
+    if convolutions and convolutions >= layers / 5:
+        verb = "is a convolution" if convolutions == 1 else "are convolutions"
         reason = f"{convolutions} of {layers} layer{'s' * (layers > 1)} {verb}"
         return Suggestion(presets.epsilon_plus_flat(), "epsilon_plus_flat()", reason)
     if kinds[NORMALIZATION] or kinds[PRODUCT] or kinds[BILINEAR]:
         return Suggestion(presets.attn_lrp(), "attn_lrp()", "it has normalizations or products of two values")
-    return Suggestion(presets.epsilon(), "epsilon()", "it has no convolutions and no attention")
+    return Suggestion(presets.epsilon(), "epsilon()", "its layers are dense ones, without attention")
+
+
+def _weighs(known: Facts, equation: Equation) -> bool:
+    """Whether an equation is a softmax whose result weighs other values, as attention that is written out does."""
+    if known.kind_of(equation) != SOFTMAX:
+        return False
+    readers = known.readers.get(equation.outputs[0].name, ())
+    return any(known.kind_of(reader) in (BILINEAR, PRODUCT) for reader in readers)

@@ -6,6 +6,7 @@ An entry has the program and what is no tensor of the module, and is a few hundr
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -39,7 +40,7 @@ def traced(classifier: Classifier, example: Tensor) -> tuple[Program, Params]:
     that is damaged is made anew, and a cache that cannot be written to is done without.
     Errors: `TraceError`.
     """
-    if not classifier.packages:
+    if not classifier.packages or _is_changed(classifier.model):
         return lrpfunc.functionalize(classifier.model, example)
     path = folder() / f"{_key(classifier, example)}.safetensors"
     own = _tensors_of(classifier.model)
@@ -60,13 +61,14 @@ def folder() -> Path:
 
 def _key(classifier: Classifier, example: Tensor) -> str:
     """A digest of all that a trace depends on: code by its version, the module's structure, weights by content."""
-    packages = ("lrpfunc", "torch", *classifier.packages)
-    digest = hashlib.sha256()
+    packages = ("torch", *classifier.packages)
+    digest = hashlib.sha256(_sources())
     about = {
         "versions": {name: _version(name) for name in packages},
         "python": platform.python_version(),
         "name": classifier.name,
         "module": re.sub(r" at 0x\w+", "", repr(classifier.model)),
+        "settings": [[name, _settings(module)] for name, module in classifier.model.named_modules()],
         "input": [list(example.shape), str(example.dtype)],
     }
     digest.update(json.dumps(about).encode())
@@ -74,6 +76,25 @@ def _key(classifier: Classifier, example: Tensor) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _is_changed(model: nn.Module) -> bool:
+    """Whether somebody hung code of their own into a model, or trains it."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks")
+    return any(module.training or any(vars(module).get(name) for name in hooks) for module in model.modules())
+
+
+def _settings(module: nn.Module) -> list:
+    """What a module was told, as far as it is plain: an eps, a flag, a stride."""
+    plain = {name: value for name, value in vars(module).items() if isinstance(value, (bool, int, float, str, tuple))}
+    return sorted((name, repr(value)) for name, value in plain.items())
+
+
+@functools.cache
+def _sources() -> bytes:
+    """The code of lrpfunc itself, which in a checkout changes under one version."""
+    root = Path(lrpfunc.__file__).parent
+    return b"".join(path.read_bytes() for path in sorted(root.rglob("*.py")))
 
 
 def _version(package: str) -> str:

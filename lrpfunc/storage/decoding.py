@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -50,6 +51,9 @@ class Decoder:
 
     def decode_dict(self, items: list) -> dict:
         return {self.decode(key): self.decode(item) for key, item in items}
+
+    def decode_ordered(self, items: list) -> OrderedDict:
+        return OrderedDict(self.decode_dict(items))
 
     def decode_slice(self, ends: list) -> slice:
         return slice(*self.decode(ends))
@@ -99,8 +103,8 @@ class Decoder:
     def decode_dataclass(self, content: list) -> Any:
         kind, given = content
         found = self.decode(kind)
-        if not is_dataclass(found):
-            raise FileError(f"'{found.__name__}' is no dataclass")
+        if not is_dataclass(found) or given.keys() != {field.name for field in fields(found) if field.init}:
+            raise FileError(f"'{found.__name__}' is no dataclass with the fields {', '.join(given)}")
         return found(**{name: self.decode(item) for name, item in given.items()})  # type: ignore[operator]
 
     def decode_rule(self, content: Any) -> Rule:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -68,7 +70,8 @@ class Encoder:
         if value is Ellipsis:
             return {"ellipsis": None}
         if isinstance(value, Mapping) and not is_dataclass(value):
-            return {"dict": [[self.encode(key), self.encode(item)] for key, item in value.items()]}
+            items = [[self.encode(key), self.encode(item)] for key, item in value.items()]
+            return {"ordered" if isinstance(value, OrderedDict) else "dict": items}
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             return {"named": [self.encode(type(value)), [self.encode(item) for item in value]]}
         if isinstance(value, tuple):
@@ -96,7 +99,9 @@ class Encoder:
     def _tensor(self, tensor: Tensor) -> Any:
         """Tensors that are one object are one in the file as well."""
         if id(tensor) not in self.names:
-            self.names[id(tensor)] = f"tensor.{len(self.names)}"
+            taken = set(self.names.values())
+            numbered = (f"tensor.{number}" for number in itertools.count(len(taken)))
+            self.names[id(tensor)] = next(name for name in numbered if name not in taken)
         name = self.names[id(tensor)]
         if name not in self.tensors:
             self.tensors[name] = _plain(tensor)

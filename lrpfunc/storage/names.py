@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import operator
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import is_dataclass
@@ -23,8 +24,12 @@ NAMED_BY_TORCH = (torch.dtype, torch.layout, torch.memory_format)
 OWN: dict[str, type] = {kind.__name__: kind for kind in (Program, Equation, Leaf, Report, Fate)}
 FUNCTIONS = "lrpfunc"
 
+# What runs when a dataclass is made, and the file of the base of Hugging Face's outputs.
+MAKING = ("__new__", "__init__", "__post_init__", "__setattr__", "__init_subclass__")
+HUGGING_FACE = os.path.join("transformers", "utils", "generic.py")
+
 # Whose dataclasses and named tuples models return; of other packages they are taken once somebody has imported them.
-KNOWN_PACKAGES = {"torch", "torchvision", "transformers", "timm"}
+KNOWN_PACKAGES = {"torchvision", "transformers", "timm"}
 
 
 def name_of_operator(found: Operator) -> str:
@@ -41,8 +46,11 @@ def operator_named(name: str) -> Callable:
         raise FileError(f"this torch ({torch.__version__}) has no operator '{name}'") from None
     if not isinstance(found, Operator):
         raise FileError(f"'{name}' is no operator")
-    if any(argument.name == "filename" for argument in schema_of(found).arguments):
-        raise FileError(f"'{name}' reads a file, which no model does")
+    taken = {str(argument.type).removeprefix("Optional[") for argument in schema_of(found).arguments}
+    if schema_of(found).is_mutable:
+        raise FileError(f"'{name}' writes to what it is given, which no equation does")
+    if "str" in taken and not any("Tensor" in kind for kind in taken):  # which reads a file, or prints
+        raise FileError(f"'{name}' makes something of a text alone, which no model does")
     return found
 
 
@@ -58,9 +66,9 @@ def function_named(name: str) -> Callable:
     home: Any = None
     if module == FUNCTIONS and not function.startswith("_"):
         home = functions
-    elif module == "operator" and hasattr(torch.SymInt, f"__{function}__"):  # arithmetic of sizes
+    elif module == "operator" and f"__{function.rstrip('_')}__" in vars(int):  # arithmetic of sizes
         home = operator
-    elif module == "math" and hasattr(torch.SymFloat, f"__{function}__"):
+    elif module == "math" and f"__{function}__" in vars(float):
         home = math
     elif module == "torch" and function.startswith("sym_"):
         home = torch
@@ -91,8 +99,23 @@ def class_named(name: str) -> type:
         raise FileError(f"there is no class {path} of {module}{hint}") from None
     if not isinstance(found, type) or not (is_dataclass(found) or is_named_tuple(found)):
         raise FileError(f"'{name}' is no dataclass and no named tuple")
+    if not (is_named_tuple(found) or _is_plain(found)):
+        raise FileError(f"'{name}' runs code of its own when one is made")
     return found
 
 
+def _is_plain(kind: type) -> bool:
+    """Whether a class just takes its fields, or is one of Hugging Face's outputs, which do hardly more."""
+    methods = (vars(base).get(name) for base in kind.__mro__ for name in MAKING)
+    return all(_is_harmless(method) for method in methods if method is not None)
+
+
+def _is_harmless(method: Any) -> bool:
+    """Whether a method is one that Python or `dataclasses` wrote, or Hugging Face's for all outputs."""
+    code = getattr(method, "__code__", None)
+    return code is None or code.co_filename == "<string>" or code.co_filename.endswith(HUGGING_FACE)
+
+
 def is_named_tuple(kind: type) -> bool:
-    return issubclass(kind, tuple) and hasattr(kind, "_fields")
+    """Whether a class is a named tuple as `collections` or `typing` make it, without code of its own."""
+    return kind.__bases__ == (tuple,) and hasattr(kind, "_fields") and _is_plain(kind)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -77,7 +77,9 @@ def _parts(what: Any) -> tuple[str, Any, Mapping[str, Tensor]]:
     if isinstance(what, Program):
         return "program", what, {}
     if isinstance(what, Canonical):
-        _, originals, names = what.restore.args  # type: ignore[attr-defined]
+        if not (isinstance(what.restore, partial) and what.restore.func is restored):
+            raise FileError("save takes a Canonical with the `restore` that canonize gave it.")
+        _, originals, names = what.restore.args
         named = {**{f"original.{name}": leaf for name, leaf in originals.items()}, **what.params}
         return "canonical", [what.fmodel, what.params, originals, names, what.report], named
     if isinstance(what, Prepared):
@@ -142,7 +144,7 @@ def read(path: Path, made: Callable[[str, Any], Any], device: str | torch.device
             raise FileError(f"its format is {header['format']}, and this lrpfunc reads up to {FORMAT}: update it")
         decoder = Decoder(tensors, header["variables"])
         return made(header["kind"], decoder.decode(header["content"]))
-    except (LrpError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (LrpError, LookupError, TypeError, ValueError, AttributeError, RuntimeError, ImportError) as error:
         reason = str(error) if isinstance(error, LrpError) else "it is damaged"
         by = f"lrpfunc {header.get('lrpfunc')} and torch {header.get('torch')}"
         raise FileError(f"{path} (saved by {by}) cannot be loaded: {reason.rstrip('.')}.") from error
@@ -151,25 +153,17 @@ def read(path: Path, made: Callable[[str, Any], Any], device: str | torch.device
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     import safetensors.torch
 
+    new = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # with the rights that new files have
+        safetensors.torch.save_file(dict(tensors), new, metadata)
+        os.replace(new, path)
     except OSError as error:
         raise FileError(f"{path} cannot be written: {error.strerror or error}.") from error
-    os.close(handle)
-    try:
-        safetensors.torch.save_file(dict(tensors), name, metadata)
-        os.chmod(name, 0o666 & ~_mask())
-        os.replace(name, path)
-    except (OSError, safetensors.SafetensorError) as error:
+    except safetensors.SafetensorError as error:
         raise FileError(f"{path} cannot be written: {error}.") from error
     finally:
-        Path(name).unlink(missing_ok=True)
-
-
-def _mask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        new.unlink(missing_ok=True)
 
 
 def _read(path: Path, device: str | torch.device) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -177,7 +171,7 @@ def _read(path: Path, device: str | torch.device) -> tuple[dict[str, Any], dict[
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise FileError(f"there is no file {path}.")
+        raise FileError(f"{path} is a folder, and no file." if path.is_dir() else f"there is no file {path}.")
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
             metadata = file.metadata() or {}
@@ -185,6 +179,9 @@ def _read(path: Path, device: str | torch.device) -> tuple[dict[str, Any], dict[
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118, as it is no mapping
     except (OSError, SafetensorError) as error:
         raise FileError(f"{path} is no file of lrpfunc.save, or a damaged one ({error}).") from error
+    except (RuntimeError, AssertionError) as error:  # as torch says that there is no such device
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise FileError(f"{path} cannot be loaded to the device '{device}' ({first}).") from error
     if KEY not in metadata:
         raise FileError(f"{path} holds tensors, but no program: lrpfunc.save did not write it.")
     try:
