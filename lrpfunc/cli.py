@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -124,17 +125,25 @@ Categories = Annotated[
     Path | None,
     typer.Option("--categories", help="A file with a class name per line, or a JSON list.", show_default=False),
 ]
+Cache = Annotated[bool, typer.Option("--cache/--no-cache", help="Keep traces of models that packages bring.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")]
 Colors = Annotated[str, typer.Option(help="A colour map of matplotlib or zennit.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")]
 
 
 def _classifier(
-    model: str, weights: str | None, size: int | None, mean: str | None, std: str | None, categories: Path | None
+    model: str,
+    weights: str | None,
+    size: int | None,
+    mean: str | None,
+    std: str | None,
+    categories: Path | None,
+    cache: bool,
 ) -> Classifier:
     from lrpfunc.pictures import classifiers
 
-    return classifiers.load(model, weights, size, _numbers("--mean", mean), _numbers("--std", std), categories)
+    classifier = classifiers.load(model, weights, size, _numbers("--mean", mean), _numbers("--std", std), categories)
+    return classifier if cache else replace(classifier, packages=())
 
 
 def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
@@ -180,6 +189,7 @@ def image(
     mean: Numbers = None,
     std: Numbers = None,
     categories: Categories = None,
+    cache: Cache = True,
     device: Device = "cpu",
     colors: Colors = "seismic",
     quantile: Annotated[
@@ -192,7 +202,7 @@ def image(
     """
     from lrpfunc.pictures import panels
 
-    classifier = _classifier(model, weights, size, mean, std, categories)
+    classifier = _classifier(model, weights, size, mean, std, categories, cache)
     style = panels.Style(colors, quantile)
     with ProgressBar("explaining") as bar:
         written, failed = panels.write(
@@ -217,12 +227,13 @@ def inspect(
     mean: Numbers = None,
     std: Numbers = None,
     categories: Categories = None,
+    cache: Cache = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
     """Show what becomes of each batch norm, and which rule each layer gets."""
     from lrpfunc.pictures import inspection
 
-    found = inspection.inspect(_classifier(model, weights, size, mean, std, categories), composite, canonize)
+    found = inspection.inspect(_classifier(model, weights, size, mean, std, categories, cache), composite, canonize)
     if as_json:
         typer.echo(json.dumps(inspection.as_json(found), indent=2))
     else:
@@ -255,6 +266,7 @@ def dataset(
     mean: Numbers = None,
     std: Numbers = None,
     categories: Categories = None,
+    cache: Cache = True,
     device: Device = "cpu",
     batch: Annotated[int, typer.Option(help="Samples at once.", min=1)] = 16,
     workers: Annotated[
@@ -278,7 +290,7 @@ def dataset(
             outcome = runs.run(
                 source,
                 out,
-                _classifier(model, weights, size, mean, std, categories),
+                _classifier(model, weights, size, mean, std, categories, cache),
                 composite=composite,
                 targets=targets or ["top"],
                 canonize=canonize,

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -13,7 +14,7 @@ import sys
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -129,6 +130,7 @@ VALUES = st.recursive(
 )
 
 
+@settings(deadline=None, derandomize=True, database=None)
 @given(VALUES)
 def test_values(value):
     again = there_and_back(value)
@@ -320,13 +322,18 @@ def test_files_of_others(path):
             lrpfunc.load(path)
 
 
+@functools.cache
+def linear():
+    return lrpfunc.functionalize(nn.Linear(3, 2), x_of())
+
+
 def edited(path, change):
     """A saved linear layer whose header was changed."""
-    lrpfunc.save(path, lrpfunc.functionalize(nn.Linear(3, 2), x_of()))
+    lrpfunc.save(path, linear())
     with safetensors.safe_open(path, framework="pt") as file:
-        header, tensors = json.loads(file.metadata()["lrpfunc"]), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-    text = change(json.dumps(header))
-    safetensors.torch.save_file(tensors, path, {"lrpfunc": text})
+        header = json.loads(file.metadata()["lrpfunc"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    safetensors.torch.save_file(tensors, path, {"lrpfunc": change(json.dumps(header))})
 
 
 VERSIONS = f"lrpfunc {lrpfunc.__version__} and torch {torch.__version__}"
@@ -369,6 +376,7 @@ def test_an_ill_formed_program_is_refused(path):
         lrpfunc.load(path)
 
 
+@settings(max_examples=150, deadline=None, derandomize=True, database=None)
 @given(st.data())
 def test_mutations_of_a_header_give_no_other_error(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("mutated") / "saved.safetensors"

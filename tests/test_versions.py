@@ -21,6 +21,9 @@ def test_what_an_old_torch_cannot_do_is_left_out_there_only():
         "torch before 2.14: it counts open sizes wrongly in combinations"
     ]
     assert list(versions.reasons_against(name, {"torch": "2.14.1"})) == []
+    merged = "tests/test_zennit_parity.py::test_composite[resnet18-epsilon_plus]"
+    of_merged = [len(list(versions.reasons_against(merged, {"torch": v}))) for v in ("2.9.1", "2.10.0", "2.12.1")]
+    assert of_merged == [0, 1, 0]
     assert list(versions.reasons_against(name.replace("combinations", "conv2d"), {"torch": "2.8.0"})) == []
 
 

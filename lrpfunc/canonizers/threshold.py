@@ -93,9 +93,9 @@ threshold_relu = Fold(
     Source: zennit pull request 171; Motzkus et al. 2022, arXiv:2202.06621.
 
     >>> import lrpfunc, torch
-    >>> model = torch.nn.Sequential(torch.nn.BatchNorm1d(1, eps=0.0), torch.nn.ReLU(), torch.nn.Linear(1, 1)).eval()
+    >>> model = torch.nn.Sequential(torch.nn.BatchNorm1d(1, eps=0.5), torch.nn.ReLU(), torch.nn.Linear(1, 1)).eval()
     >>> fmodel, params = lrpfunc.functionalize(model, torch.ones(1, 1))
-    >>> shifted = {**params, "0.bias": torch.tensor([3.0])}
+    >>> shifted = {**params, "0.bias": torch.tensor([3.0]), "0.running_var": torch.tensor([0.5])}
     >>> program, folded = lrpfunc.canonizers.threshold_relu(fmodel, shifted)
     >>> [equation.operator for equation in program.equations]
     ['threshold_relu', 'linear']

@@ -19,6 +19,7 @@ from lrpfunc.errors import ModelError, TargetError, TraceError, near_misses
 from lrpfunc.pictures import DEFAULT_COMPOSITE
 from lrpfunc.pictures.classifiers import Classifier, named_object
 from lrpfunc.pictures.hdf5 import UNKNOWN
+from lrpfunc.pictures.traces import traced
 from lrpfunc.program import Program
 
 COMPOSITES: Mapping[str, Callable[[Classifier], Composite]] = {
@@ -123,7 +124,7 @@ def explainer(
             f"they have {example.shape[1]}. Give --mean and --std; 0 and 1 if inputs are pixels from 0 to 1."
         )
     try:
-        program, params = lrpfunc.functionalize(classifier.model, example)
+        program, params = traced(classifier, example)
     except TraceError as error:
         shape = "x".join(map(str, example.shape[1:]))
         raise ModelError(f"{classifier.name} cannot be traced with an input of {shape}: {error}") from error

@@ -1,5 +1,5 @@
 """Programs, canonical forms and prepared explanations in files."""
 
-from lrpfunc.storage.saving import load, save
+from lrpfunc.storage.saving import load, read, save, write
 
 __all__ = ["load", "save"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,19 +47,7 @@ def save(path: str | os.PathLike, what: Saved) -> None:
     >>> torch.equal(again(same, torch.ones(1, 3)), fmodel(params, torch.ones(1, 3)))
     True
     """
-    from lrpfunc import __version__
-
-    kind, content, params = _parts(what)
-    encoder = Encoder({id(leaf): name for name, leaf in params.items()})
-    header = {
-        "format": FORMAT,
-        "lrpfunc": __version__,
-        "torch": torch.__version__,
-        "kind": kind,
-        "content": encoder.encode(content),
-        "variables": encoder.variables,
-    }
-    _write(Path(path), encoder.tensors, {KEY: json.dumps(header, allow_nan=False)})
+    write(Path(path), *_parts(what))
 
 
 def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> Any:
@@ -78,17 +66,7 @@ def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> Any:
     ...
     lrpfunc.errors.FileError: there is no file nothing.safetensors.
     """
-    path = Path(path)
-    header, tensors = _read(path, device)
-    try:
-        if header["format"] > FORMAT:
-            raise FileError(f"its format is {header['format']}, and this lrpfunc reads up to {FORMAT}: update it")
-        decoder = Decoder(tensors, header["variables"])
-        return _made(header["kind"], decoder.decode(header["content"]))
-    except (LrpError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        reason = str(error) if isinstance(error, LrpError) else "it is damaged"
-        by = f"lrpfunc {header.get('lrpfunc')} and torch {header.get('torch')}"
-        raise FileError(f"{path} (saved by {by}) cannot be loaded: {reason.rstrip('.')}.") from error
+    return read(Path(path), _made, device)
 
 
 # -- what is kept -----------------------------------------------------------------------------------------------------
@@ -138,6 +116,36 @@ def _made(kind: str, content: Any) -> Any:
 
 
 # -- the file ---------------------------------------------------------------------------------------------------------
+
+
+def write(path: Path, kind: str, content: Any, names: Mapping[str, Tensor]) -> None:
+    """Write a file. `names`: what tensors of the content are called in it. Errors: as `save`."""
+    from lrpfunc import __version__
+
+    encoder = Encoder({id(leaf): name for name, leaf in names.items()})
+    header = {
+        "format": FORMAT,
+        "lrpfunc": __version__,
+        "torch": torch.__version__,
+        "kind": kind,
+        "content": encoder.encode(content),
+        "variables": encoder.variables,
+    }
+    _write(path, encoder.tensors, {KEY: json.dumps(header, allow_nan=False)})
+
+
+def read(path: Path, made: Callable[[str, Any], Any], device: str | torch.device = "cpu") -> Any:
+    """What `made` makes of the kind and the content of a file. Errors: as `load`."""
+    header, tensors = _read(path, device)
+    try:
+        if header["format"] > FORMAT:
+            raise FileError(f"its format is {header['format']}, and this lrpfunc reads up to {FORMAT}: update it")
+        decoder = Decoder(tensors, header["variables"])
+        return made(header["kind"], decoder.decode(header["content"]))
+    except (LrpError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        reason = str(error) if isinstance(error, LrpError) else "it is damaged"
+        by = f"lrpfunc {header.get('lrpfunc')} and torch {header.get('torch')}"
+        raise FileError(f"{path} (saved by {by}) cannot be loaded: {reason.rstrip('.')}.") from error
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:

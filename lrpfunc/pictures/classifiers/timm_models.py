@@ -53,7 +53,7 @@ def of_timm(name: str, weights: str | None) -> Classifier:
         )
     config = _timm().data.resolve_model_data_config(model)
     mean, std = tuple(config["mean"]), tuple(config["std"])
-    return Classifier(name, model, _preprocessing(config), mean, std, _names(model), weights or DEFAULT)
+    return Classifier(name, model, _preprocessing(config), mean, std, _names(model), weights or DEFAULT, ("timm",))
 
 
 def _timm() -> Any:

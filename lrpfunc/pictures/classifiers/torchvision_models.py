@@ -37,7 +37,8 @@ def of_torchvision(name: str, weights: str | None) -> Classifier:
     # A fine-tuned head has other classes than those that the names are of.
     is_tuned = weights is not None and not is_named and outputs(model) not in (None, len(entry.meta["categories"]))
     categories = () if is_tuned else tuple(entry.meta["categories"])
-    return Classifier(name, model, preprocess, preprocess.mean, preprocess.std, categories, weights or DEFAULT)
+    origin = weights or DEFAULT
+    return Classifier(name, model, preprocess, preprocess.mean, preprocess.std, categories, origin, ("torchvision",))
 
 
 def standard(preset: Any) -> Standard:
