@@ -1,4 +1,4 @@
-"""The command line: `lrpfunc image`, `inspect`, `dataset`, `report`, `digits`, `demo`.
+"""The command line: `lrpfunc image`, `inspect`, `dataset`, `report`, `digits`, `demo`, `check`.
 
 Each command imports what it needs when it runs: torch takes seconds, `--help` and completion should not.
 """
@@ -384,3 +384,17 @@ def demo(
     console = Console()
     path = demo.show(out, console, photos, digits, seed)
     console.print(f"picture: {path}", soft_wrap=True, markup=False, highlight=False)
+
+
+@app.command()
+def check(device: Device = "cpu") -> None:
+    """Check the laws of an explanation on this machine, with its torch and a device of it; takes some seconds.
+
+    The exit code is 1 if one does not hold.
+    """
+    from lrpfunc.pictures import selfcheck
+
+    result = selfcheck.run(device)
+    selfcheck.table(result, _console())
+    if not result.holds:
+        raise typer.Exit(FAILED)

@@ -218,4 +218,15 @@ def tracing_alone() -> Iterator[None]:
             setattr(tracer_class, name, function)
 
 
+def mapped_nodes(graph: torch.fx.Graph) -> list[torch.fx.Node]:
+    """What a graph computes inside of `torch.vmap`, on values that have no memory of their own."""
+    depth, found = 0, []
+    for node in graph.nodes:
+        name = getattr(node.target, "__name__", "")
+        depth += (name == "_vmap_increment_nesting") - (name == "_vmap_decrement_nesting")
+        if depth:
+            found.append(node)
+    return found
+
+
 check_version(torch.__version__)

@@ -75,6 +75,15 @@ def imports(module: Module, names: set[str], lazy: bool = True) -> set[str]:
     return found & names - {module.name}
 
 
+def packages(module: Module) -> set[str]:
+    """What a module imports in whole, also inside functions: the first names, its own package's among them."""
+    found = set()
+    for node in _import_nodes(module.tree, lazy=True):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else [_origin(module, node)]
+        found.update(name.partition(".")[0] for name in names)
+    return found
+
+
 def _import_nodes(node: ast.AST, lazy: bool) -> Iterator[ast.Import | ast.ImportFrom]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import | ast.ImportFrom):

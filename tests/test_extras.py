@@ -2,14 +2,19 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
+import torch
 
-from lrpfunc import __main__
+from lrpfunc import __main__, digits
 from lrpfunc.errors import MissingExtraError
 from lrpfunc.extras import extra, is_installed
+from tests import house
 
 
 def test_an_extra_is_imported():
@@ -45,6 +50,35 @@ def test_hdf5_without_its_extra_says_how_to_get_it(monkeypatch, tmp_path):
         hdf5.opened(tmp_path / "run.h5").__enter__()
     with pytest.raises(MissingExtraError, match=r"^writing HDF5 needs h5py: pip install 'lrpfunc\[cli\]'$"):
         hdf5.create(tmp_path / "run.h5", hdf5.Schema(1, (1, 2, 2), 2, 1), {}, [])
+
+
+def test_pictures_without_torchvision_say_how_to_get_it(monkeypatch, tmp_path):
+    from lrpfunc.pictures import classifiers, panels
+    from lrpfunc.pictures.demo import photos
+
+    without(monkeypatch, "torchvision")
+    digits.write_images(tmp_path / "digits")
+    paths = [tmp_path / "digits" / "3" / "003.png"]
+    with pytest.raises(MissingExtraError) as error:
+        panels.write(paths, tmp_path / "out", classifiers.load("digits"))
+    assert str(error.value) == "preparing a picture needs torchvision: pip install 'lrpfunc[cli]'"
+    with pytest.raises(MissingExtraError) as error:
+        photos.blurred(torch.ones(1, 3, 8, 8))
+    assert str(error.value) == "blurring a photo needs torchvision: pip install 'lrpfunc[cli]'"
+
+
+PROJECT = tomllib.loads(Path(__file__).parents[1].joinpath("pyproject.toml").read_text())["project"]
+CORE = {re.split("[>=]", needed)[0] for needed in PROJECT["dependencies"]}
+IMPORTED_AS = {"pillow": "PIL"}
+
+
+@pytest.mark.parametrize("module", house.modules(), ids=lambda module: module.name)
+def test_a_plain_import_is_of_what_every_user_has(module):
+    """Python's own and the dependencies of the package. What an extra brings comes by `extra`, which says which."""
+    allowed = {"lrpfunc", "__future__", *sys.stdlib_module_names, *(IMPORTED_AS.get(name, name) for name in CORE)}
+    allowed |= {"sympy"}  # torch's
+    allowed |= {"typer"} if module.name == "lrpfunc.cli" else set()  # `__main__` asks for it by `extra` first
+    assert house.packages(module) <= allowed
 
 
 # -- what is imported when --------------------------------------------------------------------------------------------

@@ -388,6 +388,36 @@ def test_a_map_is_its_steps_one_after_another():
     torch.testing.assert_close(relevance, expected)
 
 
+def causal(self, x):
+    """Of the tokens before, by a mask that `vmap` makes of a function of two positions, as transformers 4 does."""
+    where = torch.arange(x.shape[1])
+    mask = torch.vmap(torch.vmap(lambda query, key: key <= query, (None, 0)), (0, None))(where, where)
+    x = self.fc(x)
+    return F.scaled_dot_product_attention(x, x, x, attn_mask=mask).sum(1)
+
+
+def squares(self, x):
+    return torch.vmap(lambda row: row * row + 1)(self.fc(x)).sum(1)
+
+
+@pytest.mark.parametrize(
+    ("mapped", "plain"),
+    [
+        (causal, lambda self, x: F.scaled_dot_product_attention(*[self.fc(x)] * 3, is_causal=True).sum(1)),
+        (squares, lambda self, x: (self.fc(x) * self.fc(x) + 1).sum(1)),
+    ],
+    ids=["mask", "product"],
+)
+def test_vmap_is_what_it_maps_for_the_whole_batch(mapped, plain):
+    """Where no layer is mapped, see `test_refusals.py`."""
+    x = x_of(2, 5, 3, dtype=torch.float64)
+    models = [Model(forward).double() for forward in (mapped, plain)]
+    (fmodel, params), (other, others) = (traced(model, x, at=[(x_of(3, 4, 3).double(),)]) for model in models)
+    assert not lrpfunc.explain(fmodel, composites.attn_lrp(), strict=True).fallbacks
+    expected = lrpfunc.attribute(other, others, x, composites.attn_lrp(), target=1)
+    torch.testing.assert_close(lrpfunc.attribute(fmodel, params, x, composites.attn_lrp(), target=1), expected)
+
+
 def loops(self, x):
     from torch._higher_order_ops.while_loop import while_loop
 

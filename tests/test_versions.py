@@ -17,19 +17,34 @@ TESTS = "\n".join(path.read_text() for path in sorted(Path(__file__).parent.glob
 
 def test_what_an_old_torch_cannot_do_is_left_out_there_only():
     name = "tests/test_table.py::test_a_row_has_the_kind_of_its_equation[combinations]"
-    assert list(versions.reasons_against(name, "2.8.0+cu128")) == [
+    assert list(versions.reasons_against(name, {"torch": "2.8.0+cu128"})) == [
         "torch before 2.14: it counts open sizes wrongly in combinations"
     ]
-    assert list(versions.reasons_against(name, "2.14.1")) == []
+    assert list(versions.reasons_against(name, {"torch": "2.14.1"})) == []
     merged = "tests/test_zennit_parity.py::test_composite[resnet18-epsilon_plus]"
-    assert [len(list(versions.reasons_against(merged, v))) for v in ("2.9.1", "2.10.0", "2.12.1")] == [0, 1, 0]
-    assert list(versions.reasons_against(name.replace("combinations", "conv2d"), "2.8.0")) == []
+    of_merged = [len(list(versions.reasons_against(merged, {"torch": v}))) for v in ("2.9.1", "2.10.0", "2.12.1")]
+    assert of_merged == [0, 1, 0]
+    assert list(versions.reasons_against(name.replace("combinations", "conv2d"), {"torch": "2.8.0"})) == []
 
 
-def test_nothing_is_left_out_here():
-    """This is the newest version of the table."""
+def test_what_an_old_transformers_cannot_do_is_left_out_there_only():
+    name = "tests/test_eager_oracle.py::test_cp_lrp_is_the_oracles[deberta-eager]"
+    (reason,) = versions.reasons_against(name, {"torch": "2.15.0", "transformers": "5.0.0"})
+    assert reason.startswith("transformers before 5.23: the oracle cannot see into its scripted functions")
+    assert list(versions.reasons_against(name, {"torch": "2.15.0", "transformers": "5.23.0"})) == []
+    assert list(versions.reasons_against(name, {"torch": "2.15.0"})) == []
+
+
+def test_nothing_is_left_out_by_the_newest():
+    """Of torch, as the table has it."""
     newest = max(versions.version_of(torch_version) for torch_version, _ in versions.ROWS)
-    assert all(limit.below <= newest for limit in versions.LIMITS)
+    assert all(limit.below <= newest for limit in versions.LIMITS if limit.package == "torch")
+
+
+def test_what_is_installed_is_found():
+    found = versions.installed()
+    assert versions.version_of(found["torch"]) == versions.version_of(torch.__version__)
+    assert set(found) <= {"torch", "transformers"}
 
 
 @pytest.mark.parametrize("limit", versions.LIMITS, ids=lambda limit: limit.tests[:40])

@@ -1,4 +1,4 @@
-"""What older versions of torch cannot do, and the suite under each version of torch and Python, as a table.
+"""What older torch and transformers cannot do, and the suite under each version of torch and Python, as a table.
 
 `python -m tests.versions [torch==2.8.0 ...] [--python 3.11 ...] [-- pytest arguments]` makes an environment for each in
 a folder of its own (uv, five minutes and five GB each, which it removes), installs lrpfunc with the extra `test` and
@@ -15,7 +15,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,11 +37,12 @@ ROWS = (
 
 
 class Limit(NamedTuple):
-    """Tests that a torch before `below`, and from `since` on, cannot pass: a pattern of their names, and why."""
+    """Tests that a package before `below`, and from `since` on, cannot pass: a pattern of their names, and why."""
 
     below: tuple[int, int]
     tests: str
     why: str
+    package: str = "torch"
     since: tuple[int, int] = (0, 0)
 
 
@@ -53,13 +56,14 @@ LIMITS = (
     Limit((2, 9), r"test_complex_values_move\[(filter|spectral)", "its vmap of real Fourier transforms fails in MKL"),
     Limit((2, 9), r"test_arguments_that_turn_signs\[alpha by position\]", "it has no such overload of add to trace"),
     Limit((2, 9), r"without_a_twin_are_errors\[into_lists", "it cannot trace unbind_copy(out=)"),
+    Limit((2, 14), r"test_transforms_inside_forward", "it says nothing of what goes wrong there"),
+    Limit((2, 10), r"test_vmap_is_what_it_maps", "it cannot export vmap, or not of masks"),
     Limit(
         (2, 12),
         r"test_composite_options\[.*-merged-|test_composite\[(resnet18|vgg11_bn)-",
         "it refuses the eps of 0 that zennit gives merged batch norms",
         since=(2, 10),
     ),
-    Limit((2, 14), r"test_transforms_inside_forward", "it says nothing of what goes wrong there"),
     Limit(
         (2, 14),
         r"\[(True-|False-)?combinations\]|test_every_pullback_has_a_sample",
@@ -69,6 +73,27 @@ LIMITS = (
     Limit((2, 14), r"test_a_scan_is_its_steps", "it gives scan's results wrong shapes for steps along another axis"),
     Limit((2, 14), r"test_what_has_no_derivative_says_so", "it takes what has no derivative for a constant"),
     Limit((2, 15), r"become_functional\[into_others\]", "it fixes the size of max(out=)"),
+    Limit(
+        (5, 0),
+        r"[\[-](mixtral|qwen2_moe|qwen3_moe|deepseek_v2|deepseek_v3|gpt_oss)\b",
+        "experts are called one by one, as tokens choose them",
+        "transformers",
+    ),
+    Limit(
+        (5, 0),
+        r"test_bfloat16_stays_finite.*-(bert|gpt2)\]",
+        "a mask has the lowest float32, above bfloat16's",
+        "transformers",
+    ),
+    Limit(
+        (5, 4), r"test_a_sequence_longer_than_the_models_positions", "its models do not say how many", "transformers"
+    ),
+    Limit(
+        (5, 23),
+        r"_is_the_oracles\[deberta-",
+        "the oracle cannot see into its scripted functions, which round to float32",
+        "transformers",
+    ),
 )
 
 
@@ -77,11 +102,18 @@ def version_of(text: str) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def reasons_against(test: str, torch_version: str) -> Iterator[str]:
-    """Why a test cannot pass under a version of torch."""
+def reasons_against(test: str, installed: Mapping[str, str]) -> Iterator[str]:
+    """Why a test cannot pass under the versions of packages that are installed."""
     for limit in LIMITS:
-        if limit.since <= version_of(torch_version) < limit.below and re.search(limit.tests, test):
-            yield f"torch before {limit.below[0]}.{limit.below[1]}: {limit.why}"
+        version = installed.get(limit.package)
+        if version and limit.since <= version_of(version) < limit.below and re.search(limit.tests, test):
+            yield f"{limit.package} before {limit.below[0]}.{limit.below[1]}: {limit.why}"
+
+
+def installed() -> dict[str, str]:
+    """The versions here of the packages that have limits."""
+    names = {limit.package for limit in LIMITS}
+    return {name: metadata.version(name) for name in names if find_spec(name)}
 
 
 # -- the table --------------------------------------------------------------------------------------------------------

@@ -116,7 +116,7 @@ def explainer(
     Errors: `ModelError` for an unknown composite or device, if the model cannot be traced, as with an input of a wrong
     size, and if it does not give logits (N, classes).
     """
-    where = _device(device)
+    where = device_named(device)
     rules = composite_named(composite, classifier)
     if len(classifier.mean) not in (1, example.shape[1]):
         raise ModelError(
@@ -156,7 +156,8 @@ def composite_named(name: str, classifier: Classifier) -> Composite:
     return COMPOSITES[name](classifier)
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """A device that tensors can be on. Errors: `ModelError`."""
     try:
         device = torch.device(name)
         torch.empty(0, device=device).cpu()  # "meta" has nothing to copy

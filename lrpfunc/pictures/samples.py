@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrpfunc.errors import FileError, LrpError, near_misses
+from lrpfunc.errors import FileError, LrpError, MissingExtraError, near_misses
 from lrpfunc.pictures import images
 from lrpfunc.pictures.classifiers import Classifier
 from lrpfunc.pictures.hdf5 import UNKNOWN, Failure
@@ -111,9 +111,14 @@ def class_numbers(folders: Sequence[str], categories: Sequence[str], classes: in
 
 
 def preprocessed(classifier: Classifier, image: Any) -> Tensor:
-    """The input (C, H, W) of an RGB picture. Errors: `FileError` if preprocessing fails or gives something else."""
+    """The input (C, H, W) of an RGB picture.
+
+    Errors: `FileError` if preprocessing fails or gives something else; `MissingExtraError`.
+    """
     try:
         x = classifier.preprocess(image)
+    except MissingExtraError:  # which other images would meet, too
+        raise
     except Exception as error:  # the user's own code may raise anything, and one image must not end a long run
         raise FileError(f"preprocessing failed: {type(error).__name__}: {error}") from error
     if not isinstance(x, Tensor) or x.dim() != 3:

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import is_dataclass
+from types import BuiltinFunctionType, FunctionType, WrapperDescriptorType
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ OWN: dict[str, type] = {kind.__name__: kind for kind in (Program, Equation, Leaf
 FUNCTIONS = "lrpfunc"
 
 # What runs when a dataclass is made, and the file of the base of Hugging Face's outputs.
-MAKING = ("__new__", "__init__", "__post_init__", "__setattr__", "__init_subclass__")
+MAKING = ("__new__", "__init__", "__post_init__", "__setattr__")
 HUGGING_FACE = os.path.join("transformers", "utils", "generic.py")
 
 # Whose dataclasses and named tuples models return; of other packages they are taken once somebody has imported them.
@@ -112,8 +113,11 @@ def _is_plain(kind: type) -> bool:
 
 def _is_harmless(method: Any) -> bool:
     """Whether a method is one that Python or `dataclasses` wrote, or Hugging Face's for all outputs."""
-    code = getattr(method, "__code__", None)
-    return code is None or code.co_filename == "<string>" or code.co_filename.endswith(HUGGING_FACE)
+    function = getattr(method, "__func__", method)  # `__new__` is a static method
+    if not isinstance(function, FunctionType):
+        return isinstance(function, (BuiltinFunctionType, WrapperDescriptorType))
+    file = function.__code__.co_filename
+    return file == "<string>" or file.endswith(HUGGING_FACE)
 
 
 def is_named_tuple(kind: type) -> bool:

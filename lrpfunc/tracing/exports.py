@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
 from torch.overrides import TorchFunctionMode
 
-from lrpfunc.compat import LOGGERS, all_sizes_alike, right_lstm_states, tracing_alone
+from lrpfunc.compat import LOGGERS, Operator, all_sizes_alike, mapped_nodes, right_lstm_states, tracing_alone
 from lrpfunc.errors import LrpError, TraceError
+from lrpfunc.operations import row_named
+from lrpfunc.program import operator_name
 from lrpfunc.tracing.graphs import is_symbolic
 from lrpfunc.tracing.refusals import failure
 from lrpfunc.tracing.sizes import Ranges, ranges_of, shapes_of_inputs
@@ -262,12 +264,27 @@ def _export_once(front: Front, params: list[Tensor], inputs: list[Tensor], axes:
     sizes = (*[None] * len(params), *(dict.fromkeys(opened, auto) if opened else None for opened in axes))
     try:
         with _quiet(), tracing_alone(), right_lstm_states(), torch.no_grad(), all_sizes_alike():
-            return torch.export.export(front, (*params, *inputs), dynamic_shapes={"tensors": sizes}, strict=False)
+            exported = torch.export.export(front, (*params, *inputs), dynamic_shapes={"tensors": sizes}, strict=False)
+            return _without_vmap(exported)
     except Exception as error:
         cause = error.error if isinstance(error, _Failed) else error
         if isinstance(cause, LrpError):
             raise cause from None
         raise TraceError(failure(cause, front.named_modules())) from cause
+
+
+def _without_vmap(exported):
+    """An export with `vmap` written out, as masks of attention are made by it in transformers 4.
+
+    As it is, and so refused later, where a layer is mapped, which becomes several equations; and where torch fails.
+    """
+    mapped = [node.target for node in mapped_nodes(exported.graph)]
+    if not mapped or any(isinstance(f, Operator) and row_named(operator_name(f)).positions for f in mapped):
+        return exported
+    try:
+        return exported.run_decompositions({})
+    except Exception:  # of torch, which cannot map along another axis than the first, say
+        return exported
 
 
 @contextlib.contextmanager

@@ -122,7 +122,7 @@ def _hint(text: str, where: str, frames: list[FrameType]) -> str:
     if "expert" in where:
         return (
             " The experts are called one by one, as tokens choose them: make the model with "
-            'experts_implementation="batched_mm", which transformers\' configurations and from_pretrained take.'
+            'experts_implementation="batched_mm", which configurations and from_pretrained of transformers 5 take.'
         )
     return " The model decides by a value that is only known when it runs: write it with torch.where."
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from lrpfunc.extras import extra
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -29,11 +31,10 @@ class Standard:
     interpolation: str = "bilinear"
 
     def __call__(self, image: Image.Image) -> Tensor:
-        from torchvision.transforms import InterpolationMode
-        from torchvision.transforms import functional as pictures
-
+        transforms = extra("torchvision.transforms", "cli", "preparing a picture")
+        pictures = transforms.functional
         image = image.convert("L" if len(self.mean) == 1 else "RGB")
-        image = pictures.resize(image, [self.resize or self.size], InterpolationMode(self.interpolation))
+        image = pictures.resize(image, [self.resize or self.size], transforms.InterpolationMode(self.interpolation))
         image = pictures.center_crop(image, [self.size])
         return pictures.normalize(pictures.to_tensor(image), list(self.mean), list(self.std))
 

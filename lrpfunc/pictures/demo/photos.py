@@ -18,6 +18,7 @@ import lrpfunc
 from lrpfunc import composites, heatmaps
 from lrpfunc.composites import Composite
 from lrpfunc.errors import InputError
+from lrpfunc.extras import extra
 from lrpfunc.pictures import classifiers
 from lrpfunc.pictures.classifiers import LITE, Classifier
 from lrpfunc.pictures.demo.flipping import Flipping, area_under, compare, patch_flipping, table
@@ -197,10 +198,9 @@ def compare_orders(
 
 def blurred(x: Tensor) -> Tensor:
     """Images (N, C, H, W) without what is smaller than some patches."""
-    from torchvision.transforms.functional import gaussian_blur
-
+    pictures = extra("torchvision.transforms.functional", "cli", "blurring a photo")
     size = 2 * int(3 * BLUR) + 1
-    return gaussian_blur(x, [size, size], [BLUR, BLUR])
+    return pictures.gaussian_blur(x, [size, size], [BLUR, BLUR])
 
 
 # -- what people see --------------------------------------------------------------------------------------------------
