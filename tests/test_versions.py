@@ -43,8 +43,9 @@ def test_nothing_is_left_out_by_the_newest():
 
 def test_what_is_installed_is_found():
     found = versions.installed()
+    assert found.keys() == {"torch", "transformers", "python"}
     assert versions.version_of(found["torch"]) == versions.version_of(torch.__version__)
-    assert set(found) <= {"torch", "transformers"}
+    assert versions.version_of(found["python"]) == sys.version_info[:2]
 
 
 @pytest.mark.parametrize("limit", versions.LIMITS, ids=lambda limit: limit.tests[:40])
