@@ -65,6 +65,7 @@ def schema_of(operator: Operator) -> Any:
 
 
 def overload_name(operator: Operator) -> str:
+    """Which of the operators of one name it is: "Tensor" of `add.Tensor`."""
     return operator._overloadname
 
 
@@ -77,6 +78,7 @@ def is_intercepted() -> bool:
 
 
 def is_inside_forward_ad() -> bool:
+    """Whether a forward-mode derivative is being taken."""
     return forward_ad._current_level >= 0
 
 
@@ -133,6 +135,11 @@ def outside_inference(namespace: str) -> Callable[[Callable], Callable]:
 def memory_of(tensor: Tensor) -> int:
     """A key of a tensor's memory. Errors: `NotImplementedError` for tensors without any."""
     return tensor.untyped_storage()._cdata
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether code that is not the module's own runs before or after its forward."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def hooks_before(module: nn.Module) -> list[Callable]:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import lrpfunc
+from lrpfunc.compat import has_hooks
 from lrpfunc.errors import FileError, LrpError
 from lrpfunc.extras import extra
 from lrpfunc.pictures.classifiers import Classifier
@@ -80,8 +81,7 @@ def _key(classifier: Classifier, example: Tensor) -> str:
 
 def _is_changed(model: nn.Module) -> bool:
     """Whether somebody hung code of their own into a model, or trains it."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks")
-    return any(module.training or any(vars(module).get(name) for name in hooks) for module in model.modules())
+    return any(module.training or has_hooks(module) for module in model.modules())
 
 
 def _settings(module: nn.Module) -> list:

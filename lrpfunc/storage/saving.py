@@ -186,10 +186,8 @@ def _read(path: Path, device: str | torch.device) -> tuple[dict[str, Any], dict[
         raise FileError(f"{path} holds tensors, but no program: lrpfunc.save did not write it.")
     try:
         header = json.loads(metadata[KEY])
-        return (header, tensors) if isinstance(header["format"], int) else _refuse(path)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise FileError(f"{path} is damaged: its header cannot be read.") from error
-
-
-def _refuse(path: Path) -> Any:
-    raise FileError(f"{path} is damaged: its header cannot be read.")
+    except (ValueError, RecursionError):
+        header = None
+    if not (isinstance(header, dict) and isinstance(header.get("format"), int)):
+        raise FileError(f"{path} is damaged: its header cannot be read.")
+    return header, tensors
