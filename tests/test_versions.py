@@ -84,6 +84,19 @@ def test_a_row_without_an_environment_is_red(tmp_path, monkeypatch, capsys):
     assert shown[-1].startswith("1.0      3.9     no environment: uv pip install -q failed, see ")
 
 
+def test_a_run_that_hangs_is_given_up_with_all_that_it_started(tmp_path, monkeypatch):
+    interpreter = tmp_path / "python"
+    interpreter.write_text("#!/bin/sh\nsleep 600 & echo $!; wait\n")
+    interpreter.chmod(0o755)
+    monkeypatch.setattr(versions, "_environment", lambda *_: interpreter)
+    monkeypatch.setattr(versions, "LONGEST", 3.0)
+    outcome = versions.run("1.0", "3.11", [], tmp_path)
+    log = tmp_path / "lrpfunc-torch-1.0-python-3.11.log"
+    assert (outcome.result, outcome.is_green) == (f"given up after 0 min, see {log}", False)
+    status = Path(f"/proc/{int(log.read_text())}/status")
+    assert not status.exists() or "zombie" in status.read_text()
+
+
 def test_options():
     assert versions._options([]).rows == list(versions.ROWS)
     options = versions._options(["2.8.0", "torch==2.9.1", "--python", "3.12", "--", "-k", "laws"])

@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,9 +21,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 ROOT = Path(__file__).parents[1]
+LONGEST = 3600.0  # seconds: a run waits for ever for a worker that crashed (pytest-xdist, by file)
 
 # The lowest and the highest torch, and some between; each Python at least once.
 ROWS = (
@@ -181,15 +183,26 @@ def run(torch_version: str, python: str, pytest: Sequence[str], logs: Path) -> O
     try:
         with log.open("w") as file:
             interpreter = _environment(folder, torch_version, python, file)
-            command = [interpreter, "-m", "pytest", "-p", "no:cacheprovider", *pytest]
-            found = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
-        passed = found.returncode == 0
-        result = _summary(log)
+            code = run_for([interpreter, "-m", "pytest", "-p", "no:cacheprovider", *pytest], LONGEST, file)
+        passed, result = code == 0, _summary(log)
     except subprocess.CalledProcessError as error:
         passed, result = False, f"no environment: {' '.join(map(str, error.cmd[:4]))} failed, see {log}"
+    except subprocess.TimeoutExpired as error:
+        passed, result = False, f"given up after {error.timeout / 60:.0f} min, see {log}"
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return Outcome(torch_version, python, result, time.monotonic() - start, passed)
+
+
+def run_for(command: Sequence[str | Path], seconds: float, log: IO[str]) -> int:
+    """The code that a command ends with. Errors: `TimeoutExpired`, with all that it started ended too."""
+    process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        return process.wait(seconds)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def _environment(folder: Path, torch_version: str, python: str, log) -> Path:
