@@ -223,7 +223,7 @@ def _read_arrays(path: Path) -> dict[str, Tensor | None]:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as loaded:
                 known = (*INPUT_KEYS, *LABEL_KEYS)  # others, such as names, may be anything
                 return {key: _tensor(loaded[key]) if key in known else None for key in loaded.files}
-        content = unpickled(path, mmap=True)
+        content = unpickled(path, mmap=True).content
     # zip, pickle and numpy have errors of their own for files that are broken or something else
     except Exception as error:
         raise FileError(

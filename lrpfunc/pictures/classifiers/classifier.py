@@ -46,6 +46,7 @@ class Classifier:
     `preprocess`: an RGB PIL image -> its input (C, H, W). `mean`, `std` (per channel): that input is
     (pixel - mean) / std of pixels from 0 to 1; without them it is taken for pixels. `categories`: a name per class, or
     none. `weights`: where the parameters are from. `packages`: whose code the model is, by name; none where the user's.
+    `notes`: what people should know of how it was loaded, in lines.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Classifier:
     categories: Sequence[str] = ()
     weights: str = ""
     packages: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def pixels(self, x: Tensor) -> Tensor:
         """Inputs (N, C, H, W) as people see them, from 0 to 1."""
