@@ -516,7 +516,7 @@ def test_parts_of_the_preprocessing_can_be_replaced(mine):
     ("options", "message"),
     [
         ({"size": 0}, "the size of the input must be a number of pixels >= 1, but is 0"),
-        ({"mean": (0.5, 0.5, 0.5)}, "one number .* or three .*, and std none that is 0, but are 0.5,0.5,0.5 and -1"),
+        ({"mean": (0.5, 0.5, 0.5)}, "one finite number .* or three .*, and std none that is 0, but are 0.5,0.5,0.5 and -1"),
         ({"mean": (0.5, 0.5), "std": (1.0, 1.0)}, "but are 0.5,0.5 and 1,1"),
         ({"std": (0.0,)}, "std none that is 0, but are 1 and 0"),
     ],

@@ -27,7 +27,7 @@ def digits_net(weights: str | None) -> Classifier:
     names = tuple(map(str, range(10)))
     origin = choice.label if choice else weights or DEFAULT
     notes = choice.notes if choice else ()
-    return Classifier(DIGITS, model, preprocess, preprocess.mean, preprocess.std, names, origin, OURS, notes)
+    return Classifier(DIGITS, model, preprocess, preprocess.mean, preprocess.std, names, origin, OURS, notes=notes)
 
 
 def has_photos() -> bool:
@@ -55,7 +55,7 @@ def efficientnet_lite0(weights: str | None) -> Classifier:
         model, choice = filled(_lite, read_state(weights))
         origin, notes = choice.label, choice.notes
     names = imagenet_names() if outputs(model) == CLASSES else ()
-    return Classifier(LITE, model, preprocess, preprocess.mean, preprocess.std, names, origin, PACKAGES, notes)
+    return Classifier(LITE, model, preprocess, preprocess.mean, preprocess.std, names, origin, PACKAGES, notes=notes)
 
 
 def _lite(classes: int = CLASSES) -> nn.Module:

@@ -55,7 +55,7 @@ def of_timm(name: str, weights: str | None) -> Classifier:
     mean, std = tuple(config["mean"]), tuple(config["std"])
     origin = choice.label if choice else weights or DEFAULT
     notes = choice.notes if choice else ()
-    return Classifier(name, model, _preprocessing(config), mean, std, _names(model), origin, ("timm",), notes)
+    return Classifier(name, model, _preprocessing(config), mean, std, _names(model), origin, ("timm",), notes=notes)
 
 
 def _timm() -> Any:

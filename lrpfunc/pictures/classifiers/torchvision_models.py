@@ -40,7 +40,9 @@ def of_torchvision(name: str, weights: str | None) -> Classifier:
     origin = choice.label if choice else weights or DEFAULT
     notes = choice.notes if choice else ()
     packages = ("torchvision",)
-    return Classifier(name, model, preprocess, preprocess.mean, preprocess.std, categories, origin, packages, notes)
+    return Classifier(
+        name, model, preprocess, preprocess.mean, preprocess.std, categories, origin, packages, notes=notes
+    )
 
 
 def standard(preset: Any) -> Standard:
