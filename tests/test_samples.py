@@ -128,7 +128,7 @@ def test_nothing_there(tmp_path):
     with pytest.raises(FileError, match=r"there are no images in .* or below it\. Images end in \.apng, .*\.png"):
         open_samples(tmp_path, classifier())
     tmp_path.joinpath("x.csv").touch()
-    with pytest.raises(FileError, match=r"x\.csv is neither a folder of images nor a file \.pt or \.npz"):
+    with pytest.raises(FileError, match=r"x\.csv is neither a folder of images nor a file \.pt, \.npz or \.npy"):
         open_samples(tmp_path / "x.csv", classifier())
 
 
