@@ -38,9 +38,11 @@ class Listing(NamedTuple):
             count = sum(self.endings.values())
             each = ", ".join(f"{many} {name}" for name, many in sorted(self.endings.items(), key=_by_count)[:6])
             more = ", ..." if len(self.endings) > 6 else ""
-            lines.append(f"{count:,} file{'s' * (count != 1)} left out that are no images: {each}{more}")
+            what = "files left out that are no images" if count > 1 else "file left out that is no image"
+            lines.append(f"{count:,} {what}: {each}{more}")
         if self.hidden:
-            lines.append(f"{self.hidden:,} hidden file{'s' * (self.hidden != 1)} or folders left out")
+            what = "hidden files or folders" if self.hidden > 1 else "hidden file or folder"
+            lines.append(f"{self.hidden:,} {what} left out")
         if self.several:
             lines.append(f"{self.several:,} file{'s' * (self.several != 1)} with several pages: each page is a sample")
         return tuple(lines)

@@ -23,6 +23,13 @@ def page_of(path: Path) -> tuple[Path, int]:
     return path.with_name(match[1]), int(match[2])
 
 
+def stem(path: Path) -> str:
+    """What pictures of a file or a page are called: `scan_2` of `scan.tif#2`."""
+    file, page = page_of(path)
+    name = file.name[: -len(".nii.gz")] if file.name.lower().endswith(".nii.gz") else file.stem
+    return f"{name}_{page}" if page else name
+
+
 def numbered(path: Path, page: int) -> Path:
     """The name of a page of a file, from 1."""
     return path.with_name(f"{path.name}{PAGE}{page}")

@@ -18,14 +18,14 @@ from lrpfunc.pictures.samples.sample import Sample, Samples
 class Batch(NamedTuple):
     """Samples that could be read, as inputs (n, C, H, W) and as seen, bytes (n, C, H, W), and those that could not.
 
-    `notices`: what to say of how they were read, a line for each that there is something to say of.
+    `notices`: what to say of how they were read, with their names.
     """
 
     indices: list[int]
     inputs: Tensor
     pixels: Tensor
     failures: list[Failure]
-    notices: list[str]
+    notices: list[tuple[str, str]]
 
 
 class Loader:
@@ -37,13 +37,13 @@ class Loader:
     def __getitem__(self, indices: Sequence[int]) -> Batch:
         """The samples at some positions."""
         good, inputs, failures = [], [], []
-        notices: list[str] = []
+        notices: list[tuple[str, str]] = []
         for index in indices:
             try:
                 sample = self._sample(index)
                 inputs.append(sample.x)
                 good.append(index)
-                notices += sample.notices
+                notices += [(self.samples.names[index], text) for text in sample.notices]
             except LrpError as error:
                 failures.append(Failure(index, images.printable(self.samples.names[index]), str(error)))
         stacked = torch.stack(inputs) if inputs else torch.empty(0, *self.shape)
