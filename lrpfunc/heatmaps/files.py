@@ -115,9 +115,7 @@ def _is_image(value: Any) -> bool:
 def _write_image(image: Any, path: Path, ending: str, options: dict[str, Any]) -> None:
     if ending in ("jpg", "jpeg") and image.mode not in ("L", "RGB", "CMYK"):
         named = checks.printable(path)
-        raise InputError(
-            f'cannot write {named}: a JPEG holds no image of mode {image.mode}. Save image.convert("RGB").'
-        )
+        raise InputError(f'cannot write {named}: a JPEG holds no image of mode {image.mode}. Use image.convert("RGB").')
     image.save(path, **options)
 
 

@@ -16,6 +16,7 @@ from lrpfunc.heatmaps.maps import as_array
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+DIRECT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 DEEP = ("I", "F")  # what the modes of PIL begin with that have more than eight bits for a channel
 
 
@@ -60,13 +61,18 @@ def _images(image: Any) -> list[Image]:
 
 
 def eight_bits(image: Image) -> Image:
-    """The image, if it is one whose values PIL turns into gray or RGB as they are meant."""
+    """The image, as one that PIL turns into gray and RGB with its values as they are meant."""
     if image.mode.startswith(DEEP):
         raise InputError(
             f"an image must have eight bits for a channel, but one is of mode {image.mode}. Scale its values to 0 to 1 "
             "and give them as a tensor (H, W)."
         )
-    return image
+    if image.mode in DIRECT:
+        return image
+    try:
+        return image.convert("RGB")
+    except ValueError:
+        raise InputError(f"an image must be of a mode that PIL turns into RGB, but one is of {image.mode}.") from None
 
 
 def rows_of_pictures(images: Any, is_array_fine: bool) -> list[list[Any]]:
