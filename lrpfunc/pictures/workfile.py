@@ -16,8 +16,8 @@ from lrpfunc.pictures.hdf5 import Failure, Run, Schema
 
 # What must be the same in a run that goes on. Of fingerprints, a message says what they are of.
 SAME = (
-    "model", "parameters", "preprocess", "mean", "std", "categories", "composite", "canonized", "targets", "shard",
-    "samples", "names", "batch",
+    "model", "parameters", "preprocess", "mean", "std", "categories", "output", "composite", "canonized", "targets",
+    "shard", "samples", "names", "batch",
 )  # fmt: skip
 FINGERPRINTS = {"parameters": "parameters", "categories": "names of classes", "names": "files"}
 
