@@ -123,7 +123,7 @@ def test_lines_draw_into_a_given_figure():
         ({"relevance": torch.zeros(1, 1, 1, 4)}, "relevance of shape (T,), (C, T) or (N, C, T), but got (1, 1, 1, 4)"),
         ({"relevance": torch.zeros(())}, "relevance of shape (T,), (C, T) or (N, C, T), but got ()"),
         ({"relevance": torch.zeros(2, 0)}, "lines needs at least one value, but the relevance has shape (2, 0)"),
-        ({"relevance": torch.tensor([1.0, torch.nan])}, "needs finite relevance, but 1 of 2 values are nan or infinite."),
+        ({"relevance": torch.tensor([1.0, torch.nan])}, "finite relevance, but 1 of 2 values are nan or infinite."),
         ({"relevance": torch.zeros(500, 3)}, "has 500: choose some, sum over channels, or, if time is not the last"),
         ({"values": VALUES[:3]}, "values must have the shape of the relevance, (4,), but have (3,)."),
         ({"values": VALUES / 0}, "values must be finite, but 4 of 4 are nan or infinite: fill gaps first."),
