@@ -33,6 +33,7 @@ from lrpfunc.heatmaps import (
 
 PICTURE = Image.new("RGB", (4, 4))
 MAP, VOLUME = torch.randn(4, 4), torch.randn(3, 4, 4)
+FEW_SLICES = {"relevance": VOLUME, "axis": 0, "count": 1}
 DENSE = nn.Linear(3, 2)
 
 
@@ -125,17 +126,17 @@ ARGUMENTS = [
     (lines, {"relevance": MAP}, "joint", "joint", (True,)),
     (lines, {"relevance": MAP}, "figure", "figure", (None, Figure)),
     (slices, {}, "relevance", "relevance", ()),
-    (slices, {"relevance": VOLUME}, "volume", "volume", (None,)),
-    (slices, {"relevance": VOLUME}, "axis", "axis", (None,)),
-    (slices, {"relevance": VOLUME}, "count", "count", (3,)),
-    (slices, {"relevance": VOLUME, "axis": 0}, "at", r"\bat\b", (None, range(3))),
-    (slices, {"relevance": VOLUME}, "window", "window", (None,)),
-    (slices, {"relevance": VOLUME}, "spacing", "spacing", ([1, 2, 3],)),
-    (slices, {"relevance": VOLUME}, "title", "title", ("x.png", "猫\n\x1b")),
-    (slices, {"relevance": VOLUME}, "opacity", "opacity", ()),
-    (slices, {"relevance": VOLUME}, "figure", "figure", (None, Figure)),
+    (slices, FEW_SLICES, "volume", "volume", (None,)),
+    (slices, FEW_SLICES, "axis", "axis", (None,)),
+    (slices, FEW_SLICES, "count", "count", (3,)),
+    (slices, FEW_SLICES, "at", r"\bat\b", (None, range(3))),
+    (slices, FEW_SLICES, "window", "window", (None,)),
+    (slices, FEW_SLICES, "spacing", "spacing", ([1, 2, 3],)),
+    (slices, FEW_SLICES, "title", "title", ("x.png", "猫\n\x1b")),
+    (slices, FEW_SLICES, "opacity", "opacity", ()),
+    (slices, FEW_SLICES, "figure", "figure", (None, Figure)),
     *((lines, {"relevance": MAP}, name, *rest) for name, rest in STYLE.items()),
-    *((slices, {"relevance": VOLUME}, name, *rest) for name, rest in STYLE.items()),
+    *((slices, FEW_SLICES, name, *rest) for name, rest in STYLE.items()),
 ]  # fmt: skip
 
 

@@ -63,7 +63,9 @@ def test_without_a_window_the_volume_goes_from_black_to_white():
 
 def test_channels_are_summed_and_of_volumes_averaged():
     relevance, volume = torch.stack([RELEVANCE, 2 * RELEVANCE]), torch.stack([VOLUME, VOLUME + 2])
-    found, expected = shown(slices(relevance, volume)), shown(slices(3 * RELEVANCE, VOLUME + 1))
+    found, expected = (
+        shown(slices(*both, axis=0, count=2)) for both in ((relevance, volume), (3 * RELEVANCE, VOLUME + 1))
+    )
     assert found.keys() == expected.keys()
     for name, picture in found.items():
         np.testing.assert_allclose(picture.astype(int), expected[name].astype(int), atol=1)
@@ -95,19 +97,19 @@ def test_voxels_have_the_sides_they_have():
 
 def test_the_bar_has_the_scale_and_the_limits():
     for limits, ends in ((None, (-END, END)), ((0, None), (0, RELEVANCE.max().item())), ((-1, 2), (-1, 2))):
-        drawn = slices(RELEVANCE, axis=0, limits=limits, colors="bwr")
+        drawn = slices(RELEVANCE, axis=0, count=1, limits=limits, colors="bwr")
         bar = drawn.axes[-1]
         assert bar.get_ylabel() == "relevance"
         assert bar.get_ylim() == pytest.approx(ends)
-    zeros = shown(slices(torch.zeros(2, 2, 2), limits=(0, 1), colors="bwr"))
+    zeros = shown(slices(torch.zeros(2, 2, 2), axis=0, limits=(0, 1), colors="bwr"))
     assert all((picture == 255).all() for picture in zeros.values())
 
 
 @pytest.mark.parametrize("scale", [5e-324, 1e-300, 1e200, 1.7e308])
 def test_slices_do_not_depend_on_the_size_of_numbers(scale, tmp_path):
     signs = RELEVANCE.sign()
-    drawn = slices(signs * scale, signs * scale)
-    for name, picture in shown(slices(signs, signs)).items():
+    drawn = slices(signs * scale, signs * scale, axis=1, count=2)
+    for name, picture in shown(slices(signs, signs, axis=1, count=2)).items():
         np.testing.assert_array_equal(shown(drawn)[name], picture)
     save(drawn, tmp_path / "slices.png")
 
@@ -115,7 +117,7 @@ def test_slices_do_not_depend_on_the_size_of_numbers(scale, tmp_path):
 def test_slices_draw_into_a_given_figure(tmp_path):
     whole = Figure(figsize=(8, 8), layout="constrained")
     upper, _ = whole.subfigures(2, 1)
-    assert slices(RELEVANCE, title="title", figure=upper) is upper
+    assert slices(RELEVANCE, count=1, title="title", figure=upper) is upper
     assert upper.get_suptitle() == "title"
     with Image.open(save(whole, tmp_path / "whole.png")) as written:
         assert written.size == (960, 960)
