@@ -5,4 +5,5 @@ from lrpfunc.attribution.explanations import Prepared, attribute, attribute_each
 from lrpfunc.attribution.front import explainer, relevance
 from lrpfunc.attribution.ledgers import Entry, Ledger, ledger
 from lrpfunc.attribution.plans import planned
+from lrpfunc.attribution.records import Trail, record
 from lrpfunc.attribution.targets import Target, index_tensor, is_int, mark
