@@ -69,9 +69,10 @@ class Passed:
 
     def content(self) -> tuple:
         """A pytree of all tensors, and `with_content` its inverse."""
-        segments: list = [
-            (s.values, s.records and [(r.operation, r.residuals) for r in s.records]) for s in self.segments
-        ]
+        segments: list[tuple[dict[str, Any], list | None]] = []
+        for segment in self.segments:
+            left = [(record.operation, record.residuals) for record in segment.records or ()]
+            segments.append((segment.values, None if segment.records is None else left))
         return self.plan.values, segments, self.inputs, self.output
 
     def with_content(self, content: tuple) -> Passed:
