@@ -144,9 +144,11 @@ class Prepared:
         """The relevance of the inputs; see `attribute`."""
         return _attribute(self.plan, x, target, at, checkpoint)
 
-    def record(self, x, at: str | Sequence[str] | None = None, checkpoint: int | None = None) -> Trail:
+    def record(
+        self, x, at: str | Sequence[str] | None = None, checkpoint: int | None = None, once: bool = False
+    ) -> Trail:
         """What one forward pass leaves behind; see the function of the same name."""
-        return recorded(self.plan, x, at, checkpoint)
+        return recorded(self.plan, x, at, checkpoint, once=once)
 
     def vjp(self, x, checkpoint: int | None = None) -> tuple[Any, Callable]:
         """The output and a pullback; see the function of the same name."""
