@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +22,7 @@ from lrpfunc.errors import RuleError
 from lrpfunc.operations import CONVOLUTION, DENSE, Operation
 from lrpfunc.program import add, divide, fast_paths, multiply
 from lrpfunc.rules.flows import Flow, factors
+from lrpfunc.rules.labels import Label, remade
 from lrpfunc.rules.rule import COEFFICIENTS, Rule, as_coefficients
 from lrpfunc.rules.stabilizers import Stabilizer
 from lrpfunc.rules.statements import ALL, NEGATIVE, ONES, POSITIVE, Branch, Make, SharedBias, Statement
@@ -36,7 +37,7 @@ class ClosedForm(NamedTuple):
     hoists: tuple[Callable[[Operation], Any], ...] = ()
 
 
-def rule(label: str, statement: Statement, closed: ClosedForm | None = None) -> Rule:
+def rule(label: Label, statement: Statement, closed: ClosedForm | None = None) -> Rule:
     """The rule that runs a statement, or its closed form where that fits."""
 
     def is_closed(operation: Operation) -> bool:
@@ -57,8 +58,7 @@ def rule(label: str, statement: Statement, closed: ClosedForm | None = None) -> 
 
     gives = COEFFICIENTS if statement.gives_coefficients else ""
     hoists = (statement.weights, statement.biases) if closed is None else closed.hoists
-    shares = functools.partial(of_parameters, statement)
-    return Rule(label, forward, backward, hoists, gives, any_layout=True, parameters=shares)
+    return Rule(label, forward, backward, hoists, gives, any_layout=True, parameters=Shares(label, statement))
 
 
 def _check_weighted(operation: Operation, inputs: Sequence[Tensor]) -> None:
@@ -293,6 +293,26 @@ def _as_relevances(moved) -> Flow | tuple[Flow, ...]:
 
 
 # -- parameters -------------------------------------------------------------------------------------------------------
+
+
+class Shares:
+    """What a statement gives a layer's parameters; pickled as the call of the rule that states it."""
+
+    def __init__(self, label: Label, statement: Statement):
+        self.label, self.statement = label, statement
+
+    def __call__(
+        self, operation: Operation, inputs: tuple[Tensor, ...], output: Tensor, relevance: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The relevance of weight and bias."""
+        return of_parameters(self.statement, operation, inputs, output, relevance)
+
+    def __reduce__(self):
+        return _shares_of, (self.label.name, self.label.arguments, self.label.keywords)
+
+
+def _shares_of(name: str, arguments: tuple, keywords: Mapping[str, Any]) -> Any:
+    return remade(name, arguments, keywords).parameters
 
 
 def of_parameters(

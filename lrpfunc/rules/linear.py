@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lrpfunc.errors import RuleError
 from lrpfunc.rules import closed_forms, engine
-from lrpfunc.rules.labels import call
+from lrpfunc.rules.labels import Label, call
 from lrpfunc.rules.rule import COEFFICIENTS, Rule, as_coefficients
 from lrpfunc.rules.stabilizers import Stabilizer, StabilizerLike, as_stabilizer, number
 from lrpfunc.rules.statements import ALL, NEGATIVE, ONES, POSITIVE, Branch, Make, Term, negative, positive, state, whole
@@ -97,7 +97,7 @@ def transform(stabilizer: StabilizerLike = 1e-6) -> Rule:
     return Rule(call("transform", stabilizer=stabilize), forward, backward, gives=COEFFICIENTS, any_layout=True)
 
 
-def _proportional(label: str, stabilize: Stabilizer, zero_bias: bool) -> Rule:
+def _proportional(label: Label, stabilize: Stabilizer, zero_bias: bool) -> Rule:
     branch = Branch((Term(whole, ALL),), _unless(zero_bias, whole))
     return engine.rule(label, state([branch], stabilize, needs_weight=False))
 
