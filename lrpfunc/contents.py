@@ -1,6 +1,6 @@
 """What `lrpfunc` is to those who import it: all public names, in one list. They come to the package when first used."""
 
-from lrpfunc import canonizers, composites, errors, heatmaps, rules, text
+from lrpfunc import attributors, canonizers, composites, errors, heatmaps, rules, text
 from lrpfunc.attribution import (
     Ledger,
     Prepared,
@@ -36,6 +36,7 @@ __all__ = [
     "Trail",
     "attribute",
     "attribute_each",
+    "attributors",
     "canonize",
     "canonizers",
     "composites",
