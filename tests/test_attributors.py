@@ -41,13 +41,11 @@ def one_hot(output, target=2):
 
 def test_the_gradient_is_zennits_and_captums(net):
     model, fmodel, params, x = net
-    got = gradient(fmodel, params, x, 2)
+    got, leaf = gradient(fmodel, params, x, 2), x.clone().requires_grad_()
     close(got, zennit.Gradient(model)(x, one_hot(model(x)))[1])
-    close(got.abs(), captum.Saliency(model).attribute(x.clone().requires_grad_(), target=2))
-    close(
-        gradient(fmodel, params, x, 2, times_input=True),
-        captum.InputXGradient(model).attribute(x.clone().requires_grad_(), target=2).detach(),
-    )
+    close(got.abs(), captum.Saliency(model).attribute(leaf, target=2))
+    products = captum.InputXGradient(model).attribute(leaf, target=2)
+    close(gradient(fmodel, params, x, 2, times_input=True), products.detach())
     close(gradient(fmodel, params, x), gradient(fmodel, params, x, model(x).argmax(1)))
     close(gradient(fmodel, params, x, lambda y: 3 * one_hot(y)), 3 * got)
 
