@@ -35,7 +35,7 @@ def write_run(path, attribution, *, details=None, categories=(), failures=(), **
         "label": prediction.argmax(1) if n else [],
         "index": np.arange(n),
         "target": target,
-        "logit": prediction[np.arange(n), target],
+        "logit": prediction[np.arange(n), np.minimum(target, prediction.shape[1] - 1)],  # of one logit, for
         "relevance_sum": attribution.sum(axis=(1, 2, 3)),
         "data": np.zeros(attribution.shape, dtype=np.uint8),
         "file": [f"{i}.png" for i in range(n)],

@@ -104,8 +104,14 @@ class Alikeness(NamedTuple):
 def alikeness(maps: np.ndarray, others: np.ndarray) -> Alikeness:
     """Compare maps (N, H, W) pixel by pixel."""
     one, other = (each.reshape(len(each), -1) for each in (maps, others))
-    centred = [each - each.mean(axis=1, keepdims=True) for each in (one, other)]
-    return Alikeness(_cosine(*centred), _cosine(one, other))
+    return Alikeness(_cosine(_centred(one), _centred(other)), _cosine(one, other))
+
+
+def _centred(maps: np.ndarray) -> np.ndarray:
+    """Maps less their means; one that is the same everywhere is zero, and not the rounding of its mean."""
+    centred = maps - maps.mean(axis=1, keepdims=True)
+    centred[np.ptp(maps, axis=1) == 0] = 0.0
+    return centred
 
 
 def _cosine(one: np.ndarray, other: np.ndarray) -> np.ndarray:

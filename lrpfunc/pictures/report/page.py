@@ -33,7 +33,17 @@ if TYPE_CHECKING:
 SIZE = 128
 SIZES = (8, 1024)
 SHARED = ("model", "parameters", "preprocess", "composite", "canonized", "targets", "output", "names")  # of all shards
-DIFFERENCES = ("composite", "model", "weights", "parameters", "canonized", "targets", "preprocess", "source", "names")
+# What makes a map what it is, and what it is called.
+DIFFERENCES = {
+    "composite": "composite",
+    "model": "model",
+    "weights": "weights",
+    "parameters": "values of parameters",
+    "canonized": "canonization",
+    "targets": "targets",
+    "preprocess": "preprocessing",
+    "names": "the list of samples",
+}
 SCRIPTS = ("data", "wording", "colours", "views", "choosing", "gallery", "means", "plot", "dialog", "start")
 
 
@@ -171,9 +181,9 @@ def _described(sides: Sequence[Side]) -> list[dict[str, Any]]:
 
 
 def _differences(sides: Sequence[Side]) -> list[str]:
-    """Which details of two runs differ, of those that make a map what it is."""
+    """In what two runs differ, of what makes a map what it is."""
     first, last = (details_of(each) for each in (sides[0], sides[-1]))
-    return [name for name in DIFFERENCES if first.get(name) != last.get(name)]
+    return [word for name, word in DIFFERENCES.items() if first.get(name) != last.get(name)]
 
 
 def _facts(sides: Sequence[Side], size: int) -> dict[str, Any]:

@@ -62,7 +62,7 @@ function alike(row) {
   return [
     ["Correlation of the maps", shownAs(row.correlation)],
     ["Cosine of the maps", shownAs(row.cosine)],
-    [`Change of the ${page.words[0]}`, change === null ? "none: they explain different ones" : number(change, 4)],
+    [`Change of the ${page.words[0]}`, change === null ? `none: each explains another ${page.thing}` : number(change, 4)],
     ...(areValues ? [] : [["Predictions", row.change === "same" ? "the same" : "different"]]),
   ];
 }

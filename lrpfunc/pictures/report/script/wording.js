@@ -67,8 +67,8 @@ function explained(side) {
 function figures(row) {
   if (comparing) {
     const alike = row.correlation === null ? "no correlation" : `correlation ${number(row.correlation, 3)}`;
-    const targets = row.sides.map(explained);
-    const both = row.sides[0].target === row.sides[1].target ? targets[0] : ["A ", ...targets[0], ", B ", ...targets[1]];
+    const [one, other] = row.sides.map((side) => name(className(side.target)));
+    const both = row.sides[0].target === row.sides[1].target ? [one] : [one, " (A), ", other, " (B)"];
     const change = difference(row);
     const from = change === null ? "" : ` · ${shortWord} ${change < 0 ? "−" : "+"}${number(Math.abs(change), 3)}`;
     return [`${alike}${from} · explains `, ...both];
