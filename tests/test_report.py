@@ -105,7 +105,9 @@ class Page(HTMLParser):
     def means(self):
         """Of each class: its number, and of each side (side, count, largest, levels)."""
         (means,) = self.json("id", "mean-maps")
-        return [(target, [(*each, decoded_levels(packed).tolist()) for *each, packed in found]) for target, found in means]
+        return [
+            (target, [(*each, decoded_levels(packed).tolist()) for *each, packed in found]) for target, found in means
+        ]
 
     def maps(self):
         """The relevance that the page shows."""

@@ -31,7 +31,9 @@ def test_each_sample_has_both_explanations(tmp_path):
     for i, row in enumerate(page.rows):
         sums = [each[i].sum(axis=0, dtype=float).ravel() for each in (maps, others)]
         assert row["correlation"] == pytest.approx(np.corrcoef(sums)[0, 1], rel=1e-5)
-        assert row["cosine"] == pytest.approx(sums[0] @ sums[1] / np.linalg.norm(sums[0]) / np.linalg.norm(sums[1]), rel=1e-5)
+        assert row["cosine"] == pytest.approx(
+            sums[0] @ sums[1] / np.linalg.norm(sums[0]) / np.linalg.norm(sums[1]), rel=1e-5
+        )
         for side, explanation in enumerate((row, row["other"])):
             best = logits[side, i].argmax()
             assert explanation["target"] == explanation["top"][0] == best
@@ -107,7 +109,9 @@ def test_where_a_name_stands_for_several_samples_their_numbers_tell(tmp_path):
 
 
 def test_alikeness_by_hand():
-    maps = np.array([[[1.0, 2, 3]], [[1, 0, 0]], [[0, 0, 0]], [[0.1, 0.1, 0.1]], [[1e-300, -1e-300, 0]], [[1e300, 0, 0]]])
+    maps = np.array(
+        [[[1.0, 2, 3]], [[1, 0, 0]], [[0, 0, 0]], [[0.1, 0.1, 0.1]], [[1e-300, -1e-300, 0]], [[1e300, 0, 0]]]
+    )
     others = np.array([[[2.0, 4, 6]], [[0, 2, 0]], [[1, 2, 3]], [[1, 2, 3]], [[-1e-300, 1e-300, 0]], [[1e300, 0, 0]]])
     found = alikeness(maps, others)
     np.testing.assert_allclose(found.correlation, [1, -0.5, np.nan, np.nan, -1, 1], rtol=1e-12)
@@ -144,7 +148,9 @@ def test_maps_of_another_size_are_brought_to_the_first_ones(tmp_path):
     large = maps.repeat(2, axis=2).repeat(2, axis=3)
     data = np.random.default_rng(0).integers(0, 255, maps.shape, dtype=np.uint8)
     one = write_run(tmp_path / "1.h5", maps, details={**ONE, "preprocess": "small"}, data=data)
-    other = write_run(tmp_path / "2.h5", large, details={**ONE, "preprocess": "large"}, data=255 - data.repeat(2, 2).repeat(2, 3))
+    other = write_run(
+        tmp_path / "2.h5", large, details={**ONE, "preprocess": "large"}, data=255 - data.repeat(2, 2).repeat(2, 3)
+    )
     for page in (compared(tmp_path, one, other), compared(tmp_path, other, one, size=8, overwrite=True)):
         assert [row["correlation"] for row in page.rows] == pytest.approx([1, 1])
         assert page.pictures[0][1].startswith("data:image/")  # another input
@@ -154,7 +160,9 @@ def test_maps_of_another_size_are_brought_to_the_first_ones(tmp_path):
 
 def test_rows_read_one_by_one_give_the_same_comparison(tmp_path, monkeypatch):
     one = write_run(tmp_path / "1.h5", relevance(5), details=ONE)
-    other = write_run(tmp_path / "2.h5", relevance(5, seed=1), details=OTHER, file=[f"{i}.png" for i in (4, 1, 3, 2, 0)])
+    other = write_run(
+        tmp_path / "2.h5", relevance(5, seed=1), details=OTHER, file=[f"{i}.png" for i in (4, 1, 3, 2, 0)]
+    )
     whole, calls = compared(tmp_path, one, other), []
     monkeypatch.setattr(report_rows, "BLOCK_BYTES", 1)
     page = compared(tmp_path, one, other, overwrite=True, progress=lambda done, of: calls.append((done, of)))
@@ -205,7 +213,9 @@ def test_values_are_compared_by_their_change(tmp_path):
 def test_runs_whose_predictions_mean_something_else_are_refused(tmp_path, other, what):
     one = write_run(tmp_path / "1.h5", relevance(), categories=["a", "b", "c"])
     two = write_run(tmp_path / "2.h5", relevance(), **other)
-    with pytest.raises(FileError, match=rf"1\.h5 and .*2\.h5 cannot be compared: they differ in {what}\. Write a report"):
+    with pytest.raises(
+        FileError, match=rf"1\.h5 and .*2\.h5 cannot be compared: they differ in {what}\. Write a report"
+    ):
         compared(tmp_path, one, two)
 
 

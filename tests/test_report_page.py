@@ -1,23 +1,14 @@
 """A report in a browser: a script goes through everything by mouse and keyboard and looks at what has changed."""
 
-import base64
-import io
-import shutil
-
 import numpy as np
 import pytest
 from matplotlib import colormaps
-from PIL import Image
 
 from lrpfunc.pictures.report import page as report_page
+from tests.browsers import decoded
 from tests.test_report import HOSTILE, relevance, write_run
 
 pytestmark = pytest.mark.dev
-
-sync_api = pytest.importorskip("playwright.sync_api")
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-if BROWSER is None:
-    pytest.skip("there is no Chromium", allow_module_level=True)
 
 CLASSES = ["zero", "one", "two", "three"]
 N = 12
@@ -29,38 +20,6 @@ TARGET = np.where(np.arange(N) == 5, 3, PREDICTED)
 CONFIDENT = 1 + np.array([3, 8, 1, 10, 0, 7, 11, 2, 9, 4, 6, 5])  # the predicted logit: the order of confidence
 MAPS = relevance(N, 1, 8, 8) * (1 + np.arange(N))[:, None, None, None]
 MAPS[:, 0, 0, 0] = 0
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def opened(browser):
-    """Opens a file in a window of its own; at the end, that there were no errors and no requests but for that file."""
-    contexts, wrong, requests = [], [], []
-
-    def goto(path, width=1280, height=900, **options):
-        context = browser.new_context(viewport={"width": width, "height": height}, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: wrong.append(message.text))
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("dialog", lambda dialog: wrong.append(dialog.message))
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto(path.as_uri())
-        return page
-
-    yield goto
-    for context in contexts:
-        context.close()
-    assert wrong == []
-    assert all(url.startswith(("file://", "data:")) for url in requests)
-    assert sum(url.startswith("file://") for url in requests) == len(contexts)
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +65,7 @@ def pixels(page, selector):
     """A canvas's pixels (H, W, 4), once it is painted."""
     page.wait_for_function("selector => document.querySelector(selector).width > 0", arg=selector)
     url = page.eval_on_selector(selector, "canvas => canvas.toDataURL()")  # as PNG, which is exact
-    with Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))) as image:
-        return np.asarray(image.convert("RGBA")).astype(int)
+    return decoded(url)
 
 
 def heat(page, row):
@@ -165,6 +123,56 @@ def test_filters_leave_what_fits(page):
     page.select_option("#result", "")
     search(page, " PIC-1")
     assert files(page) == [11, 10]
+
+
+def test_a_search_takes_several_words_of_files_and_classes(page):
+    search(page, "three PIC-0")
+    assert files(page) == expected([3, 5, 7, 2])  # predicted, explained or true
+    search(page, "  zero   08 ")
+    assert files(page) == [8]
+    search(page, "zero pic-09")
+    assert files(page) == []
+    search(page, "unknown")
+    assert files(page) == [9]
+
+
+def test_names_are_found_however_their_accents_are_written(opened, tmp_path):
+    path = write_run(tmp_path / "run.h5", relevance(2), file=["Zu\u0308rich.png", "Z\u00fcrich-2.png"])
+    page = opened(report_page.write([path], tmp_path / "report.html").path)
+    for text in ("z\u00fcrich", "ZU\u0308RICH"):
+        search(page, text)
+        assert page.locator("#gallery .card").count() == 2
+
+
+def test_nothing_happens_while_one_types_and_all_when_one_stops(browser, written):
+    context = browser.new_context()
+    page = context.new_page()
+    page.clock.install()
+    page.goto(written.as_uri())
+    page.clock.run_for(10)
+    page.focus("#search")
+    for letter in "pic-03":
+        page.keyboard.type(letter)
+        page.clock.run_for(100)
+        assert len(files(page)) == N
+    assert page.get_attribute("#gallery", "aria-busy") == "true"
+    page.clock.run_for(60)
+    assert files(page) == [3]
+    assert page.get_attribute("#gallery", "aria-busy") == "false"
+    page.keyboard.type("x")
+    page.keyboard.press("Enter")  # waits for nothing
+    assert files(page) == []
+    page.fill("#search", "pic-0")
+    page.keyboard.press("Enter")
+    page.keyboard.type("3")
+    page.click("#gallery .card")  # before the search has begun: what is shown stays until the dialog is closed
+    page.clock.run_for(1000)
+    assert len(files(page)) == 10
+    assert page.text_content("#dialog-title") == "pic-09.png"
+    page.keyboard.press("Escape")
+    assert files(page) == [3]
+    assert focused(page, "title") == "pic-03.png"
+    context.close()
 
 
 def test_show_all_clears_the_filters_and_nothing_else(page):
@@ -267,18 +275,24 @@ def test_a_class_mean_is_its_mean_and_filters_the_gallery(page):
 
 
 def plotted(page):
+    page.wait_for_function("() => document.getElementById('plot').ariaBusy === 'false'")
     return pixels(page, "#plot")
 
 
+def ratio(page):
+    plotted(page)
+    return page.text_content("#ratio")
+
+
 def test_the_plot_follows_the_filter_and_opens_samples(page):
-    assert page.text_content("#ratio") == "Median of sum / logit: 0.5."
+    assert ratio(page) == "Median of sum / logit: 0.5."
     everything = plotted(page)
     page.select_option("#result", "wrong")
     wrong = plotted(page)
     assert (everything != wrong).any()
     page.click("text=Show all")
     search(page, "pic-03")
-    assert page.text_content("#ratio") == "Median of sum / logit: 0.1."
+    assert ratio(page) == "Median of sum / logit: 0.1."
     # Where the only mark is: its colour is that of what is right.
     colour = page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--right')")
     rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
@@ -295,6 +309,7 @@ def test_the_plot_follows_the_filter_and_opens_samples(page):
 
 
 def test_the_plot_by_keyboard(page):
+    plotted(page)
     page.focus("#plot")
     order = np.argsort(2 * MAPS.sum(axis=(1, 2, 3)) * np.where(np.arange(N) == 3, 5, 1))
     page.keyboard.press("ArrowRight")
@@ -501,6 +516,7 @@ def test_hostile_names_are_shown_and_do_nothing(opened, tmp_path):
     assert page.text_content("#dialog-title") == HOSTILE
     assert page.locator(".top td").first.text_content() == f"{HOSTILE} (0)"
     page.keyboard.press("Escape")
+    plotted(page)
     page.focus("#plot")
     page.keyboard.press("ArrowRight")
     assert HOSTILE in page.text_content("#point")

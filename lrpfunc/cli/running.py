@@ -152,7 +152,5 @@ def report(
     from lrpfunc.pictures.report import page
 
     with ProgressBar("writing") as bar:
-        summary = page.write(
-            files, out, title=title, size=size, overwrite=overwrite, progress=bar, beside=beside or []
-        )
+        summary = page.write(files, out, title=title, size=size, overwrite=overwrite, progress=bar, beside=beside or [])
     output().print(f"{summary.path}: {counted(summary.samples, 'sample')}, {summary.bytes / 1e6:.1f} MB", markup=False)

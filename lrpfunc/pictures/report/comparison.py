@@ -52,8 +52,8 @@ def pairs(one: Side, other: Side) -> Pairs:
         found += _matched(first, rows[1].get(key, []), *targets)
     if not found:
         raise FileError(
-            f"{one.paths[0]} and {other.paths[0]} have no sample in common, by the names of the files: only runs on the "
-            "same data set can be compared."
+            f"{one.paths[0]} and {other.paths[0]} have no sample in common, by the names of the files: only runs on "
+            "the same data set can be compared."
         )
     alone = (len(rows[0].keys() - rows[1].keys()), len(rows[1].keys() - rows[0].keys()))
     both = rows[0].keys() & rows[1].keys()

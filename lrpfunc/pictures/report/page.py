@@ -21,7 +21,7 @@ from lrpfunc.errors import FileError, InputError
 from lrpfunc.pictures import hdf5
 from lrpfunc.pictures.outputs import LABELS, VALUES
 from lrpfunc.pictures.report import pixels, wording
-from lrpfunc.pictures.report.comparison import Pairs, check_comparable, pairs
+from lrpfunc.pictures.report.comparison import check_comparable, pairs
 from lrpfunc.pictures.report.rows import Means, blocks, step_of
 from lrpfunc.pictures.report.sides import Side, details_of, side
 from lrpfunc.pictures.report.verdicts import tally
@@ -67,11 +67,11 @@ def write(
     """Write one page of the files of a run; several files are its shards.
 
     `size`: the longer side of the pictures, in pixels; larger ones are averaged down. A page takes some 20 KB for each
-    explanation at 128 pixels, 6 KB at 64. `progress(done, of)`: called with numbers of explanations. `beside`: the files
-    of another run on the same samples, to be compared; what only one of the runs has is counted and left out.
-    Errors: `FileError` for files as `hdf5.opened` has it, for files of different runs, for runs that cannot be compared,
-    for an `out` that exists or has no folder; `InputError` for no files, one given twice, or an impossible size;
-    `OSError` where the system refuses to write.
+    explanation at 128 pixels, 6 KB at 64. `progress(done, of)`: called with numbers of explanations. `beside`: the
+    files of another run on the same samples, to be compared; what only one of the runs has is counted and left out.
+    Errors: `FileError` for files as `hdf5.opened` has it, for files of different runs, for runs that cannot be
+    compared, for an `out` that exists or has no folder; `InputError` for no files, one given twice, or an impossible
+    size; `OSError` where the system refuses to write.
     """
     paths, beside, out = [Path(path) for path in paths], [Path(path) for path in beside], Path(out)
     _check([*paths, *beside], paths, out, size, overwrite)

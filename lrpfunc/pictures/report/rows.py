@@ -86,7 +86,7 @@ def blocks(
 
 
 class _Part(NamedTuple):
-    """What one side has of a block: its columns, relevance as it is (N, H, W) and as it is shown, and which is finite."""
+    """What one side has of a block: columns, relevance as it is (N, H, W) and as it is shown, and which is finite."""
 
     side: Side
     columns: dict[str, np.ndarray]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from lrpfunc.pictures.outputs import LABELS, VALUES, Meaning
+from lrpfunc.pictures.outputs import LABELS, Meaning
 from lrpfunc.pictures.report.sides import Side
 
 RIGHT, WRONG, UNKNOWN = "right", "wrong", "unknown"
@@ -50,9 +50,7 @@ def said(meaning: Meaning, outputs: np.ndarray, labels: np.ndarray) -> Said:
     return Said(probabilities, ranked, probabilities, _results(meaning, probabilities, ranked, labels))
 
 
-def _results(
-    meaning: Meaning, probabilities: np.ndarray, ranked: np.ndarray, labels: np.ndarray
-) -> list[str | None]:
+def _results(meaning: Meaning, probabilities: np.ndarray, ranked: np.ndarray, labels: np.ndarray) -> list[str | None]:
     known = (labels >= 0) & (labels < probabilities.shape[1])
     if meaning.kind == LABELS:
         rows = np.arange(len(labels))

@@ -1,27 +1,26 @@
-"""What a page says in words: its headline, what a composite does, what was done; names that cannot disguise anything."""
+"""What a page says in words: its headline, what a composite does, what was done; and names that disguise nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-GRADIENT = "Sums need not be the {word}, as this is a kind of gradient."
+_DENSE = "Dense layers hand relevance on by what each input contributed, for and against;"
+_TWICE = f"{_DENSE} convolutions give what spoke for their output twice the weight of what spoke against it"
+_POSITIVE = f"{_DENSE} convolutions only to what spoke for their output"
+_GRADIENT = "Sums need not be the {word}, as this is a kind of gradient."
 IN_WORDS = {
     "epsilon": "Every layer hands relevance to its inputs by what each contributed, for and against.",
-    "epsilon_plus": "Dense layers hand relevance on by what each input contributed, for and against; convolutions only to "
-    "what spoke for it, which makes calm maps.",
-    "epsilon_plus_flat": "Dense layers hand relevance on by what each input contributed, for and against; convolutions "
-    "only to what spoke for it; the first layer spreads it evenly, so that maps show places rather than single pixels.",
-    "epsilon_gamma_box": "Dense layers hand relevance on by what each input contributed; convolutions favour what spoke "
-    "for it; the first layer takes into account which values pixels can have.",
-    "epsilon_alpha2_beta1": "Dense layers hand relevance on by what each input contributed; convolutions give what spoke "
-    "for it twice the weight of what spoke against it.",
-    "epsilon_alpha2_beta1_flat": "Dense layers hand relevance on by what each input contributed; convolutions give what "
-    "spoke for it twice the weight of what spoke against it; the first layer spreads it evenly.",
+    "epsilon_plus": f"{_POSITIVE}, which makes calm maps.",
+    "epsilon_plus_flat": f"{_POSITIVE}; the first layer spreads it evenly, so that maps show places, not pixels.",
+    "epsilon_gamma_box": f"{_DENSE} convolutions favour what spoke for their output; the first layer takes into "
+    "account which values pixels can have.",
+    "epsilon_alpha2_beta1": f"{_TWICE}.",
+    "epsilon_alpha2_beta1_flat": f"{_TWICE}; the first layer spreads it evenly.",
     "excitation_backprop": "Every layer hands relevance only to what spoke for its output: nothing speaks against.",
-    "deconvnet": f"The gradient, of which every ReLU passes only what is positive on its way back. {GRADIENT}",
-    "guided_backprop": f"The gradient, of which active ReLUs alone pass what is positive on its way back. {GRADIENT}",
-    "beta_smooth": f"The gradient of the network with smoothed ReLUs. {GRADIENT}",
+    "deconvnet": f"The gradient, of which every ReLU passes only what is positive on its way back. {_GRADIENT}",
+    "guided_backprop": f"The gradient, of which active ReLUs alone pass what is positive on its way back. {_GRADIENT}",
+    "beta_smooth": f"The gradient of the network with smoothed ReLUs. {_GRADIENT}",
 }
 # What a name may not hold: controls, what turns the direction of the text that follows, and letters that nobody sees.
 _HIDDEN = [*range(0x20), *range(0x7F, 0xA0), 0x00AD, 0x061C, 0x180E, 0x200B, 0x200E, 0x200F, *range(0x2028, 0x202F)]

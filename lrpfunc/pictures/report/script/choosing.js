@@ -59,7 +59,7 @@ function choose() {
   $("none").hidden = shown.length > 0;
   restart();
   markMeans();
-  layPlot();
+  laySoon();
   recolour();
   $("gallery").ariaBusy = "false";
 }

@@ -7,6 +7,15 @@ const COLOURS = ["right", "wrong", "unknown", "value", "first", "second", "ink",
 let points = []; // of what is shown: {x, y, i, row, side, kind}
 let areSorted = false; // by logit, for the keys
 let pointed = null;
+let laying = 0; // a timer
+
+// The plot comes after the list: of thousands of points it takes longer.
+function laySoon() {
+  clearTimeout(laying);
+  points = [];
+  plot.ariaBusy = "true";
+  laying = setTimeout(layPlot);
+}
 
 function median(values) {
   const sorted = Float64Array.from(values).sort();
@@ -37,11 +46,13 @@ function layPlot() {
   $("point").textContent = "";
   tellRatio();
   drawPlot();
+  plot.ariaBusy = "false";
 }
 
 function tellRatio() {
   const told = page.sides.map((_, k) => {
-    const ratios = points.filter(({ side, k: each }) => each === k && side.logit !== 0).map(({ side }) => side.sum / side.logit);
+    const ratios = [];
+    for (const { side, k: each } of points) if (each === k && side.logit !== 0) ratios.push(side.sum / side.logit);
     return ratios.length ? `${comparing ? `${LETTERS[k]} ` : ""}${number(median(ratios), 3)}` : "";
   });
   const found = told.filter(Boolean).join(", ");
@@ -71,7 +82,7 @@ function drawPlot() {
   for (const point of points) {
     point.x = x(point.side.logit);
     point.y = y(point.side.sum);
-    const place = `${point.kind} ${Math.round(point.x)} ${Math.round(point.y)}`;
+    const place = (COLOURS.indexOf(point.kind) * 8192 + Math.round(point.y)) * 8192 + Math.round(point.x);
     if (!taken.has(place)) drawMark(context, point, colours[point.kind]);
     taken.add(place);
   }
