@@ -143,7 +143,8 @@ def test_cards_show_both_runs(opened, pages):
     first, fourth = page.locator("#gallery .card").first, page.locator("#gallery .card").nth(3)
     assert first.locator(".verdict").all_text_contents() == ["A ✓ right: cat 96.5%", "B ✓ right: cat 96.5%"]
     assert fourth.locator(".verdict").all_text_contents() == ["A ✓ right: cat 96.5%", "B ✗ wrong: dog 96.5%, is cat"]
-    assert first.locator(".numbers").text_content().endswith(" · logit +0 · explains cat")
+    said = f"correlation {float(f'{correlations()[0]:.3g}'):g} · explains cat"
+    assert first.locator(".numbers").text_content() == said
     assert fourth.locator(".numbers").text_content().endswith(" · explains cat (A), dog (B)")
     for side, maps in enumerate((ONE, OTHER)):
         shown = pixels(page, f"#gallery li:first-child .heat[data-side='{side}']")[..., :3]

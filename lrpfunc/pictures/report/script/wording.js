@@ -70,7 +70,7 @@ function figures(row) {
     const [one, other] = row.sides.map((side) => name(className(side.target)));
     const both = row.sides[0].target === row.sides[1].target ? [one] : [one, " (A), ", other, " (B)"];
     const change = difference(row);
-    const from = change === null ? "" : ` · ${shortWord} ${change < 0 ? "−" : "+"}${number(Math.abs(change), 3)}`;
+    const from = !change ? "" : ` · ${shortWord} ${change < 0 ? "−" : "+"}${number(Math.abs(change), 3)}`;
     return [`${alike}${from} · explains `, ...both];
   }
   const [side] = row.sides;
