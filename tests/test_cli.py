@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -540,7 +541,7 @@ def test_help_tells_of_every_option(name):
 # -- terminals and pipes ----------------------------------------------------------------------------------------------
 
 
-def in_a_terminal(monkeypatch, *arguments):
+def in_a_terminal(monkeypatch, *arguments, columns=100):
     """What a command writes to a terminal."""
     import pty
 
@@ -552,7 +553,7 @@ def in_a_terminal(monkeypatch, *arguments):
             while data := os.read(ours, 65536):
                 written.append(data)
 
-    for name, value in {"TERM": "xterm-256color", "COLUMNS": "100"}.items():
+    for name, value in {"TERM": "xterm-256color", "COLUMNS": str(columns)}.items():
         monkeypatch.setenv(name, value)
     for name in ("NO_COLOR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
@@ -597,6 +598,69 @@ def test_the_command_as_it_is_typed(broken, tmp_path):
     assert run.returncode == 3
     assert run.stdout.startswith("x.h5: 2 explanations\n")
     assert run.stderr.endswith("\nerror: b.png is no image that Pillow can read\n")
+
+
+@pytest.mark.parametrize("columns", [20, 40, 60, 100])
+def test_a_narrow_terminal_shows_all_that_there_is(columns, folder, tmp_path, monkeypatch):
+    path = folder / "3" / "003.png"
+    shown = in_a_terminal(
+        monkeypatch, "image", path, "-m", "digits", "-c", "epsilon", "-o", tmp_path / "out", columns=columns
+    )
+    text = "".join(re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", shown).split())
+    assert "…" not in text
+    words = ("probability", "logit", "relevance", "sum", "3")
+    assert [word for word in words if word not in text] == []
+    assert str(path) in text or columns == 100  # where it is folded between columns
+
+
+BAD = "\x1b[31mcat\x07\u202egpj.exe"
+
+
+def test_names_of_classes_do_nothing_to_a_terminal(folder, tmp_path):
+    tmp_path.joinpath("names.json").write_text(json.dumps([BAD] * 10))
+    options = ("-m", "digits", "--categories", tmp_path / "names.json", "-o", tmp_path / "out")
+    answer = fine("image", folder / "3" / "003.png", *options)
+    assert "\\x1b[31mcat\\x07\\u202egpj.exe" in answer.stdout
+    assert not {"\x1b", "\x07", "\u202e"} & set(answer.output)
+    answer = lrp("image", folder / "3" / "003.png", *options, "-t", BAD + "!")
+    assert not {"\x1b", "\x07", "\u202e"} & set(answer.output)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_any_encoding_will_do(encoding, folder, tmp_path):
+    tmp_path.joinpath("names.json").write_text(json.dumps(["猫 ñ"] * 10))
+    command = [*COMMAND, "image", str(folder / "3" / "003.png"), "-m", "digits", "-o", str(tmp_path / "out")]
+    options = ["--categories", str(tmp_path / "names.json")]
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    run = subprocess.run([*command, *options], capture_output=True, env=environment)
+    assert (run.returncode, run.stderr) == (0, b"")
+    assert "\\u732b" in run.stdout.decode(encoding)
+    assert "3 pictures in" in run.stdout.decode(encoding)
+    shown = subprocess.run([*COMMAND, "--help"], capture_output=True, env=environment)
+    assert (shown.returncode, shown.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("command", "advice"),
+    [
+        ("image", "Pictures that are whole stay; the same command with --overwrite makes all."),
+        ("dataset", "The same command with --resume goes on from here."),
+        ("inspect", "Nothing was written; the same command begins anew."),
+    ],
+)
+def test_who_stops_a_command_is_told_how_to_go_on(sign, code, command, advice, folder, tmp_path, monkeypatch):
+    def stop(*arguments, **options):
+        os.kill(os.getpid(), sign)
+        raise AssertionError("never here: the signal is dealt with first")
+
+    monkeypatch.setattr(classifiers, "load", stop)
+    options = {"image": [folder / "3" / "003.png"], "dataset": [folder, "-o", tmp_path / "x.h5"], "inspect": []}
+    before = signal.getsignal(signal.SIGTERM)
+    answer = lrp(command, *options[command], "-m", "digits")
+    assert (answer.exit_code, answer.stdout, answer.stderr) == (code, "", f"\nstopped. {advice}\n")
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """Pictures of single images: which files there are, what is in them, and what is said about each."""
 
 import io
+import json
 import os
 import re
 from pathlib import Path
@@ -17,7 +18,7 @@ from lrpfunc import composites, digits, heatmaps
 from lrpfunc.errors import FileError, InputError, TargetError
 from lrpfunc.pictures import drawing, panels
 from lrpfunc.pictures.classifiers import Classifier, Standard
-from lrpfunc.pictures.outputs import CLASSES, Meaning
+from lrpfunc.pictures.outputs import BINARY, CLASSES, VALUES, Meaning
 
 KINDS = ("heatmap", "overlay", "panel")
 
@@ -138,6 +139,76 @@ def test_any_number_of_channels_can_be_seen(channels):
     seen = np.asarray(drawing.picture_of(values))
     expected = values if channels == 3 else values.mean(0, keepdim=True).expand(3, -1, -1)
     np.testing.assert_array_equal(seen, (expected * 255).round().byte().movedim(0, -1))
+
+
+# -- what made them ---------------------------------------------------------------------------------------------------
+
+
+def test_every_picture_says_what_made_it(written):
+    out, done, _ = written
+    for path in out.iterdir():
+        with Image.open(path) as image:
+            facts = json.loads(image.text["lrpfunc"])
+            assert image.text["Software"] == f"lrpfunc {lrpfunc.__version__}"
+            assert image.text["Description"].endswith(
+                f"digits (DEFAULT) · epsilon_plus_flat · lrpfunc {facts['lrpfunc']}"
+            )
+        (one,) = (d for d in done if d.image.name == facts["image"].split("/")[-1] and d.target == facts["target"])
+        assert facts["probability"] == one.probability
+        assert facts["score"] == one.score
+        assert (facts["model"], facts["weights"], facts["composite"]) == ("digits", "DEFAULT", "epsilon_plus_flat")
+        assert (facts["score_is"], facts["class"], facts["canonized"]) == ("logit", one.label, True)
+
+
+@pytest.mark.parametrize("file_format", drawing.FORMATS)
+def test_relevance_is_written_as_it_is(file_format, folder, classifier, tmp_path):
+    path, shipped = folder / "3" / "003.png", digits.load()
+    _, _, files, *_ = panels.write([path], tmp_path / "out", classifier, ["epsilon"], relevance=file_format)
+    assert files[-1].name == f"003.digits.epsilon.3.relevance.{file_format}"
+    loaded = np.load(files[-1])
+    x = shown(folder, "3/003.png")
+    fmodel, params, *_ = lrpfunc.canonize(*lrpfunc.functionalize(shipped.model, shipped.images))
+    expected = lrpfunc.attribute(fmodel, params, x, composites.epsilon(), target=3)[0]
+    relevance = loaded if file_format == "npy" else loaded["relevance"]
+    assert (relevance.shape, relevance.dtype) == ((1, 8, 8), np.float32)
+    np.testing.assert_allclose(relevance, expected, rtol=1e-4, atol=1e-6)
+    if file_format == "npz":
+        np.testing.assert_array_equal(loaded["input"], x[0])
+        np.testing.assert_allclose(loaded["output"], shipped.model(x).detach()[0], rtol=1e-4, atol=1e-5)
+        assert int(loaded["target"]) == 3
+        assert json.loads(str(loaded["about"]))["composite"] == "epsilon"
+
+
+def test_a_sheet_has_a_row_for_each_image_and_a_column_for_each_composite(folder, classifier, tmp_path, monkeypatch):
+    seen = []
+    figure = heatmaps.figure
+    monkeypatch.setattr(heatmaps, "figure", lambda *a, **k: seen.append((a, k)) or figure(*a, **k))
+    paths = [folder / str(i) / f"00{i}.png" for i in range(9)]
+    names = ("epsilon", "epsilon_plus")
+    done, _, files, *_ = panels.write(paths, tmp_path / "out", classifier, names)
+    sheets = [k for _, k in seen if k["columns"][0] == "input" and len(k["columns"]) == 3 and "rows" in k]
+    assert [len(k["rows"]) for k in sheets] == [8, 1]
+    assert [path.name for path in files[-2:]] == [f"comparison-{i}.digits.epsilon+epsilon_plus.png" for i in (1, 2)]
+    cells = next(a[0] for a, k in seen if len(k.get("rows", ())) == 8)
+    assert [len(row) for row in cells] == [3] * 8
+    for row, image in zip(cells, range(8), strict=True):
+        for column, composite in enumerate(names, start=1):
+            one = next(d for d in done if d.image == paths[image] and d.composite == composite)
+            alone = drawing.lookable(heatmaps.heatmap(one.relevance))
+            np.testing.assert_array_equal(np.asarray(row[column]), np.asarray(alone))
+    with Image.open(files[-1]) as sheet:
+        assert "epsilon, epsilon_plus" in sheet.text["Description"]
+    style = drawing.Style(scale=drawing.ONE)
+    done, *_ = panels.write(paths[:2], tmp_path / "one", classifier, names, style=style)
+    cells, maps = seen[-1][0][0], [one.relevance for one in done]  # by image, then composite
+    joint = [drawing.lookable(one) for one in heatmaps.heatmap(torch.stack(maps), joint=True)]
+    for drawn, expected in zip([cell for row in cells for cell in row[1:]], joint, strict=True):
+        np.testing.assert_array_equal(np.asarray(drawn), np.asarray(expected))
+
+
+def test_a_format_that_there_is_not(folder, classifier, tmp_path):
+    with pytest.raises(InputError, match="relevance is saved as npz or npy, but 'csv' was asked for"):
+        panels.write([folder / "3" / "003.png"], tmp_path / "out", classifier, relevance="csv")
 
 
 # -- names ------------------------------------------------------------------------------------------------------------
@@ -274,3 +345,21 @@ def test_the_table_takes_names_as_they_are(written):
     file = io.StringIO()
     panels.table(as_written([odd]), Console(file=file, width=1000))
     assert re.search(r"a\[red\]b\[/\]\.png +3 \[bold\]cat, tabby ", file.getvalue())
+
+
+def test_the_table_of_values_and_of_one_logit(written):
+    one = written[1][0]
+    for meaning, found, header in [
+        (
+            Meaning(VALUES, "mm"),
+            one._replace(probability=None, label="length"),
+            "image value of value in mm relevance sum",
+        ),
+        (Meaning(BINARY), one._replace(target=0, label="not 1"), "image class probability logit relevance sum"),
+        (Meaning(CLASSES, are_probabilities=True), one, "image class probability relevance sum"),
+    ]:
+        file = io.StringIO()
+        panels.table(as_written([found, found._replace(composite="other")], meaning), Console(file=file, width=1000))
+        head, first, second = file.getvalue().splitlines()
+        assert " ".join(head.split()) == header.replace("image", "image composite", 1)
+        assert (first.split()[1], second.split()[1]) == ("epsilon_plus_flat", "other")

@@ -9,7 +9,7 @@ import typer
 
 from lrpfunc.cli.application import app
 from lrpfunc.cli.failures import FAILED
-from lrpfunc.cli.options import Device
+from lrpfunc.cli.options import Device, Overwrite
 from lrpfunc.cli.words import output
 
 
@@ -32,6 +32,7 @@ def demo(
         int | None, typer.Option(help="How many handwritten digits to show instead.", show_default=False)
     ] = None,
     seed: Annotated[int, typer.Option(help="Chooses the digits and the random orders.")] = 0,
+    overwrite: Overwrite = False,
 ) -> None:
     """Explain photos, or handwritten digits, under several composites: a picture, and figures on what it is worth."""
     from rich.console import Console
@@ -39,8 +40,8 @@ def demo(
     from lrpfunc.pictures import demo
 
     console = Console()
-    path = demo.show(out, console, photos, digits, seed)
-    console.print(f"picture: {path}", soft_wrap=True, markup=False, highlight=False)
+    demo.show(out, console, photos, digits, seed, overwrite)
+    console.print(f"picture: {out}", soft_wrap=True, markup=False, highlight=False)
 
 
 @app.command()
