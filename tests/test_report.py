@@ -42,13 +42,10 @@ def write_run(path, attribution, *, details=None, categories=(), failures=(), **
     }
     columns["file"] = [name if isinstance(name, bytes) else name.encode() for name in columns["file"]]
     longest = max((len(name) for name in columns["file"]), default=1)
-    work = path.with_suffix(".work")
     schema = hdf5.Schema(n, attribution.shape[1:], prediction.shape[1], longest)
-    hdf5.create(work, schema, {"model": "net"} if details is None else details, list(categories))
-    if n:
-        with hdf5.writing(work) as writer:
-            writer.write(0, {name: np.asarray(entries) for name, entries in columns.items()})
-    hdf5.finish(work, path, n, [hdf5.Failure(*failure) for failure in failures])
+    rows = [(0, {name: np.asarray(entries) for name, entries in columns.items()})] if n else []
+    details = {"model": "net"} if details is None else details
+    hdf5.write(path, schema, details, list(categories), [hdf5.Failure(*failure) for failure in failures], rows)
     return path
 
 

@@ -11,18 +11,18 @@ import base64
 import hashlib
 import io
 import math
-import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from lrpfunc import heatmaps
 from lrpfunc.errors import FileError, InputError
 from lrpfunc.pictures import hdf5
+from lrpfunc.pictures.sidefiles import replacing
 from lrpfunc.pictures.workfile import check_out
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def write(
             "blocks": _blocks(runs, size, means, progress),
             "means": means,  # complete once the blocks have gone by
         }
-        with _replacing(out) as file:
+        with replacing(out) as file:
             for piece in _template().generate(page):
                 file.write(piece)
     return Summary(out, results.samples, out.stat().st_size)
@@ -124,19 +124,6 @@ def _identity(run: hdf5.Run) -> dict[str, Any]:
     """What the shards of a run have in common."""
     sizes = {"image size": run.schema.image, "number of classes": run.schema.classes, "class names": run.categories}
     return sizes | {name: run.details.get(name) for name in SHARED}
-
-
-@contextmanager
-def _replacing(out: Path) -> Iterator[TextIO]:
-    """A file that takes its name only when it is whole."""
-    part = out.with_name(f"{out.name}.{os.getpid()}.part")
-    try:
-        # Names of files need not be text: what cannot be written becomes a question mark.
-        with open(part, "w", encoding="utf-8", errors="replace", newline="\n") as file:
-            yield file
-        os.replace(part, out)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 # -- what is said of the whole run ------------------------------------------------------------------------------------

@@ -1,0 +1,78 @@
+"""A file of unknown origin is examined by another process; what comes back are numbers and texts, and no HDF5."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from lrpfunc.errors import FileError
+from lrpfunc.pictures import sidefiles
+from lrpfunc.pictures.hdf5 import structure
+from lrpfunc.pictures.hdf5.schema import Contents, Failure, Schema
+
+SECONDS = 120.0  # of the clock, should it wait for something; its time of the processor is bounded by itself
+ESCAPED = 6  # bytes in JSON for one of a text, at most
+CODE = """import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from lrpfunc.pictures.hdf5 import structure
+structure.main()"""
+
+
+def examined(path: Path, file: io.FileIO) -> Contents:
+    """What an open file holds but for its rows. Errors: `FileError` if it is not one of a run, or a damaged one."""
+    answer, was_stopped = _answer(path, file)
+    lines = answer.split(b"\n")
+    if lines[0] != structure.READY.encode():
+        raise FileError(f"{path} cannot be examined: no process could be started for it ({sys.executable}).")
+    found = [json.loads(line) for line in lines[1:-1]]
+    last = found[-1] if found else {}
+    if "refused" in last:
+        raise FileError(f"{path} {last['refused']}.")
+    if "whole" not in last:
+        reason = "reading it does not come to an end" if was_stopped else "reading it crashes, or needs too much memory"
+        raise FileError(f"{path} is no HDF5 file, or a damaged one: {reason}.")
+    rows, image, classes, name_bytes = found[0]["schema"]
+    return Contents(
+        Schema(rows, tuple(image), classes, name_bytes),
+        found[0]["offsets"],
+        found[0]["details"],
+        [name for line in found for name in line.get("categories", ())],
+        [Failure(*failure) for line in found for failure in line.get("failures", ())],
+    )
+
+
+def _answer(path: Path, file: io.FileIO) -> tuple[bytes, bool]:
+    """What the process prints, and whether it had to be stopped."""
+    here = [str(Path(__file__).parents[3]), *filter(None, sys.path)]
+    most = ESCAPED * os.fstat(file.fileno()).st_size + structure.BASE_BYTES
+    with sidefiles.named(path):
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-W", "ignore", "-c", CODE, json.dumps(here)],
+            stdin=file,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+        )
+    assert process.stdout is not None
+    stopped = threading.Event()
+
+    def stop() -> None:
+        stopped.set()
+        process.kill()
+
+    timer = threading.Timer(SECONDS, stop)
+    timer.start()
+    try:
+        answer = process.stdout.read(most)
+    finally:
+        timer.cancel()
+        process.kill()
+        process.stdout.close()
+        code = process.wait()
+    return answer, stopped.is_set() or code == -getattr(signal, "SIGXCPU", 0)
