@@ -400,7 +400,9 @@ def test_a_link_stays_and_what_is_no_file_is_left_alone(folder, classifier, tmp_
 def test_a_damaged_journal_is_an_error(folder, classifier, tmp_path):
     out = tmp_path / "run.h5"
     interrupted(folder, out, classifier)
-    (tmp_path / "run.h5.journal").write_text("{nonsense}\n")
+    journal = tmp_path / "run.h5.journal"
+    text = journal.read_bytes()
+    journal.write_bytes(text.replace(b'"batch": 0', b'"batch": 5'))
     with pytest.raises(FileError, match=r"journal is damaged: begin anew with --overwrite"):
         runs.run(folder, out, classifier, batch=8, resume=True)
 
@@ -492,7 +494,7 @@ def interrupt(moment, action):
 
         return call
 
-    for name in ("pwrite", "replace", "ftruncate", "unlink", "posix_fallocate", "fsync"):
+    for name in ("pwrite", "replace", "ftruncate", "unlink", "posix_fallocate", "fsync", "fdatasync"):
         setattr(os, name, at(getattr(os, name), name))
 
 
@@ -611,7 +613,7 @@ def test_a_journal_cut_in_the_middle_of_a_line_is_mended(folder, classifier, tmp
     interrupted(folder, out, classifier, after=3)
     journal = tmp_path / "run.h5.journal"
     text = journal.read_bytes()
-    assert [json.loads(line)["rows"] for line in text.splitlines()] == [8, 16, 24]
+    assert [json.loads(line)["rows"] for line in text.splitlines()[2:]] == [8, 16, 24]
     journal.write_bytes(text[:-5])
     assert runs.run(folder, out, classifier, batch=8, resume=True).written == 24
     runs.run(folder, tmp_path / "whole.h5", classifier, batch=8)

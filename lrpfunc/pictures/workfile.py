@@ -251,7 +251,7 @@ def _discard(path: Path) -> None:
     except FileNotFoundError:
         return
     with io.FileIO(descriptor, "r+b") as file:
-        if not sidefiles.is_signed(descriptor):
+        if not hdf5.is_begun(descriptor):
             _own_run(path, file)
         if sidefiles.is_at(path, descriptor):
             path.unlink()

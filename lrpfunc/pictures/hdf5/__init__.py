@@ -15,4 +15,4 @@ from lrpfunc.pictures.hdf5.schema import (
     Failure,
     Schema,
 )
-from lrpfunc.pictures.hdf5.writing import Columns, Writer, made, write
+from lrpfunc.pictures.hdf5.writing import Columns, Writer, is_begun, made, write

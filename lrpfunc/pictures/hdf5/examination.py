@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lrpfunc.errors import FileError
 from lrpfunc.pictures import sidefiles
@@ -37,13 +39,18 @@ def examined(path: Path, file: io.FileIO) -> Contents:
     if "whole" not in last:
         reason = "reading it does not come to an end" if was_stopped else "reading it crashes, or needs too much memory"
         raise FileError(f"{path} is no HDF5 file, or a damaged one: {reason}.")
-    rows, image, classes, name_bytes = found[0]["schema"]
+    return contents(found)
+
+
+def contents(lines: Sequence[Mapping[str, Any]]) -> Contents:
+    """The lines of `structure.described` in one."""
+    rows, image, classes, name_bytes = lines[0]["schema"]
     return Contents(
         Schema(rows, tuple(image), classes, name_bytes),
-        found[0]["offsets"],
-        found[0]["details"],
-        [name for line in found for name in line.get("categories", ())],
-        [Failure(*failure) for line in found for failure in line.get("failures", ())],
+        lines[0]["offsets"],
+        lines[0]["details"],
+        [name for line in lines for name in line.get("categories", ())],
+        [Failure(*failure) for line in lines for failure in line.get("failures", ())],
     )
 
 

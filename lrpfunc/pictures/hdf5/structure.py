@@ -43,7 +43,7 @@ def main() -> None:
     """Print what the file at standard input holds, or why it is refused, as lines of JSON."""
     import h5py
 
-    source = _Source(0, "rb", closefd=False)
+    source = Source(0, "rb", closefd=False)
     size = os.fstat(0).st_size
     _describe_a_good_one()  # which loads what is loaded when it is first used: then, no file can be opened
     _limit(size)
@@ -53,7 +53,7 @@ def main() -> None:
             file = h5py.File(source, "r")
         except OSError:
             raise RefusedError("is no HDF5 file, or a damaged one") from None
-        for line in _described(file, size):
+        for line in described(file, size):
             print(json.dumps(line))
         print(json.dumps({"whole": True}))
     except RefusedError as error:
@@ -69,10 +69,10 @@ def _describe_a_good_one() -> None:
 
     memory, _ = built(Schema(1, (1, 1, 1), 1, 1), {"model": "ä"}, ["ä"], [Failure(0, "ä", "ä")])
     with h5py.File(memory, "r") as file:
-        json.dumps(list(_described(file, memory.size)))
+        json.dumps(list(described(file, memory.size)))
 
 
-class _Source(io.FileIO):
+class Source(io.FileIO):
     """A file of which less than asked for is an error; the library would take what was in memory before."""
 
     def readinto(self, buffer: Any) -> int:
@@ -106,7 +106,7 @@ def _limit(size: int) -> None:
 # -- the checks -------------------------------------------------------------------------------------------------------
 
 
-def _described(file: h5py.File, size: int) -> Iterator[dict[str, Any]]:
+def described(file: h5py.File, size: int) -> Iterator[dict[str, Any]]:
     """Schema, places and details in one line; names of classes and failures in as many as they need."""
     details = _details(file)
     datasets = {name: _own(file, name, size) for name in (*Schema(0, (0, 0, 0), 0, 0).columns(), CATEGORIES, ERRORS)}

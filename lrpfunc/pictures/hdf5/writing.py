@@ -19,6 +19,7 @@ import numpy as np
 from lrpfunc.extras import extra
 from lrpfunc.pictures import sidefiles
 from lrpfunc.pictures.hdf5.schema import CATEGORIES, DETAILS, ERRORS, MAGIC, Contents, Failure, Schema
+from lrpfunc.pictures.sidefiles import SIGNATURE
 
 Columns = Mapping[str, np.ndarray]  # entries by the name of their column, all as many
 
@@ -77,6 +78,12 @@ def made(
             path.unlink(missing_ok=True)
             raise
     return Writer(path, descriptor, contents)
+
+
+def is_begun(descriptor: int) -> bool:
+    """Whether a file is one that `made` began and nobody sealed, or not to the last byte."""
+    head = os.pread(descriptor, len(MAGIC), 0)
+    return sidefiles.is_signed(descriptor) or head in [MAGIC[:n] + SIGNATURE[n:] for n in range(len(MAGIC))]
 
 
 def write(
