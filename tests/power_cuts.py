@@ -80,12 +80,12 @@ class Disk:
     # -- what is left -------------------------------------------------------------------------------------------------
 
     def lay_out(self, moment, folder, keeps):
-        """Write what a power cut leaves after so many events. `keeps()`: whether one more change came to the disk."""
+        """Write what a power cut leaves after so many events. `keeps`: one of those below."""
         names, files = dict(self.names), {number: bytearray(data) for number, data in self.kept.items()}
         pending = {}
         for kind, number, *what in self.events[:moment]:
             if kind in ("sync", "sync names"):
-                _apply(pending.pop(number, ()), names, files, lambda: True)
+                _apply(pending.pop(number, ()), names, files, everything)
             else:
                 pending.setdefault(None if kind == "name" else number, []).append((kind, number, *what))
         for changes in pending.values():
@@ -99,18 +99,19 @@ WATCHED = ("pwrite", "ftruncate", "posix_fallocate", "fsync", "fdatasync", "repl
 
 
 def _apply(changes, names, files, keeps):
-    for kind, number, *what in changes:
-        if kind == "name":
-            if keeps():
-                old, new = what
-                names.pop(old, None)
-                if new is not None:
-                    names[new] = number
-            continue
+    for count, (kind, number, *what) in enumerate(changes, start=1):
+        is_last = count == len(changes)
         data = files.setdefault(number, bytearray())
         if kind == "write":
-            _write(data, *what, keeps)
-        elif keeps():
+            _write(data, *what, lambda is_last=is_last: keeps(is_last))
+        elif not keeps(is_last):
+            pass
+        elif kind == "name":
+            old, new = what
+            names.pop(old, None)
+            if new is not None:
+                names[new] = number
+        else:
             size = what[0] if kind == "resize" else max(len(data), what[0])
             del data[size:]
             data.extend(bytes(size - len(data)))
@@ -129,7 +130,21 @@ def _write(data, offset, written, keeps):
         start = stop
 
 
-def chances(seed):
-    """Each change is on the disk or not, as a coin falls."""
+# What came to the disk, each asked for one change and whether it was the last one.
+
+
+def nothing(is_last):
+    return False
+
+
+def everything(is_last):
+    return True
+
+
+def the_last(is_last):
+    return is_last
+
+
+def by_chance(seed):
     generator = random.Random(seed)
-    return lambda: generator.random() < 0.5
+    return lambda is_last: generator.random() < 0.5

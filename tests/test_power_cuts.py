@@ -9,10 +9,11 @@ import h5py
 import pytest
 import torch
 
+from lrpfunc.errors import FileError
 from lrpfunc.pictures import hdf5, runs
 from lrpfunc.pictures.classifiers import Standard
 from lrpfunc.pictures.hdf5 import examination, reading, structure
-from tests.power_cuts import Disk, chances
+from tests.power_cuts import Disk, by_chance, everything, nothing, the_last
 
 NAMES = ["1/001.png", "3/003.png", "5/005.png", "6/006.png", "8/008.png"]
 BATCH = 2
@@ -32,8 +33,11 @@ class Counting:
 
 def examined_here(path, file):
     """What the other process would find, without one."""
-    with h5py.File(structure.Source(file.fileno(), "rb", closefd=False), "r") as opened:
-        return examination.contents(list(structure.described(opened, file.seek(0, 2))))
+    try:
+        with h5py.File(structure.Source(file.fileno(), "rb", closefd=False), "r") as opened:
+            return examination.contents(list(structure.described(opened, file.seek(0, 2))))
+    except (OSError, structure.RefusedError) as error:
+        raise FileError(str(error)) from error
 
 
 @pytest.fixture
@@ -80,7 +84,7 @@ def cut_everywhere(source, tmp_path, run, kinds, cuts=1):
             left = tmp_path / f"{moment}-{kind}"
             disk.lay_out(moment, left, keeps)
             if cuts > 1:
-                again, keeps = Disk(left), chances(moment)
+                again, keeps = Disk(left), by_chance(moment)
                 with again.watched():
                     run(source, left / "run.h5", resume=True)
                 shutil.rmtree(left)
@@ -92,15 +96,11 @@ def cut_everywhere(source, tmp_path, run, kinds, cuts=1):
     return moment + 1
 
 
-def all_or_nothing(keeps):
-    return lambda: keeps
-
-
 @pytest.mark.parametrize("broken", [False, True])
 def test_a_power_cut_at_any_moment_costs_a_batch_at_most(broken, folder, run, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # nothing but the watched disk need last
     monkeypatch.setattr(os, "fdatasync", lambda descriptor: None)
-    kinds = [("nothing", all_or_nothing(False)), ("all", all_or_nothing(True)), ("some", chances(0))]
+    kinds = [("nothing", nothing), ("everything", everything), ("the last", the_last), ("some", by_chance(0))]
     cut_everywhere(images(folder, tmp_path / "source", broken), tmp_path, run, kinds)
 
 
@@ -110,5 +110,5 @@ def test_two_power_cuts_at_any_moments(broken, folder, run, tmp_path, monkeypatc
     """The second one in the run that goes on; twenty draws of what came to the disk."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     monkeypatch.setattr(os, "fdatasync", lambda descriptor: None)
-    kinds = [(seed, chances(seed)) for seed in range(20)]
+    kinds = [(seed, by_chance(seed)) for seed in range(20)]
     cut_everywhere(images(folder, tmp_path / "source", broken), tmp_path, run, kinds, cuts=2)

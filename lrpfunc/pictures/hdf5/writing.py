@@ -83,7 +83,9 @@ def made(
 def is_begun(descriptor: int) -> bool:
     """Whether a file is one that `made` began and nobody sealed, or not to the last byte."""
     head = os.pread(descriptor, len(MAGIC), 0)
-    return sidefiles.is_signed(descriptor) or head in [MAGIC[:n] + SIGNATURE[n:] for n in range(len(MAGIC))]
+    return sidefiles.is_signed(descriptor) or (
+        head != MAGIC and head in [MAGIC[:n] + SIGNATURE[n:] for n in range(len(MAGIC))]
+    )
 
 
 def write(
