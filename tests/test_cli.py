@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -20,7 +21,9 @@ from typer.testing import CliRunner
 
 import lrpfunc
 from lrpfunc import __main__, cli, composites, digits
-from lrpfunc.pictures import classifiers, panels, runs
+from lrpfunc.pictures import classifiers, drawing, panels, runs
+from lrpfunc.pictures.outputs import CLASSES, Meaning
+from lrpfunc.pictures.progress import ProgressBar
 
 COMMAND = [sys.executable, "-c", "from lrpfunc.__main__ import main; main()"]
 ESCAPE = "\x1b"
@@ -74,20 +77,24 @@ def test_image_writes_pictures_and_prints_a_line_for_each_class(folder, tmp_path
 def test_image_hands_its_options_on(folder, tmp_path, monkeypatch):
     seen = {}
 
-    def write(files, out, classifier, composite, targets, canonize, device, style, progress):
+    def write(files, out, classifier, composites, targets, canonize, device, style, overwrite, relevance, progress):
         seen.update(locals())
-        return [], []
+        return panels.Written([], [], [], Meaning(CLASSES), ())
 
     monkeypatch.setattr(panels, "write", write)
     tmp_path.joinpath("names.txt").write_text("\n".join("abcdefghij"))
     options = (
-        "--composite epsilon --no-canonize --size 9 --mean 0.5 --std 0.25 --device cpu --colors bwr --quantile 0.9"
+        "--composite epsilon -c epsilon_plus --no-canonize --size 9 --mean 0.5 --std 0.25 --device cpu --colors bwr "
+        "--quantile 0.9 --scale one --save-relevance npy --overwrite --unit years --as-is"
     )
     options = [*options.split(), "--weights", "random", "--categories", tmp_path / "names.txt", "-t", "a", "-t", "top3"]
     fine("image", folder / "0" / "000.png", "--model", "digits", "--out", tmp_path / "o", *options)
     assert seen["files"] == [folder / "0" / "000.png"]
-    assert (seen["out"], seen["composite"], seen["targets"]) == (tmp_path / "o", "epsilon", ["a", "top3"])
-    assert (seen["canonize"], seen["device"], seen["style"]) == (False, "cpu", panels.Style("bwr", 0.9))
+    assert (seen["out"], seen["targets"]) == (tmp_path / "o", ["a", "top3"])
+    assert seen["composites"] == ["epsilon", "epsilon_plus"]
+    assert (seen["canonize"], seen["device"], seen["style"]) == (False, "cpu", drawing.Style("bwr", 0.9, "one"))
+    assert (seen["overwrite"], seen["relevance"]) == (True, "npy")
+    assert seen["classifier"].meaning == Meaning("values", "years", as_is=True)
     classifier = seen["classifier"]
     assert (classifier.name, classifier.weights, "".join(classifier.categories)) == ("digits", "random", "abcdefghij")
     assert classifier.preprocess == classifiers.Standard(9, (0.5,), (0.25,), 9)
@@ -104,6 +111,111 @@ def test_image_leaves_out_what_it_cannot_read(folder, broken, tmp_path):
     assert answer.stdout.splitlines()[-1] == f"3 pictures in {tmp_path / 'out'}"
 
 
+# -- what outputs mean ------------------------------------------------------------------------------------------------
+
+NETS = """
+import torch
+from torch import nn
+from lrpfunc.pictures.classifiers import Classifier, Standard
+
+def net(outputs, *end):
+    layer = nn.Linear(64, outputs)
+    nn.init.zeros_(layer.weight)
+    layer.bias.data = torch.tensor([-1.92, 0.5, 1.0])[:outputs]
+    own = Standard(8, (0.0,), (1.0,))
+    return Classifier("", nn.Sequential(nn.Flatten(), layer, *end), own, own.mean, own.std)
+
+one, sure, three, shares = net(1), net(1, nn.Sigmoid()), net(3), net(3, nn.Softmax(1))
+"""
+
+
+@pytest.fixture
+def nets(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    tmp_path.joinpath("nets_cli.py").write_text(NETS)
+    yield tmp_path
+    sys.modules.pop("nets_cli", None)
+
+
+@pytest.mark.parametrize(
+    ("options", "lines"),
+    [
+        ("nets_cli:one", ["1 12.79% -1.92"]),
+        ("nets_cli:one -t top", ["0 not 1 87.21% 1.92"]),
+        ("nets_cli:one -t not -t 1", ["0 not 1 87.21% 1.92", "1 12.79% -1.92"]),
+        ("nets_cli:sure", ["1 12.79% -1.92"]),
+        ("nets_cli:sure --as-is", ["1 12.79%"]),
+        ("nets_cli:one --regression", ["value 0 -1.92"]),
+        ("nets_cli:one --unit mm", ["value 0 -1.92"]),
+        ("nets_cli:three -t 1", ["1 36.53% 0.5"]),
+        ("nets_cli:three --multi-label -t 1", ["1 62.25% 0.5"]),
+        ("nets_cli:shares -t 1", ["1 36.53% 0.5"]),
+        ("nets_cli:shares -t 1 --as-is", ["1 36.53%"]),
+    ],
+)
+def test_the_table_says_what_the_output_means(options, lines, nets, folder):
+    answer = fine("image", folder / "3" / "003.png", "-m", *options.split())
+    head, *rows = answer.stdout.splitlines()[:-1]
+    assert [row.split()[1:-1] for row in rows] == [line.split() for line in lines]  # without file and sum
+    word = "value" if "regression" in options else "value in mm" if "unit" in options else "logit"
+    assert (word in head) == ("as-is" not in options)
+    assert ("probability" in head) == (word == "logit")
+
+
+def test_notes_are_no_results(nets, folder):
+    answer = fine("image", folder / "3" / "003.png", "-m", "nets_cli:shares")
+    assert answer.stderr == (
+        "note: nets_cli:shares ends in softmax: the logit in front of it is explained; --as-is explains what comes "
+        "out.\n"
+    )
+    assert "note: " not in answer.stdout
+
+
+def test_labels_are_no_values(nets, folder):
+    line = complaint(lrp("image", folder / "3" / "003.png", "-m", "nets_cli:one", "--multi-label", "--unit", "m"))
+    assert line == "error: outputs are either labels or values: give --multi-label, or --regression and --unit."
+
+
+def test_folders_0_and_1_are_classes_of_one_logit(nets):
+    for name in ("0/a", "0/b", "1/c"):
+        nets.joinpath("set", name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 200).save(nets / "set" / f"{name}.png")
+    answer = fine("dataset", "set", "-m", "nets_cli:one", "-o", "x.h5", "--workers", 0, "-t", "label")
+    assert answer.stdout == "x.h5: 3 explanations\n"
+    with h5py.File("x.h5") as file:
+        assert file["label"][:].tolist() == file["target"][:].tolist() == [0, 0, 1]
+        np.testing.assert_allclose(file["logit"][:], [1.92, 1.92, -1.92], rtol=1e-6)
+        assert json.loads(file.attrs["lrpfunc"])["output"]["kind"] == "binary"
+        assert json.loads(file.attrs["lrpfunc"])["targets"] == ["label"]
+
+
+# -- what is there already --------------------------------------------------------------------------------------------
+
+
+def test_pictures_that_exist_stay_without_overwrite(folder, tmp_path):
+    options = ("image", folder / "3" / "003.png", "-m", "digits", "-o", tmp_path / "out")
+    fine(*options)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    line = complaint(lrp(*options), cli.BAD_PATH)
+    assert line.endswith("heatmap.png exists: choose another --out, or give --overwrite.")
+    fine(*options, "-c", "epsilon")  # side by side
+    assert len(list((tmp_path / "out").iterdir())) == 6
+    assert {path: path.read_bytes() for path in before} == before
+    fine(*options, "--overwrite")
+    assert len(list((tmp_path / "out").iterdir())) == 6
+
+
+def test_several_composites_make_a_sheet(folder, tmp_path):
+    files = [folder / str(i) / f"00{i}.png" for i in range(5)]
+    options = ("-m", "digits", "-c", "epsilon", "-c", "epsilon_plus", "-t", "top2", "-o", tmp_path / "out")
+    answer = fine("image", *files, *options, "--save-relevance", "npz", "--scale", "one")
+    assert answer.stdout.splitlines()[0].split()[:3] == ["image", "composite", "class"]
+    assert answer.stdout.splitlines()[-1] == f"62 pictures in {tmp_path / 'out'}, and the relevance of 20 maps"
+    sheets = sorted(path.name for path in (tmp_path / "out").glob("comparison*"))
+    assert sheets == [f"comparison-{i}.digits.epsilon+epsilon_plus.png" for i in (1, 2)]
+
+
 # -- inspect ----------------------------------------------------------------------------------------------------------
 
 
@@ -116,7 +228,9 @@ def test_inspect_as_json_is_the_report_and_the_listing():
     rows = lrpfunc.explain(fmodel, composites.epsilon()).rows
     assert found.pop("equations") == [dict(zip(columns, (bool(row[0]), *row[1:]), strict=True)) for row in rows]
     assert found.pop("batch_norms") == fates
-    assert found == {"model": "digits", "weights": "DEFAULT", "classes": 10, "composite": "epsilon", "canonized": True}
+    output = {"kind": "classes", "unit": "", "are_probabilities": False}
+    about = {"model": "digits", "weights": "DEFAULT", "classes": 10, "output": output}
+    assert found == about | {"composite": "epsilon", "canonized": True}
     assert len(rows) > 10
     assert len(fates) == 4
 
@@ -214,7 +328,7 @@ def test_dataset_stopped_by_hand_says_how_to_go_on(folder, tmp_path, monkeypatch
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(cli.ProgressBar, "__call__", stop)
+        patched.setattr(ProgressBar, "__call__", stop)
         answer = lrp("dataset", folder, *options)
     assert answer.exit_code == cli.INTERRUPTED
     assert answer.stderr == "\nstopped. The same command with --resume goes on from here.\n"
@@ -244,12 +358,12 @@ def test_dataset_lists_what_it_could_not_read(broken, tmp_path):
 
 
 def test_progress_in_a_log_is_a_line_now_and_then(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli.ProgressBar, "LOG_SECONDS", 0.0)
+    monkeypatch.setattr(ProgressBar, "LOG_SECONDS", 0.0)
     answer = fine("dataset", folder, "-m", "digits", "-o", tmp_path / "x.h5", "--workers", 0, "--batch", 15)
     lines = answer.stderr.splitlines()
     assert [re.sub(r" [\d.]+/s$", "", line) for line in lines] == [f"explaining {n} of 40" for n in (15, 30, 40)]
     assert re.search(r" \d+\.\d/s$", lines[-1])
-    monkeypatch.setattr(cli.ProgressBar, "LOG_SECONDS", 3600.0)
+    monkeypatch.setattr(ProgressBar, "LOG_SECONDS", 3600.0)
     answer = fine("dataset", folder, "-m", "digits", "-o", tmp_path / "y.h5", "--workers", 0)
     assert answer.stderr == ""
 
@@ -261,28 +375,37 @@ def test_no_space_left_is_one_line_with_a_way_out(folder, tmp_path, monkeypatch)
     monkeypatch.setattr(runs, "run", full)
     line = complaint(lrp("dataset", folder, "-m", "digits", "-o", tmp_path / "x.h5"), cli.BAD_PATH)
     assert line == (
-        "error: [Errno 28] No space left on device. "
-        "There is no space left: make some. A dataset run then goes on with --resume."
+        "error: No space left on device. There is no space left: make some, or write elsewhere with --out. "
+        "The same command with --resume then goes on."
     )
 
 
-@pytest.mark.parametrize("number", [errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG])
+@pytest.mark.parametrize("number", list(cli.REMEDIES))
 def test_other_troubles_of_disks_are_one_line(number, folder, tmp_path, monkeypatch):
     def write(*arguments, **options):
-        raise OSError(number, os.strerror(number))
+        raise OSError(number, os.strerror(number), str(tmp_path / "x.png"))
 
     monkeypatch.setattr(panels, "write", write)
     line = complaint(lrp("image", folder / "3" / "003.png", "-m", "digits"), cli.BAD_PATH)
-    assert line.endswith(f"{os.strerror(number)}. {cli._REMEDIES[number]}")
+    assert line == f"error: {tmp_path / 'x.png'}: {os.strerror(number)}. {cli.REMEDIES[number]}"
+    assert "--resume" not in line
+
+
+def test_troubles_without_a_number_are_one_line_too(folder, monkeypatch):
+    def write(*arguments, **options):
+        raise OSError("disk\non fire")
+
+    monkeypatch.setattr(panels, "write", write)
+    assert complaint(lrp("image", folder / "3" / "003.png", "-m", "digits"), cli.BAD_PATH) == "error: disk on fire."
 
 
 def test_errors_that_nobody_expects_keep_their_traceback(folder, monkeypatch):
     def write(*arguments, **options):
-        raise OSError(errno.EIO, "disk on fire")
+        raise ZeroDivisionError("a fault of ours")
 
     monkeypatch.setattr(panels, "write", write)
     answer = lrp("image", folder / "3" / "003.png", "-m", "digits")
-    assert isinstance(answer.exception, OSError)
+    assert isinstance(answer.exception, ZeroDivisionError)
     assert "error:" not in answer.output
 
 
@@ -376,9 +499,7 @@ def test_a_device_without_memory_left_is_one_line(folder, tmp_path, monkeypatch)
 
     monkeypatch.setattr(runs, "run", full)
     line = complaint(lrp("dataset", folder, "-m", "digits", "-o", tmp_path / "x.h5"))
-    assert line == (
-        "error: the memory of the device is used up (CUDA out of memory.) Fewer samples at once need less: --batch."
-    )
+    assert line == ("error: the memory is used up (CUDA out of memory). Fewer samples at once need less: --batch.")
     debug = lrp("--debug", "dataset", folder, "-m", "digits", "-o", tmp_path / "x.h5")
     assert isinstance(debug.exception, torch.OutOfMemoryError)
 
@@ -407,7 +528,7 @@ def test_help_tells_of_every_option(name):
 # -- terminals and pipes ----------------------------------------------------------------------------------------------
 
 
-def in_a_terminal(monkeypatch, *arguments):
+def in_a_terminal(monkeypatch, *arguments, columns=100):
     """What a command writes to a terminal."""
     import pty
 
@@ -419,7 +540,7 @@ def in_a_terminal(monkeypatch, *arguments):
             while data := os.read(ours, 65536):
                 written.append(data)
 
-    for name, value in {"TERM": "xterm-256color", "COLUMNS": "100"}.items():
+    for name, value in {"TERM": "xterm-256color", "COLUMNS": str(columns)}.items():
         monkeypatch.setenv(name, value)
     for name in ("NO_COLOR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
@@ -464,6 +585,69 @@ def test_the_command_as_it_is_typed(broken, tmp_path):
     assert run.returncode == 3
     assert run.stdout.startswith("x.h5: 2 explanations\n")
     assert run.stderr.endswith("\nerror: b.png is no image that Pillow can read\n")
+
+
+@pytest.mark.parametrize("columns", [20, 40, 60, 100])
+def test_a_narrow_terminal_shows_all_that_there_is(columns, folder, tmp_path, monkeypatch):
+    path = folder / "3" / "003.png"
+    shown = in_a_terminal(
+        monkeypatch, "image", path, "-m", "digits", "-c", "epsilon", "-o", tmp_path / "out", columns=columns
+    )
+    text = "".join(re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", shown).split())
+    assert "…" not in text
+    words = ("probability", "logit", "relevance", "sum", "3")
+    assert [word for word in words if word not in text] == []
+    assert str(path) in text or columns == 100  # where it is folded between columns
+
+
+BAD = "\x1b[31mcat\x07\u202egpj.exe"
+
+
+def test_names_of_classes_do_nothing_to_a_terminal(folder, tmp_path):
+    tmp_path.joinpath("names.json").write_text(json.dumps([BAD] * 10))
+    options = ("-m", "digits", "--categories", tmp_path / "names.json", "-o", tmp_path / "out")
+    answer = fine("image", folder / "3" / "003.png", *options)
+    assert "\\x1b[31mcat\\x07\\u202egpj.exe" in answer.stdout
+    assert not {"\x1b", "\x07", "\u202e"} & set(answer.output)
+    answer = lrp("image", folder / "3" / "003.png", *options, "-t", BAD + "!")
+    assert not {"\x1b", "\x07", "\u202e"} & set(answer.output)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_any_encoding_will_do(encoding, folder, tmp_path):
+    tmp_path.joinpath("names.json").write_text(json.dumps(["猫 ñ"] * 10))
+    command = [*COMMAND, "image", str(folder / "3" / "003.png"), "-m", "digits", "-o", str(tmp_path / "out")]
+    options = ["--categories", str(tmp_path / "names.json")]
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    run = subprocess.run([*command, *options], capture_output=True, env=environment)
+    assert (run.returncode, run.stderr) == (0, b"")
+    assert "\\u732b" in run.stdout.decode(encoding)
+    assert "3 pictures in" in run.stdout.decode(encoding)
+    shown = subprocess.run([*COMMAND, "--help"], capture_output=True, env=environment)
+    assert (shown.returncode, shown.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("command", "advice"),
+    [
+        ("image", "Pictures that are whole stay; the same command with --overwrite makes all."),
+        ("dataset", "The same command with --resume goes on from here."),
+        ("inspect", "Nothing was written; the same command begins anew."),
+    ],
+)
+def test_who_stops_a_command_is_told_how_to_go_on(sign, code, command, advice, folder, tmp_path, monkeypatch):
+    def stop(*arguments, **options):
+        os.kill(os.getpid(), sign)
+        raise AssertionError("never here: the signal is dealt with first")
+
+    monkeypatch.setattr(classifiers, "load", stop)
+    options = {"image": [folder / "3" / "003.png"], "dataset": [folder, "-o", tmp_path / "x.h5"], "inspect": []}
+    before = signal.getsignal(signal.SIGTERM)
+    answer = lrp(command, *options[command], "-m", "digits")
+    assert (answer.exit_code, answer.stdout, answer.stderr) == (code, "", f"\nstopped. {advice}\n")
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(monkeypatch, capsys):

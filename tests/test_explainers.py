@@ -188,7 +188,6 @@ class Pair(nn.Module):
     ("model", "got"),
     [
         (nn.Conv2d(3, 2, 3), r"\(1, 2, 6, 6\)"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(192, 1), nn.Flatten(0)), r"\(1,\)"),
         (Pair(), "tuple"),
     ],
 )

@@ -547,18 +547,3 @@ def test_flow_of_a_residual_network_with_every_entry_in_the_total():
         after -= entry.absorbed
         if entry.name in left:
             assert left[entry.name] == pytest.approx(after)
-
-
-# -- files ------------------------------------------------------------------------------------------------------------
-
-
-def test_an_ending_that_names_no_format_is_an_error(tmp_path):
-    with pytest.raises(InputError, match=r"must name a format, one of .*png"):
-        save(figure([[image()]]), tmp_path / "grid.xyz")
-
-
-def test_a_missing_folder_and_a_folder_as_path_are_errors(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no folder"):
-        save(figure([[image()]]), tmp_path / "missing" / "grid.png")
-    with pytest.raises(IsADirectoryError, match="is a folder"):
-        save(figure([[image()]]), tmp_path)

@@ -76,12 +76,19 @@ def test_where_the_extra_is_installed_photos_are_shown(tmp_path, monkeypatch, re
     monkeypatch.setattr(demo, "measure", measure)
     answer = CliRunner().invoke(cli.app, ["demo", "--out", str(tmp_path / "a.png"), "--seed", "3"])
     assert answer.exit_code == 0, answer.output
-    assert asked == {"out": tmp_path / "a.png", "count": 7, "seed": 3}
-    CliRunner().invoke(cli.app, ["demo", "--out", str(tmp_path / "a.png"), "--photos", "4"])
+    assert asked.pop("out").parent == tmp_path
+    assert asked == {"count": 7, "seed": 3}
+    assert answer.output.splitlines()[-1] == f"picture: {tmp_path / 'a.png'}"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    again = CliRunner().invoke(cli.app, ["demo", "--out", str(tmp_path / "a.png")])
+    assert again.exit_code == cli.BAD_PATH
+    assert "a.png exists: choose another --out, or give --overwrite." in again.stderr
+    assert CliRunner().invoke(cli.app, ["demo", "--out", str(tmp_path / "a.png"), "--overwrite"]).exit_code == 0
+    CliRunner().invoke(cli.app, ["demo", "--out", str(tmp_path / "b.png"), "--photos", "4"])
     assert (asked["count"], asked["seed"]) == (4, 0)
 
 
-def test_the_tables_fit_into_80_columns(monkeypatch, result):
+def test_the_tables_fit_into_80_columns(monkeypatch, result, tmp_path):
     five = [
         one._replace(photo=photographs.title(name))
         for name, one in zip(photographs.PHOTOS, 3 * result.seen, strict=False)
@@ -89,7 +96,7 @@ def test_the_tables_fit_into_80_columns(monkeypatch, result):
     maps = [m._replace(relevance=m.relevance.repeat(3, 1, 1, 1)[:5]) for m in result.maps]
     shown = result._replace(seen=five, maps=maps)
     monkeypatch.setattr(demo, "measure", lambda *arguments: shown)
-    answer = CliRunner().invoke(cli.app, ["demo"], env={"COLUMNS": "80"})
+    answer = CliRunner().invoke(cli.app, ["demo", "--out", str(tmp_path / "a.png")], env={"COLUMNS": "80"})
     assert answer.exit_code == 0, answer.output
     assert "…" not in answer.output
     for name in demo.NAMES:

@@ -67,7 +67,7 @@ def test_rows_are_what_attribute_gives_for_the_preprocessed_images(folder, class
     logits = classifier.model(x).detach()
     relevance = lrpfunc.attribute(fmodel, params, x, composites.epsilon_plus())
     found = content(out)
-    assert outcome == (out, 40, [], 40, 0, False)
+    assert outcome == (out, 40, [], 40, 0, False, ())
     assert [name.decode() for name in found["file"]] == names
     np.testing.assert_allclose(found["attribution"], relevance, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(found["prediction"], logits, rtol=1e-4, atol=1e-5)

@@ -5,11 +5,12 @@
     heatmaps.save(figure, "relevance.png")
 
 `colorize` gives arrays. PIL and matplotlib are imported where they are used. Read on in this order: colours, pictures,
-figures, flows.
+figures, flows, files.
 """
 
 from lrpfunc.heatmaps.colours import COLORS, colorize, colormap
-from lrpfunc.heatmaps.figures import PLAIN, check_path, figure, new_figure, save, show, tail
+from lrpfunc.heatmaps.figures import PLAIN, figure, new_figure, show, tail
+from lrpfunc.heatmaps.files import check_path, save
 from lrpfunc.heatmaps.flows import flow
 from lrpfunc.heatmaps.pictures import grid, heatmap, overlay
 

@@ -1,4 +1,4 @@
-"""Relevance as matplotlib figures with labels and colour bars, and figures in files.
+"""Relevance as matplotlib figures with labels and colour bars.
 
 matplotlib is imported where it is used, and only through its object-oriented interface: pyplot and its global state
 stay untouched.
@@ -6,11 +6,8 @@ stay untouched.
 
 from __future__ import annotations
 
-import io
-import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +15,7 @@ from torch import Tensor
 
 from lrpfunc.errors import InputError
 from lrpfunc.heatmaps.colours import COLORS, Limits, colormap, scale_of, summed
+from lrpfunc.heatmaps.files import png
 from lrpfunc.heatmaps.pictures import one_per_map, width_of
 
 if TYPE_CHECKING:
@@ -147,14 +145,8 @@ def new_figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    figure._repr_png_ = partial(_png, figure)  # type: ignore[attr-defined]
+    figure._repr_png_ = partial(png, figure)  # type: ignore[attr-defined]
     return figure
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    _write(figure, buffer, format="png")
-    return buffer.getvalue()
 
 
 def _columns(images: Sequence[Sequence[Any]], columns: Sequence[str], rows: Sequence[str]) -> int:
@@ -199,59 +191,3 @@ def tail(name: str, length: int = 44) -> str:
     '…11.attention'
     """
     return name if len(name) <= length else f"…{name[-length:]}"
-
-
-# -- files ------------------------------------------------------------------------------------------------------------
-
-
-def save(figure: Figure, path: str | Path, dpi: int = 120) -> Path:
-    """Write a figure in the format that its path's ending names (.png, .pdf, .svg, .jpg, ...) and return the path.
-
-    Args:
-        figure: as `figure`, `show`, `flow` and `text.layers` return them.
-        path: where to; a file that is there is replaced.
-        dpi: dots per inch, for formats that have dots.
-    Errors: as `check_path`; `OSError` where the system refuses to write.
-
-    >>> import lrpfunc, tempfile, torch
-    >>> from lrpfunc import heatmaps
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     heatmaps.save(heatmaps.show(torch.randn(8, 8)), f"{folder}/map.png").name
-    'map.png'
-    """
-    path = check_path(path)
-    _write(figure, path, dpi=dpi)
-    return path
-
-
-def _write(figure: Figure, file: Any, **options: Any) -> None:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # a box stands for a letter without a font
-        figure.savefig(file, **options)
-
-
-def check_path(path: str | Path, formats: Collection[str] = ()) -> Path:
-    """A path that a figure, or what has one of these formats, can be written to. Ask before long work, not after it.
-
-    Args:
-        path: of the file to write.
-        formats: endings without the dot; those that matplotlib writes, unless given.
-    Errors: `InputError` for an ending that names no image format; `FileNotFoundError` for a folder that does not exist;
-    `IsADirectoryError` if the path itself is a folder.
-
-    >>> from lrpfunc import heatmaps
-    >>> heatmaps.check_path("map.jpeg2")  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-    lrpfunc.errors.InputError: cannot write map.jpeg2: its ending must name a format, one of ...
-    """
-    from matplotlib.backend_bases import FigureCanvasBase
-
-    path = Path(path)
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder: name a file in it, such as {path / 'heatmaps.png'}.")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}.")
-    formats = formats or FigureCanvasBase.get_supported_filetypes()
-    if path.suffix.lower().removeprefix(".") not in formats:
-        raise InputError(f"cannot write {path}: its ending must name a format, one of {', '.join(formats)}.")
-    return path

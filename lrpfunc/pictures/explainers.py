@@ -19,6 +19,7 @@ from lrpfunc.errors import ModelError, TargetError, TraceError, near_misses
 from lrpfunc.pictures import DEFAULT_COMPOSITE
 from lrpfunc.pictures.classifiers import Classifier, named_object
 from lrpfunc.pictures.hdf5 import UNKNOWN
+from lrpfunc.pictures.outputs import BINARY, NOT, Meaning, rows, settle
 from lrpfunc.pictures.traces import traced
 from lrpfunc.program import Program
 
@@ -44,17 +45,17 @@ class Wanted(NamedTuple):
     kind: str
     number: int = 0
 
-    def of(self, prediction: Tensor, labels: Tensor) -> Tensor:
-        """The classes (N,) for logits (N, classes) and labels (N,)."""
+    def of(self, scores: Tensor, labels: Tensor) -> Tensor:
+        """The choices (N,) for their scores (N, K) and labels (N,)."""
         if self.kind == TOP:
-            return prediction.argsort(dim=1, descending=True, stable=True)[:, self.number]
+            return scores.argsort(dim=1, descending=True, stable=True)[:, self.number]
         if self.kind == LABEL:
             return labels
         return torch.full_like(labels, self.number)
 
 
 class Attributions(NamedTuple):
-    """Logits (N, classes), explained classes (N, T) and their relevance (N, T, C, H, W)."""
+    """Outputs (N, O), explained choices (N, T) and their relevance (N, T, C, H, W)."""
 
     prediction: Tensor
     target: Tensor
@@ -65,6 +66,8 @@ class Attributions(NamedTuple):
 class Explainer:
     """A classifier, traced, canonized and prepared under a composite; `explainer` makes it.
 
+    `meaning`: of its outputs. `outputs`: how many there are. `names`: of what can be explained, or none. `notes`: what
+    people should know of how the model was understood.
     `is_gradient`: the composite is a kind of gradient, so that what enters at the output is one and not the logit, for
     which negative logits would turn the picture into that of the opposite.
     """
@@ -74,9 +77,30 @@ class Explainer:
     report: Report | None
     rules: Composite
     prepared: Prepared
-    classes: int
+    meaning: Meaning
+    outputs: int
+    names: tuple[str, ...]
     device: torch.device
     is_gradient: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def choices(self) -> int:
+        """How many things can be explained."""
+        return self.meaning.choices(self.outputs)
+
+    def name(self, choice: int) -> str:
+        """What a choice is called."""
+        return self.meaning.name(choice, self.names)
+
+    def targets(self, texts: Sequence[str]) -> list[str]:
+        """What is explained unless told: the highest; of one logit, the class that it is of, whether likely or not."""
+        return list(texts) or (["1"] if self.meaning.kind == BINARY else [TOP])
+
+    def wanted(self, texts: Sequence[str], with_labels: bool = False) -> list[Wanted]:
+        """What to explain, see `targets` and `wanted_classes`, which has the errors."""
+        names = self.names or ((NOT, "1") if self.meaning.kind == BINARY else ())
+        return wanted_classes(self.targets(texts), names, self.choices, with_labels)
 
     def attribute(self, x: Tensor, wanted: Sequence[Wanted], labels: Tensor | None = None) -> Attributions:
         """The relevance of inputs (N, C, H, W) by one forward pass, on the CPU. `labels`: (N,), -1: unknown."""
@@ -85,10 +109,10 @@ class Explainer:
         predictions: list[Tensor] = []
         targets: list[Tensor] = []
 
-        def seed(prediction: Tensor, one: Wanted) -> Tensor:
-            targets.append(one.of(prediction, known))
-            chosen = torch.zeros_like(prediction).scatter_(1, targets[-1][:, None], 1)
-            return chosen if self.is_gradient else chosen * prediction
+        def seed(output: Tensor, one: Wanted) -> Tensor:
+            outputs = rows(output, self.classifier.name)
+            targets.append(one.of(self.meaning.scores(outputs), known))
+            return self.meaning.seed(outputs, targets[-1], self.is_gradient).reshape(output.shape)
 
         if len(wanted) == 1:
 
@@ -101,7 +125,9 @@ class Explainer:
             prediction, pullback = self.prepared.vjp(x)
             predictions.append(prediction)
             relevance = torch.stack([pullback(seed(prediction, one)) for one in wanted], dim=1)
-        return Attributions(predictions[0].cpu(), torch.stack(targets, dim=1).cpu(), relevance.cpu())
+        return Attributions(
+            rows(predictions[0], self.classifier.name).cpu(), torch.stack(targets, dim=1).cpu(), relevance.cpu()
+        )
 
 
 def explainer(
@@ -114,7 +140,7 @@ def explainer(
     """A classifier made ready to explain inputs like `example` (1, C, H, W).
 
     Errors: `ModelError` for an unknown composite or device, if the model cannot be traced, as with an input of a wrong
-    size, and if it does not give logits (N, classes).
+    size, if it does not give a row of numbers for each input, and as `outputs.settle`.
     """
     where = device_named(device)
     rules = composite_named(composite, classifier)
@@ -128,20 +154,28 @@ def explainer(
     except TraceError as error:
         shape = "x".join(map(str, example.shape[1:]))
         raise ModelError(f"{classifier.name} cannot be traced with an input of {shape}: {error}") from error
+    outputs = rows(program(params, example), classifier.name)
+    program, meaning, notes = settle(program, classifier.meaning, outputs, classifier.name)
+    names = _names(classifier, meaning, outputs.shape[1])
     report = None
     if canonize:
         program, params, _, report = lrpfunc.canonize(program, params)
     params = {name: tensor.to(where) for name, tensor in params.items()}
-    output = program(params, example.to(where))
-    if not isinstance(output, Tensor) or output.dim() != 2 or not output.is_floating_point():
-        got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ModelError(f"{classifier.name} must give logits (N, classes), but gives {got}.")
-    if classifier.categories and len(classifier.categories) != output.shape[1]:
-        raise ModelError(
-            f"{classifier.name} has {output.shape[1]} classes, but {len(classifier.categories)} names for them."
-        )
     prepared = lrpfunc.prepare(program, params, rules)
-    return Explainer(classifier, program, report, rules, prepared, output.shape[1], where, composite in GRADIENTS)
+    is_gradient = composite in GRADIENTS
+    return Explainer(
+        classifier, program, report, rules, prepared, meaning, outputs.shape[1], names, where, is_gradient, notes
+    )
+
+
+def _names(classifier: Classifier, meaning: Meaning, outputs: int) -> tuple[str, ...]:
+    names = meaning.names(classifier.categories)
+    if names and len(names) != meaning.choices(outputs):
+        raise ModelError(
+            f"{classifier.name} has {meaning.choices(outputs)} classes, but {len(classifier.categories)} names for "
+            "them."
+        )
+    return names
 
 
 def composite_named(name: str, classifier: Classifier) -> Composite:
@@ -168,39 +202,35 @@ def device_named(name: str) -> torch.device:
     return device
 
 
-def wanted_classes(
-    texts: Sequence[str], categories: Sequence[str], classes: int, with_labels: bool = False
-) -> list[Wanted]:
+def wanted_classes(texts: Sequence[str], names: Sequence[str], choices: int, with_labels: bool = False) -> list[Wanted]:
     """What to explain: each text is `top`, `top5` (the five highest), `label`, a class's name, or its number.
 
     Errors: `TargetError` for a number out of range, a name that no class or several have, and labels without labels.
     """
-    wanted: list[Wanted] = []
-    for text in texts:
-        wanted.extend(_wanted(text, categories, classes, with_labels))
+    wanted = [one for text in texts for one in _wanted(text, names, choices, with_labels)]
     return list(dict.fromkeys(wanted))
 
 
-def _wanted(text: str, categories: Sequence[str], classes: int, with_labels: bool) -> list[Wanted]:
+def _wanted(text: str, names: Sequence[str], choices: int, with_labels: bool) -> list[Wanted]:
     if match := re.fullmatch(r"top(\d*)", text):
         count = int(match[1] or 1)
-        if not 1 <= count <= classes:
-            raise TargetError(f"'{text}' asks for {count} classes, but the model has {classes}.")
+        if not 1 <= count <= choices:
+            raise TargetError(f"'{text}' asks for {count} classes, but the model has {choices}.")
         return [Wanted(TOP, rank) for rank in range(count)]
     if text == LABEL:
         if not with_labels:
             raise TargetError("the target 'label' needs a data set whose classes are known.")
         return [Wanted(LABEL)]
-    found = [i for i, name in enumerate(categories) if name.casefold() == text.casefold()]
+    found = [i for i, name in enumerate(names) if name.casefold() == text.casefold()]
     if len(found) > 1:
         raise TargetError(f"'{text}' is the name of the classes {_and(found)}: give the number of the one you mean.")
     if not found and re.fullmatch(r"-?\d+", text):
-        if not 0 <= int(text) < classes:
-            raise TargetError(f"there is no class {text}: the model has {classes}, 0 to {classes - 1}.")
+        if not 0 <= int(text) < choices:
+            raise TargetError(f"there is no class {text}: the model has {choices}, 0 to {choices - 1}.")
         return [Wanted(CLASS, int(text))]
     if not found:
-        hint = near_misses(text, dict.fromkeys(categories)) if categories else " The model's classes have no names."
-        raise TargetError(f"no class is called '{text}'.{hint} Give top, a name or a number from 0 to {classes - 1}.")
+        hint = near_misses(text, dict.fromkeys(names)) if names else " The model's classes have no names."
+        raise TargetError(f"no class is called '{text}'.{hint} Give top, a name or a number from 0 to {choices - 1}.")
     return [Wanted(CLASS, found[0])]
 
 

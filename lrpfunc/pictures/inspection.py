@@ -11,6 +11,7 @@ from lrpfunc.composites import Explanation, explain
 from lrpfunc.errors import LrpError, ModelError
 from lrpfunc.pictures.classifiers import IMAGENET_SIZE, Classifier
 from lrpfunc.pictures.explainers import Explainer, explainer
+from lrpfunc.pictures.tables import print_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,7 +53,8 @@ def as_json(found: Inspection) -> dict[str, Any]:
     return {
         "model": ready.classifier.name,
         "weights": ready.classifier.weights,
-        "classes": ready.classes,
+        "classes": ready.choices,
+        "output": ready.meaning.as_json(),
         "composite": found.composite,
         "canonized": report is not None,
         **{
@@ -70,13 +72,16 @@ def tables(found: Inspection, console: Console) -> None:
     from rich.text import Text
 
     report, ready = found.explainer.report, found.explainer
-    console.print(Text(f"{ready.classifier.name}, {ready.classes} classes, composite {found.composite}", style="bold"))
+    what = f"{ready.outputs} {ready.meaning.kind}" if ready.outputs > 1 else str(ready.meaning)
+    console.print(Text(f"{ready.classifier.name}, {what}, composite {found.composite}", style="bold"))
+    for note in ready.notes:
+        console.print(Text(note))
     if report is None:
         console.print("not canonized\n")
     else:
         _print_fates(console, report)
     rows, fallbacks = found.explanation.rows, found.explanation.fallbacks
-    _print(console, ("", *COLUMNS), rows, ["yellow" if row[0] else "" for row in rows])
+    print_table(console, ("", *COLUMNS), rows, ["yellow" if row[0] else "" for row in rows])
     if fallbacks:
         console.print(
             Text(f"! {len(fallbacks)} without a rule: the gradient moves what arrives there.", style="yellow")
@@ -88,17 +93,6 @@ def _print_fates(console: Console, report: Report) -> None:
     for subject, names in report.subjects.items():
         if names:
             header, rows = (subject, "became", "where"), [(name, *report.fates[name]) for name in names]
-            _print(console, header, rows, ["yellow" if name in left else "" for name in names])
+            print_table(console, header, rows, ["yellow" if name in left else "" for name in names])
         else:
             console.print(f"no {subject}s\n")
-
-
-def _print(console: Console, header: tuple[str, ...], rows: Any, styles: list[str]) -> None:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*header, box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False)
-    for row, style in zip(rows, styles, strict=True):
-        table.add_row(*(Text(cell) for cell in row), style=style)
-    console.print(table)

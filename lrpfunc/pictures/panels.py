@@ -1,4 +1,8 @@
-"""Single images explained: a heatmap, an overlay and a panel with both beside the input, for each wanted class."""
+"""Single images explained: a heatmap, an overlay and a panel with both beside the input, for each wanted class.
+
+Several composites are also laid side by side, see `sheets`. What is looked at says what made it: its name, its caption
+and its file.
+"""
 
 from __future__ import annotations
 
@@ -12,38 +16,21 @@ import torch
 from torch import Tensor
 
 from lrpfunc import heatmaps
-from lrpfunc.errors import FileError, LrpError
+from lrpfunc.errors import FileError, InputError, LrpError, ModelError
 from lrpfunc.pictures import images
 from lrpfunc.pictures.classifiers import Classifier
-from lrpfunc.pictures.explainers import DEFAULT_COMPOSITE, Explainer, explainer, wanted_classes
+from lrpfunc.pictures.drawing import FORMATS, Found, Style, draw, lookable, picture_of
+from lrpfunc.pictures.explainers import CLASS, DEFAULT_COMPOSITE, Explainer, Wanted
+from lrpfunc.pictures.explainers import explainer as made_ready
+from lrpfunc.pictures.outputs import VALUES, Meaning
 from lrpfunc.pictures.samples import preprocessed
+from lrpfunc.pictures.sheets import Sheets
+from lrpfunc.pictures.tables import print_table
 
 if TYPE_CHECKING:
-    from PIL import Image
     from rich.console import Console
 
-LOOKABLE = 224  # pixels; smaller pictures are enlarged by a whole factor
-
-
-class Style(NamedTuple):
-    """How heatmaps are coloured; see `heatmaps.heatmap`."""
-
-    colors: str = heatmaps.COLORS
-    quantile: float = 1.0
-
-
-class Drawn(NamedTuple):
-    """One class of one image: what the model says of it, what its relevance sums to, and the pictures written."""
-
-    image: Path
-    target: int
-    label: str
-    probability: float
-    logit: float
-    relevance_sum: float
-    heatmap: Path
-    overlay: Path
-    panel: Path
+LETTERS = 40  # of a model's, a composite's or a class's name in the name of a file
 
 
 class Failed(NamedTuple):
@@ -53,53 +40,133 @@ class Failed(NamedTuple):
     reason: str
 
 
+class Written(NamedTuple):
+    """What was explained, which images were not, the files made, what the outputs mean, and what to say of that."""
+
+    found: list[Found]
+    failed: list[Failed]
+    files: list[Path]
+    meaning: Meaning
+    notes: tuple[str, ...]
+
+
 def write(
     paths: Sequence[Path],
     out: Path,
     classifier: Classifier,
-    composite: str = DEFAULT_COMPOSITE,
-    targets: Sequence[str] = ("top",),
+    composites: Sequence[str] = (DEFAULT_COMPOSITE,),
+    targets: Sequence[str] = (),
     canonize: bool = True,
     device: str = "cpu",
     style: Style = Style(),  # noqa: B008 (a constant)
+    overwrite: bool = False,
+    relevance: str | None = None,
     progress: Callable[[int, int, int], None] | None = None,
-) -> tuple[list[Drawn], list[Failed]]:
-    """Explain image files and write the pictures into the folder `out`, which is made; older ones of a name give way.
+) -> Written:
+    """Explain image files and write the pictures into the folder `out`, which is made.
 
+    `relevance`: the format, npy or npz, in which relevance is written beside the pictures.
     An image that cannot be read, or whose preprocessing gives another size than the first one's, is among the failed.
-    Errors: `FileError` for a folder among the images, and if none can be read; those of `explainers.explainer`,
-    `explainers.wanted_classes` and `heatmaps.heatmap`; `OSError`.
+    Errors: `FileError` for a folder among the images, for a picture that exists (without `overwrite`), and if no image
+    can be read; `InputError` for an unknown format; those of `explainers.explainer`, `explainers.wanted_classes` and
+    `heatmaps.heatmap`; `OSError`.
     """
     for path in paths:
         if path.is_dir():
             raise FileError(f"{path} is a folder: give images, such as {path / '*.jpg'}, or use `lrpfunc dataset`.")
+    if relevance not in (None, *FORMATS):
+        raise InputError(f"relevance is saved as {' or '.join(FORMATS)}, but '{relevance}' was asked for.")
     heatmaps.heatmap(torch.zeros(1, 1), style.colors, quantile=style.quantile)  # complain before, not after long work
+    job = _Job(out, classifier, list(dict.fromkeys(composites)), targets, canonize, device, style, overwrite, relevance)
     names = _names(paths)
-    ready: Explainer | None = None
-    drawn: list[Drawn] = []
     failed: list[Failed] = []
     for number, (path, name) in enumerate(names.items(), start=1):
         try:
-            x = preprocessed(classifier, images.read(path))[None]
-        except FileError as error:
+            job.explain(path, name)
+        except _Unusable as error:
             failed.append(Failed(path, str(error)))
-        else:
-            if ready is None:
-                ready = explainer(classifier, x, composite, canonize, device)
-                wanted = wanted_classes(targets, classifier.categories, ready.classes)
-                out.mkdir(parents=True, exist_ok=True)
-            try:
-                found = ready.attribute(x, wanted)
-                drawn += _written(path, out / name, classifier, x, found, style)
-            except LrpError as error:  # another size than the first one's, relevance that is not finite
-                failed.append(Failed(path, str(error)))
         if progress is not None:
             progress(number, len(names), len(failed))
-    if not drawn:
+    if not job.found:
         raise FileError(
             f"none of the images can be explained: {images.printable(failed[0].image)} {failed[0].reason.rstrip('.')}."
         )
-    return drawn, failed
+    job.sheets.finish()
+    return Written(job.found, failed, [*job.files, *job.sheets.files], job.ready[0].meaning, job.ready[0].notes)
+
+
+class _Unusable(Exception):
+    """An image is at fault, and others may be well."""
+
+
+class _Job:
+    """What is to be done with each image, and what came of it."""
+
+    def __init__(
+        self,
+        out: Path,
+        classifier: Classifier,
+        composites: Sequence[str],
+        targets: Sequence[str],
+        canonize: bool,
+        device: str,
+        style: Style,
+        overwrite: bool,
+        relevance: str | None,
+    ):
+        self.out, self.classifier, self.composites, self.targets = out, classifier, composites, targets
+        self.canonize, self.device, self.style = canonize, device, style
+        self.overwrite, self.relevance = overwrite, relevance
+        self.ready: list[Explainer] = []
+        self.wanted: list[Wanted] = []
+        self.found: list[Found] = []
+        self.files: list[Path] = []
+        beginning = f"{_slug(classifier.name)}.{'+'.join(map(_slug, composites))[:80]}"
+        self.sheets = Sheets(out, beginning, composites, style, overwrite)
+
+    def explain(self, path: Path, name: str) -> None:
+        """Explain an image under all composites, and write its pictures. Errors: `_Unusable`, and as `write`."""
+        try:
+            x = preprocessed(self.classifier, images.read(path))[None]
+        except FileError as error:
+            raise _Unusable(str(error)) from error
+        if not self.ready:
+            self._prepare(x)
+        try:
+            found = self._found(path, x)
+        except LrpError as error:  # another size than the first one's, relevance that is not finite
+            raise _Unusable(str(error)) from error
+        picture = picture_of(self.classifier.pixels(x)[0])
+        for one in found:
+            stem = f"{name}.{_slug(self.classifier.name)}.{_slug(one.composite)}.{_class(one)}"
+            self.files += draw(one, picture, self.out / stem, self.style, self.overwrite, self.relevance)
+        self.found += found
+        if len(self.composites) > 1:
+            self.sheets.add(found, lookable(picture))
+
+    def _prepare(self, x: Tensor) -> None:
+        for composite in self.composites:
+            self.ready.append(made_ready(self.classifier, x, composite, self.canonize, self.device))
+        self.wanted = self.ready[0].wanted(self.targets)
+        self.out.mkdir(parents=True, exist_ok=True)
+
+    def _found(self, path: Path, x: Tensor) -> list[Found]:
+        found: list[Found] = []
+        wanted = self.wanted
+        for composite, ready in zip(self.composites, self.ready, strict=True):
+            results = ready.attribute(x, wanted)
+            if not results.prediction.isfinite().all():
+                raise ModelError(
+                    f"{self.classifier.name} gives nan or infinite outputs: its weights may be so, or its input too "
+                    "large."
+                )
+            chosen = results.target[0].tolist()
+            wanted = [Wanted(CLASS, choice) for choice in chosen]  # the same for all composites
+            for choice in dict.fromkeys(chosen):  # the same class may have been wanted twice
+                relevance = results.relevance[0, chosen.index(choice)]
+                heatmaps.heatmap(relevance)  # complains of what is not finite before anything is written
+                found.append(Found.of(path, composite, ready, choice, x[0], results.prediction, relevance))
+        return found
 
 
 def _names(paths: Sequence[Path]) -> dict[Path, str]:
@@ -122,84 +189,30 @@ def _differ(names: Sequence[str]) -> bool:
     return len({name.casefold() for name in names}) == len(names)
 
 
-def _written(path: Path, stem: Path, classifier: Classifier, x: Tensor, found, style: Style) -> list[Drawn]:
-    probabilities = found.prediction.softmax(1)[0]
-    picture = _lookable(_picture(classifier.pixels(x)[0]))
-    drawn = []
-    for target in dict.fromkeys(found.target[0].tolist()):  # the same class may have been wanted twice
-        relevance = found.relevance[0, found.target[0].tolist().index(target)]
-        label = classifier.category(target)
-        name = f"{stem.name}.{target}-{_slug(label)}" if label != str(target) else f"{stem.name}.{target}"
-        one = Drawn(
-            path,
-            target,
-            label,
-            probabilities[target].item(),
-            found.prediction[0, target].item(),
-            relevance.sum(dtype=torch.float64).item(),
-            *(stem.with_name(f"{name}.{kind}.png") for kind in ("heatmap", "overlay", "panel")),
-        )
-        _draw(one, picture, relevance, style)
-        drawn.append(one)
-    return drawn
+def _class(one: Found) -> str:
+    return f"{one.target}-{_slug(one.label)}" if one.label != str(one.target) else str(one.target)
 
 
 def _slug(label: str) -> str:
-    return re.sub(r"[^\w-]+", "_", label)[:60]
+    return re.sub(r"[^\w-]+", "_", label)[:LETTERS]
 
 
-def _draw(one: Drawn, picture: Image.Image, relevance: Tensor, style: Style) -> None:
-    heatmap = _lookable(_only(heatmaps.heatmap(relevance, style.colors, quantile=style.quantile)))
-    # Enlarged before it is laid over, as the picture was: neither is smoothed.
-    factor = picture.width // relevance.shape[-1]
-    enlarged = relevance.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
-    overlay = _only(heatmaps.overlay(picture, enlarged, style.colors, quantile=style.quantile))
-    heatmap.save(one.heatmap)
-    overlay.save(one.overlay)
-    name = images.printable(one.image.name)
-    panel = heatmaps.figure(
-        [[picture, heatmap, overlay]],
-        columns=["input", "relevance", "both"],
-        title=f"{images.printable(one.label)}: probability {one.probability:.1%}",
-        caption=f"{name}: logit {one.logit:.3g}, relevance sum {one.relevance_sum:.3g}",
-        scale=("against", "nothing", "for it"),
-        colors=style.colors,
-    )
-    heatmaps.save(panel, one.panel, dpi=180)
+def table(written: Written, console: Console) -> None:
+    """Print what the model says, one line per image, composite and class."""
+    meaning, has_classes = written.meaning, written.meaning.kind != VALUES
+    columns = [("image", [str(one.image) for one in written.found])]
+    if len({one.composite for one in written.found}) > 1:
+        columns.append(("composite", [one.composite for one in written.found]))
+    columns.append(("class" if has_classes else "value of", [_named(one) for one in written.found]))
+    if has_classes:
+        columns.append(("probability", [f"{one.probability:.2%}" for one in written.found]))
+    if not meaning.are_probabilities:
+        columns.append((meaning.word, [f"{one.score:.4g}" for one in written.found]))
+    columns.append(("relevance sum", [f"{one.relevance_sum:.4g}" for one in written.found]))
+    header, cells = zip(*columns, strict=True)
+    print_table(console, header, list(zip(*cells, strict=True)), numbers=("probability", meaning.word, "relevance sum"))
 
 
-def _only(images: Image.Image | list[Image.Image]) -> Image.Image:
-    assert not isinstance(images, list)  # relevance without a batch gives one image
-    return images
-
-
-def _picture(pixels: Tensor) -> Image.Image:
-    """Pixels (C, H, W) from 0 to 1 as an RGB picture: of three or four channels the first three, else their mean."""
-    from PIL import Image
-
-    shown = pixels[:3] if len(pixels) in (3, 4) else pixels.mean(0, keepdim=True).expand(3, -1, -1)
-    return Image.fromarray((shown * 255).round().to(torch.uint8).movedim(0, -1).numpy())
-
-
-def _lookable(image: Image.Image) -> Image.Image:
-    """A picture enlarged by a whole factor if it is small, pixel by pixel."""
-    factor = max(1, -(-LOOKABLE // max(image.size)))
-    return image.resize((image.width * factor, image.height * factor), resample=0)
-
-
-def table(drawn: Sequence[Drawn], console: Console) -> None:
-    """Print what the model says, one line per image and class."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    listed = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False)
-    listed.add_column("image")
-    listed.add_column("class")
-    for heading in ("probability", "logit", "relevance sum"):
-        listed.add_column(heading, justify="right")
-    for one in drawn:
-        label = one.label if one.label == str(one.target) else f"{one.target} {one.label}"
-        numbers = (f"{one.probability:.2%}", f"{one.logit:.4g}", f"{one.relevance_sum:.4g}")
-        listed.add_row(Text(images.printable(one.image)), Text(label), *numbers)
-    console.print(listed)
+def _named(one: Found) -> str:
+    is_number = one.label == str(one.target) or one.probability is None
+    return one.label if is_number else f"{one.target} {one.label}"

@@ -7,18 +7,18 @@ class ProgressBar:
     """A progress bar on a terminal, with rate and time that remains; a line now and then in a log."""
 
     LOG_SECONDS = 30.0
+    WIDE = 72  # columns of a terminal; what is narrower gets the counts alone
 
     def __init__(self, what: str):
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._console = Console(stderr=True, highlight=False)
+        counts = (TextColumn("{task.description}"), MofNCompleteColumn())
+        rest = (BarColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
         self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
+            *counts,
+            *(rest if self._console.width >= self.WIDE else ()),
             TextColumn("[red]{task.fields[errors]}"),
             console=self._console,
             disable=not self._console.is_terminal,

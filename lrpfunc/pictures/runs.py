@@ -25,9 +25,16 @@ from torch import Tensor
 from lrpfunc.errors import FileError, InputError
 from lrpfunc.pictures import hdf5
 from lrpfunc.pictures.classifiers import Classifier
-from lrpfunc.pictures.explainers import DEFAULT_COMPOSITE, LABEL, Explainer, Wanted, explainer, wanted_classes
+from lrpfunc.pictures.explainers import (
+    DEFAULT_COMPOSITE,
+    LABEL,
+    Explainer,
+    Wanted,
+    explainer,
+)
 from lrpfunc.pictures.hdf5 import UNKNOWN, Failure, Schema, Writer
 from lrpfunc.pictures.images import printable
+from lrpfunc.pictures.outputs import VALUES, Meaning
 from lrpfunc.pictures.samples import Batch, Loader, Samples, open_samples
 from lrpfunc.pictures.workfile import Workfile, check_same, claimed
 
@@ -61,7 +68,7 @@ def shard(text: str) -> Shard:
 class Outcome(NamedTuple):
     """What a run has done: file, rows, the samples without one, the rows written now, samples of unknown class.
 
-    `was_finished`: there was nothing left to do.
+    `was_finished`: there was nothing left to do. `notes`: of `Explainer`.
     """
 
     path: Path
@@ -70,6 +77,7 @@ class Outcome(NamedTuple):
     written: int
     unknown: int
     was_finished: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def run(
@@ -77,7 +85,7 @@ def run(
     out: Path,
     classifier: Classifier,
     composite: str = DEFAULT_COMPOSITE,
-    targets: Sequence[str] = ("top",),
+    targets: Sequence[str] = (),
     canonize: bool = True,
     device: str = "cpu",
     batch: int = 16,
@@ -92,6 +100,7 @@ def run(
     `source`, `targets`, `composite`: see `samples.open_samples`, `explainers.wanted_classes`, `explainers.explainer`.
     `workers`: processes that read images, 0 for none. `resume`: go on where an interrupted run of the same kind ended,
     if there is one. A sample that cannot be read has no row, but an entry in `errors`.
+    `targets`: as `Explainer.targets` unless given.
     Errors: `FileError` if `out` exists (without `overwrite`) or belongs to another run, if another process writes it,
     or if no sample can be read; `InputError`, `ModelError`, `TargetError`, `OSError` ("no space left" at the start).
     """
@@ -103,11 +112,11 @@ def run(
         positions = part.positions(len(samples.names))
         example = _example(samples, positions)
         ready = explainer(classifier, example[None], composite, canonize, device)
-        labels = samples.labels(ready.classes)
-        wanted = wanted_classes(targets, classifier.categories, ready.classes, bool((labels >= 0).any()))
-        details = _details(ready, samples, source, composite, targets, part, batch)
+        labels = _labels(samples, ready)
+        wanted = ready.wanted(targets, bool((labels >= 0).any()))
+        details = _details(ready, samples, source, composite, ready.targets(targets), part, batch)
         if workfile.is_finished:
-            return _finished_before(workfile, details, _unknown(labels, positions))
+            return _finished_before(workfile, details, _unknown(labels, positions, ready.meaning))
         job = _Job(samples, reader, labels, positions, ready, wanted, batch, workers, tuple(example.shape), details)
         return _write_all(job, workfile, progress or (lambda *_: None))
 
@@ -143,6 +152,13 @@ def _example(samples: Samples, positions: range) -> Tensor:
     raise FileError(f"none of the {len(positions)} samples can be read: {reason}.")
 
 
+def _labels(samples: Samples, ready: Explainer) -> np.ndarray:
+    """The class of each sample; values are of no class."""
+    if ready.meaning.kind == VALUES:
+        return np.full(len(samples.names), UNKNOWN, dtype=np.int64)
+    return samples.labels(ready.choices, ready.names)
+
+
 def _details(
     ready: Explainer, samples: Samples, source: Path, composite: str, targets: Sequence[str], part: Shard, batch: int
 ) -> dict:
@@ -155,6 +171,7 @@ def _details(
         "mean": list(classifier.mean),
         "std": list(classifier.std),
         "categories": hashlib.sha256("\n".join(classifier.categories).encode()).hexdigest(),
+        "output": ready.meaning.as_json(),
         "composite": composite,
         "canonized": ready.report is not None,
         "targets": list(targets),
@@ -189,9 +206,7 @@ def _stable(function: Callable) -> str:
 
 def _write_all(job: _Job, workfile: Workfile, progress: Progress) -> Outcome:
     batches = job.batches
-    writer = workfile.begun(job.details) or workfile.begin(
-        _schema(job), job.details, job.explainer.classifier.categories
-    )
+    writer = workfile.begun(job.details) or workfile.begin(_schema(job), job.details, job.explainer.names)
     done, rows, failures = workfile.progress()
     written = 0
     for number, batch in enumerate(_loaded(job, batches[done:]), start=done):
@@ -203,17 +218,18 @@ def _write_all(job: _Job, workfile: Workfile, progress: Progress) -> Outcome:
         workfile.record(number, rows, failed)
         progress(min((number + 1) * job.batch, len(job.positions)), len(job.positions), len(failures))
     workfile.finish(rows, failures)
-    return Outcome(workfile.out, rows, failures, written, _unknown(job.labels, job.positions))
+    unknown = _unknown(job.labels, job.positions, job.explainer.meaning)
+    return Outcome(workfile.out, rows, failures, written, unknown, notes=job.explainer.notes)
 
 
-def _unknown(labels: np.ndarray, positions: range) -> int:
-    return int((labels[positions] == UNKNOWN).sum())
+def _unknown(labels: np.ndarray, positions: range, meaning: Meaning) -> int:
+    return 0 if meaning.kind == VALUES else int((labels[positions] == UNKNOWN).sum())
 
 
 def _schema(job: _Job) -> Schema:
     channels, height, width = job.shape
     longest = max(len(os.fsencode(job.samples.names[index])) for index in job.positions)
-    return Schema(len(job.positions) * len(job.wanted), (channels, height, width), job.explainer.classes, longest)
+    return Schema(len(job.positions) * len(job.wanted), (channels, height, width), job.explainer.outputs, longest)
 
 
 def _loaded(job: _Job, batches: Sequence[range]) -> Iterator[Batch]:
@@ -281,6 +297,7 @@ def _columns(
     each = len(job.wanted)
     chosen = torch.from_numpy(finite)
     prediction, target = found.prediction[chosen], found.target[chosen]
+    scores = job.explainer.meaning.scores(prediction)
     indices = np.array(batch.indices, dtype=np.int64)[kept]
     columns = {
         "prediction": prediction.float().numpy(),
@@ -293,7 +310,7 @@ def _columns(
     return repeated | {
         "attribution": found.relevance[chosen].flatten(0, 1).float().numpy(),
         "target": target.flatten().numpy(),
-        "logit": prediction.gather(1, target).flatten().float().numpy(),
+        "logit": scores.gather(1, target).flatten().float().numpy(),
         "relevance_sum": totals[chosen].flatten().float().numpy(),
     }
 

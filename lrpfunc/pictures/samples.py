@@ -33,8 +33,11 @@ class Samples(Protocol):
     @property
     def identity(self) -> str: ...
 
-    def labels(self, classes: int) -> np.ndarray:
-        """The class (N,) of each sample for a model of so many classes, -1 where it is not known."""
+    def labels(self, classes: int, names: Sequence[str] | None = None) -> np.ndarray:
+        """The class (N,) of each sample for a model of so many classes, -1 where it is not known.
+
+        `names`: of the classes; the classifier's own, unless given.
+        """
 
     def load(self, index: int) -> Tensor:
         """One input (C, H, W). Errors: `FileError` with the reason if it cannot be had."""
@@ -66,9 +69,10 @@ class Folder:
     classifier: Classifier
     identity: str
 
-    def labels(self, classes: int) -> np.ndarray:
+    def labels(self, classes: int, names: Sequence[str] | None = None) -> np.ndarray:
+        known = self.classifier.categories if names is None else names
         folders = [name.split(os.sep, 1)[0] if os.sep in name else "" for name in self.names]
-        numbers = class_numbers(sorted(set(folders) - {""}), self.classifier.categories, classes)
+        numbers = class_numbers(sorted(set(folders) - {""}), known, classes)
         return np.array([numbers.get(folder, UNKNOWN) for folder in folders], dtype=np.int64)
 
     def load(self, index: int) -> Tensor:
@@ -140,7 +144,7 @@ class Arrays:
     classifier: Classifier
     identity: str
 
-    def labels(self, classes: int) -> np.ndarray:
+    def labels(self, classes: int, names: Sequence[str] | None = None) -> np.ndarray:
         if self.classes is None:
             return np.full(len(self.names), UNKNOWN, dtype=np.int64)
         labels = self.classes.numpy().astype(np.int64)

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 import lrpfunc
 from lrpfunc import composites, digits, rules
 from lrpfunc.pictures.explainers import device_named
+from lrpfunc.pictures.tables import print_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -309,19 +310,12 @@ LAWS = (
 
 def table(result: Result, console: Console) -> None:
     """Print where the laws were tried, a line for each, and how it ended."""
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
-    listed = Table("law", box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False)
-    for heading in ("deviation", "allowed"):
-        listed.add_column(heading, justify="right")
-    listed.add_column("")
-    for one in result.findings:
-        verdict = Text("ok", style="green") if one.holds else Text("FAILED", style="red")
-        listed.add_row(one.text, f"{one.deviation:.1e}", f"{one.allowed:.0e}", verdict)
+    verdicts = {True: Text("ok", style="green"), False: Text("FAILED", style="red")}
+    rows = [(one.text, f"{one.deviation:.1e}", f"{one.allowed:.0e}", verdicts[one.holds]) for one in result.findings]
     console.print(Text(result.where))
-    console.print(listed)
+    print_table(console, ("law", "deviation", "allowed", ""), rows, numbers=("deviation", "allowed"))
     for one in result.findings:
         if one.error:
             console.print(Text(f"{one.text}: {one.error}", style="red"))

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
 
 from lrpfunc.errors import FileError
 
@@ -136,21 +134,3 @@ def named(path: Path) -> Iterator[None]:
         if error.errno is None or error.filename is not None:
             raise
         raise OSError(error.errno, error.strerror, os.fspath(path)) from error
-
-
-@contextmanager
-def replacing(out: Path) -> Iterator[TextIO]:
-    """A text file that takes its name only when it is whole, and before that has one that nobody can foresee."""
-    part = out.with_name(f"{out.name}.{secrets.token_hex(8)}.part")
-    with named(part):
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o666)
-        try:
-            # Names of files need not be text: what cannot be written becomes a question mark.
-            with open(descriptor, "w", encoding="utf-8", errors="replace", newline="\n") as file:
-                yield file
-                file.flush()
-                sync(file.fileno())
-            os.replace(part, out)
-            sync_folder(out.parent)
-        finally:
-            part.unlink(missing_ok=True)

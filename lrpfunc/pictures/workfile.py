@@ -22,8 +22,8 @@ COPIED_BYTES = 1 << 26
 
 # What must be the same in a run that goes on. Of fingerprints, a message says what they are of.
 SAME = (
-    "model", "parameters", "preprocess", "mean", "std", "categories", "composite", "canonized", "targets", "shard",
-    "samples", "names", "batch",
+    "model", "parameters", "preprocess", "mean", "std", "categories", "output", "composite", "canonized", "targets",
+    "shard", "samples", "names", "batch",
 )  # fmt: skip
 FINGERPRINTS = {"parameters": "parameters", "categories": "names of classes", "names": "files"}
 
@@ -257,18 +257,15 @@ def _discard(path: Path) -> None:
             path.unlink()
 
 
-def check_out(out: Path, replaces: bool, example: str, follows: bool = False) -> None:
-    """Ask whether a file can be written. `example`: a name to suggest to who gives a folder. Errors: `FileError`.
-
-    `follows`: where `out` is a link, what it leads to is written, which need not be there yet.
-    """
+def check_out(out: Path, replaces: bool, example: str) -> None:
+    """Ask whether a file can be written. `example`: a name to suggest to who gives a folder. Errors: `FileError`."""
     if out.is_dir():
         raise FileError(f"{out} is a folder: name a file in it, such as --out {out / example}.")
     if out.exists() and not out.is_file():
         raise FileError(f"{out} is no regular file: choose another --out.")
     if not out.parent.is_dir():
         raise FileError(f"cannot write {out}: there is no folder {out.parent}.")
-    if not replaces and (out.exists() or (out.is_symlink() and not follows)):
+    if out.exists() and not replaces:
         raise FileError(f"{out} exists: choose another --out, or give --overwrite.")
 
 
@@ -277,7 +274,7 @@ def check_workfile(out: Path, resume: bool = False, overwrite: bool = False) -> 
     if resume and overwrite:
         raise InputError("a run is either resumed or begun anew: give --resume or --overwrite, not both.")
     out = _led_to(out)
-    check_out(out, resume or overwrite, "explanations.h5", follows=True)
+    check_out(out, resume or overwrite, "explanations.h5")
     work, _ = _beside(out)
     if os.path.lexists(work) and not (resume or overwrite):
         raise FileError(

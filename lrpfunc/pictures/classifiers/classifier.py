@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from lrpfunc.extras import extra
+from lrpfunc.pictures.outputs import Meaning
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -41,11 +42,12 @@ class Standard:
 
 @dataclass(frozen=True)
 class Classifier:
-    """A model that gives logits (N, classes), with what people need to talk to it.
+    """A model that gives a row of numbers for each picture, with what people need to talk to it.
 
     `preprocess`: an RGB PIL image -> its input (C, H, W). `mean`, `std` (per channel): that input is
     (pixel - mean) / std of pixels from 0 to 1; without them it is taken for pixels. `categories`: a name per class, or
     none. `weights`: where the parameters are from. `packages`: whose code the model is, by name; none where the user's.
+    `meaning`: of its outputs, as far as the program does not tell.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Classifier:
     categories: Sequence[str] = ()
     weights: str = ""
     packages: tuple[str, ...] = ()
+    meaning: Meaning = field(default_factory=Meaning)
 
     def pixels(self, x: Tensor) -> Tensor:
         """Inputs (N, C, H, W) as people see them, from 0 to 1."""

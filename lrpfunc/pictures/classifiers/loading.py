@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -78,9 +79,9 @@ def _adapted(
     if size is not None and size < 1:
         raise ModelError(f"the size of the input must be a number of pixels >= 1, but is {size}.")
     mean, std = mean or standard.mean, std or standard.std
-    if len(mean) != len(std) or len(mean) not in (1, 3) or 0 in std:
+    if len(mean) != len(std) or len(mean) not in (1, 3) or 0 in std or not all(map(math.isfinite, (*mean, *std))):
         raise ModelError(
-            "mean and std must both have one number (gray) or three (RGB), and std none that is 0, "
+            "mean and std must both have one finite number (gray) or three (RGB), and std none that is 0, "
             f"but are {_listed(mean)} and {_listed(std)}."
         )
     changed = replace(standard, mean=mean, std=std)

@@ -93,7 +93,8 @@ def _without_waiting(path: str, flags: int) -> int:
 
 def _check_values(path: Path, run: Run) -> None:
     """Numbers that point at something do not point beside it. Errors: `FileError`."""
-    limits = {"label": (UNKNOWN, run.schema.classes), "target": (0, run.schema.classes), "index": (0, 1 << 62)}
+    choices = run.contents.choices
+    limits = {"label": (UNKNOWN, choices), "target": (0, choices), "index": (0, 1 << 62)}
     for name, (low, high) in limits.items():
         column = run.column(name)
         for start in range(0, run.rows, CHECKED_ROWS):
@@ -105,8 +106,8 @@ def _check_values(path: Path, run: Run) -> None:
                     f"to {high - 1}, but one is {wrong[0]}."
                 )
     names = len(run.categories)
-    if names not in (0, run.schema.classes):
+    if names not in (0, choices):
         raise FileError(
-            f"{path} is an HDF5 file, but not one that `lrpfunc dataset` wrote: it has {run.schema.classes} classes, "
-            f"but {names} names for them."
+            f"{path} is an HDF5 file, but not one that `lrpfunc dataset` wrote: it has {choices} classes, but {names} "
+            "names for them."
         )

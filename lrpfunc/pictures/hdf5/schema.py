@@ -45,6 +45,10 @@ class Failure(NamedTuple):
     reason: str
 
 
+# Of outputs; True where each is two choices.
+KINDS = {"classes": False, "binary": True, "labels": False, "values": False}
+
+
 class Contents(NamedTuple):
     """What is known of a file but for its rows, and at which byte each column begins (if there are rows)."""
 
@@ -53,6 +57,12 @@ class Contents(NamedTuple):
     details: dict[str, Any]
     categories: list[str]
     failures: list[Failure]
+
+    @property
+    def choices(self) -> int:
+        """How many things can be explained: as many as there are outputs, but of a binary one two."""
+        kind = self.details.get("output", {}).get("kind")
+        return 2 * self.schema.classes if KINDS.get(kind) else self.schema.classes
 
     def place(self, name: str, row: int) -> int:
         """The byte at which an entry of a column begins."""

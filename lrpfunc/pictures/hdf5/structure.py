@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lrpfunc.pictures.hdf5.schema import CATEGORIES, DETAILS, ERRORS, Failure, Schema
+from lrpfunc.pictures.hdf5.schema import CATEGORIES, DETAILS, ERRORS, KINDS, Failure, Schema
 from lrpfunc.pictures.hdf5.writing import built
 
 if TYPE_CHECKING:
@@ -111,6 +111,8 @@ def described(file: h5py.File, size: int) -> Iterator[dict[str, Any]]:
     details = _details(file)
     datasets = {name: _own(file, name, size) for name in (*Schema(0, (0, 0, 0), 0, 0).columns(), CATEGORIES, ERRORS)}
     schema = _schema(datasets)
+    if KINDS.get(details.get("output", {}).get("kind")) and schema.classes != 1:
+        raise _not(f"of one logit for or against a class there is one, but it has {schema.classes}")
     offsets = _places(datasets, schema, size)
     yield {"schema": schema, "offsets": offsets, "details": details}
     for names in _texts(datasets[CATEGORIES], size):
@@ -204,10 +206,22 @@ def _details(file: h5py.File) -> dict[str, Any]:
         raise _not(f"its attribute '{DETAILS}' is no JSON") from None
     if not isinstance(details, dict) or _depth(details) > DEPTH:
         raise _not(f"its attribute '{DETAILS}' should be a JSON object, nested {DEPTH} deep at most")
+    if "output" in details and not _is_meaning(details["output"]):
+        raise _not(f"its detail 'output' is {details['output']!r:.80}, which means nothing")
     wrong = next((name for name, kind in KNOWN.items() if not isinstance(details.get(name, kind()), kind)), None)
     if wrong:
         raise _not(f"its detail '{wrong}' should be {KNOWN[wrong].__name__}, but is {details[wrong]!r:.40}")
     return details
+
+
+def _is_meaning(output: Any) -> bool:
+    """Whether it is one of `outputs.Meaning.as_json`."""
+    types = {"kind": str, "unit": str, "are_probabilities": bool}
+    return (
+        isinstance(output, dict)
+        and {name: type(value) for name, value in output.items()} == types
+        and output["kind"] in KINDS
+    )
 
 
 def _no_number(text: str) -> None:

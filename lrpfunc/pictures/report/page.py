@@ -22,7 +22,8 @@ import numpy as np
 from lrpfunc import heatmaps
 from lrpfunc.errors import FileError, InputError
 from lrpfunc.pictures import hdf5
-from lrpfunc.pictures.sidefiles import replacing
+from lrpfunc.pictures.outfiles import outfile
+from lrpfunc.pictures.sidefiles import named
 from lrpfunc.pictures.workfile import check_out
 
 if TYPE_CHECKING:
@@ -79,7 +80,12 @@ def write(
             "blocks": _blocks(runs, size, means, progress),
             "means": means,  # complete once the blocks have gone by
         }
-        with replacing(out) as file:
+        # Names of files need not be text: what cannot be written becomes a question mark.
+        with (
+            named(out),
+            outfile(out, overwrite) as part,
+            open(part, "w", encoding="utf-8", errors="replace", newline="\n") as file,
+        ):
             for piece in _template().generate(page):
                 file.write(piece)
     return Summary(out, results.samples, out.stat().st_size)

@@ -1,0 +1,147 @@
+"""`lrpfunc dataset` and `lrpfunc report`: a data set explained, and looked through."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lrpfunc.cli.application import app
+from lrpfunc.cli.failures import INCOMPLETE, complain
+from lrpfunc.cli.options import (
+    AsIs,
+    Cache,
+    Canonize,
+    Categories,
+    CompositeName,
+    Device,
+    Model,
+    MultiLabel,
+    Numbers,
+    Overwrite,
+    Regression,
+    Size,
+    Unit,
+    Weights,
+    classifier_of,
+    meaning_of,
+)
+from lrpfunc.cli.words import counted, notes, output
+from lrpfunc.pictures import DEFAULT_COMPOSITE
+from lrpfunc.pictures.progress import ProgressBar
+
+
+@app.command()
+def dataset(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", help="A folder of images (subfolders are classes), or a .pt or .npz file."),
+    ],
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The HDF5 file to write.")],
+    weights: Weights = None,
+    composite: CompositeName = DEFAULT_COMPOSITE,
+    targets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--targets",
+            "--target",
+            "-t",
+            help="Classes to explain, a row each: top, top5 (the five highest), label (the true one), a number or a "
+            "name. May be given several times.",
+            show_default="top; of one logit, the class that it is of",
+        ),
+    ] = None,
+    canonize: Canonize = True,
+    size: Size = None,
+    mean: Numbers = None,
+    std: Numbers = None,
+    categories: Categories = None,
+    multi_label: MultiLabel = False,
+    regression: Regression = False,
+    unit: Unit = None,
+    as_is: AsIs = False,
+    cache: Cache = True,
+    device: Device = "cpu",
+    batch: Annotated[int, typer.Option(help="Samples at once.", min=1)] = 16,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes that read images.", min=0, show_default="as many as help"),
+    ] = None,
+    shard: Annotated[str, typer.Option(help="Only the I-th of N parts of the data set.", metavar="I/N")] = "1/1",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Explain a whole data set into an HDF5 file, which `lrpfunc report` and ViRelAy read.
+
+    Samples that cannot be read are listed in the file's `errors`; the exit code is then 3.
+    """
+    from lrpfunc.pictures import runs, workfile
+
+    part = runs.shard(shard)
+    workfile.check_workfile(out, resume, overwrite)  # before a model is loaded, or even downloaded
+    meaning = meaning_of(multi_label, regression, unit, as_is)
+    with ProgressBar("explaining") as bar:
+        outcome = runs.run(
+            source,
+            out,
+            classifier_of(model, weights, size, mean, std, categories, cache, meaning),
+            composite=composite,
+            targets=targets or [],
+            canonize=canonize,
+            device=device,
+            batch=batch,
+            workers=_default_workers() if workers is None else workers,
+            part=part,
+            resume=resume,
+            overwrite=overwrite,
+            progress=bar,
+        )
+    _tell(outcome)
+
+
+def _default_workers() -> int:
+    """One core stays with the model; more than four read faster than a CPU explains, and a GPU has a flag."""
+    return max(1, min(4, (os.cpu_count() or 1) - 1))
+
+
+def _tell(outcome: Any) -> None:
+    notes(outcome.notes)
+    console = output()
+    if outcome.was_finished:
+        console.print(f"nothing left to do: {outcome.path} was finished.", markup=False)
+    console.print(f"{outcome.path}: {counted(outcome.rows, 'explanation')}", markup=False)
+    if outcome.unknown:
+        console.print(
+            f"the true class of {counted(outcome.unknown, 'sample')} is not known: no class of the model is named "
+            "like their folders.",
+            markup=False,
+        )
+    if outcome.failures:
+        complain(f"{counted(len(outcome.failures), 'sample')} could not be explained:")
+    for failure in outcome.failures[:10]:
+        complain(f"{failure.file} {failure.reason}")
+    if len(outcome.failures) > 10:
+        complain(f"and {len(outcome.failures) - 10} more: all are in 'errors' in {outcome.path}")
+    if outcome.failures:
+        raise typer.Exit(INCOMPLETE)
+
+
+@app.command()
+def report(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE.h5...", help="What `lrpfunc dataset` wrote; all shards.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("report.html"),
+    title: Annotated[str, typer.Option(help="The page's title.")] = "",
+    size: Annotated[int, typer.Option(help="Pixels of the longer side of each picture.")] = 128,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make a page to look through: one HTML file with all pictures in it."""
+    from lrpfunc.pictures.report import page
+
+    with ProgressBar("writing") as bar:
+        summary = page.write(files, out, title=title, size=size, overwrite=overwrite, progress=bar)
+    output().print(f"{summary.path}: {counted(summary.samples, 'sample')}, {summary.bytes / 1e6:.1f} MB", markup=False)
