@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lrpfunc.extras import extra
 from lrpfunc.pictures.hdf5.schema import CATEGORIES, DETAILS, ERRORS, KINDS, Failure, Schema
 from lrpfunc.pictures.hdf5.writing import built
 
@@ -35,14 +36,18 @@ KNOWN = {
 }  # types of details that someone relies on
 
 
+def _library() -> Any:
+    """What reads HDF5."""
+    return extra("h5py", "cli", "reading HDF5")
+
+
 class RefusedError(Exception):
     """The file is not one of a run: why."""
 
 
 def main() -> None:
     """Print what the file at standard input holds, or why it is refused, as lines of JSON."""
-    import h5py
-
+    library = _library()
     source = Source(0, "rb", closefd=False)
     size = os.fstat(0).st_size
     _describe_a_good_one()  # which loads what is loaded when it is first used: then, no file can be opened
@@ -50,7 +55,7 @@ def main() -> None:
     print(READY, flush=True)
     try:
         try:
-            file = h5py.File(source, "r")
+            file = library.File(source, "r")
         except OSError:
             raise RefusedError("is no HDF5 file, or a damaged one") from None
         for line in described(file, size):
@@ -65,10 +70,9 @@ def main() -> None:
 
 
 def _describe_a_good_one() -> None:
-    import h5py
-
+    library = _library()
     memory, _ = built(Schema(1, (1, 1, 1), 1, 1), {"model": "ä"}, ["ä"], [Failure(0, "ä", "ä")])
-    with h5py.File(memory, "r") as file:
+    with library.File(memory, "r") as file:
         json.dumps(list(described(file, memory.size)))
 
 
@@ -127,21 +131,20 @@ def _not(reason: str) -> RefusedError:
 
 def _own(file: h5py.File, name: str, size: int) -> h5py.Dataset:
     """A dataset that is in the file itself, in one piece."""
-    import h5py
-
+    library = _library()
     try:
         link = file.id.links.get_info(name.encode())
     except KeyError:
         raise _not(f"it has no '{name}'") from None
-    if link.type != h5py.h5l.TYPE_HARD:
+    if link.type != library.h5l.TYPE_HARD:
         raise _not(f"'{name}' is a link to something else")
     dataset = file[name]
-    if not isinstance(dataset, h5py.Dataset):
+    if not isinstance(dataset, library.Dataset):
         raise _not(f"'{name}' is no dataset")
     creation = dataset.id.get_create_plist()
-    if creation.get_layout() == h5py.h5d.VIRTUAL or creation.get_external_count():
+    if creation.get_layout() == library.h5d.VIRTUAL or creation.get_external_count():
         raise _not(f"the values of '{name}' are to come from another file")
-    if creation.get_layout() != h5py.h5d.CONTIGUOUS or creation.get_nfilters():
+    if creation.get_layout() != library.h5d.CONTIGUOUS or creation.get_nfilters():
         raise _not(f"'{name}' is in pieces or compressed")
     if dataset.shape is None or dataset.size * dataset.dtype.itemsize > size:
         raise _not(f"'{name}' would be larger than the file")
@@ -190,12 +193,11 @@ def _places(datasets: dict[str, h5py.Dataset], schema: Schema, size: int) -> dic
 
 
 def _details(file: h5py.File) -> dict[str, Any]:
-    import h5py
-
+    library = _library()
     if DETAILS not in file.attrs:
         raise _not(f"it has no attribute '{DETAILS}'")
-    attribute = h5py.h5a.open(file.id, DETAILS.encode())
-    if not isinstance(attribute.get_type(), h5py.h5t.TypeStringID) or attribute.shape != ():
+    attribute = library.h5a.open(file.id, DETAILS.encode())
+    if not isinstance(attribute.get_type(), library.h5t.TypeStringID) or attribute.shape != ():
         raise _not(f"its attribute '{DETAILS}' is no text")
     text = file.attrs[DETAILS]
     if len(text) > DETAILS_BYTES:
@@ -235,9 +237,8 @@ def _depth(value: Any, limit: int = DEPTH) -> int:
 
 def _texts(dataset: h5py.Dataset, size: int) -> Iterator[list[str]]:
     """The strings of a dataset. Together they are no longer than the file, though many may stand in one place of it."""
-    import h5py
-
-    if dataset.ndim != 1 or h5py.check_string_dtype(dataset.dtype) is None:
+    library = _library()
+    if dataset.ndim != 1 or library.check_string_dtype(dataset.dtype) is None:
         raise _not(f"'{CATEGORIES}' should be a list of texts, but is {dataset.dtype} of shape {dataset.shape}")
     for start in range(0, len(dataset), TEXTS):
         part = [_decoded(text) for text in dataset[start : start + TEXTS]]
@@ -246,11 +247,10 @@ def _texts(dataset: h5py.Dataset, size: int) -> Iterator[list[str]]:
 
 
 def _failures(dataset: h5py.Dataset, size: int) -> Iterator[list[tuple[int, str, str]]]:
-    import h5py
-
+    library = _library()
     dtype = dataset.dtype
     fits = dtype.names == ("index", "file", "reason") and dtype["index"] == np.dtype("<i8")
-    if dataset.ndim != 1 or not fits or not all(h5py.check_string_dtype(dtype[n]) for n in ("file", "reason")):
+    if dataset.ndim != 1 or not fits or not all(library.check_string_dtype(dtype[n]) for n in ("file", "reason")):
         raise _not(f"'{ERRORS}' should be a list of (index, file, reason), but is {dtype} of shape {dataset.shape}")
     for start in range(0, len(dataset), TEXTS):
         part = [(int(i), _decoded(name), _decoded(reason)) for i, name, reason in dataset[start : start + TEXTS]]
