@@ -276,7 +276,7 @@ def test_a_sample_with_several_targets_counts_once(tmp_path):
         label=[0, 0, 1, 1, -1],
     )
     summary = report_page.write([path], tmp_path / "report.html")
-    assert summary == (tmp_path / "report.html", 3, (tmp_path / "report.html").stat().st_size)
+    assert summary == (tmp_path / "report.html", 3, (tmp_path / "report.html").stat().st_size, "")
     page = Page(summary.path.read_text())
     assert "3 samples, 5 explanations. 50.0% recognized: 1 of 2 whose class is known." in page.text
 
@@ -406,7 +406,7 @@ def test_what_fails_on_the_way_leaves_the_old_page_and_nothing_else(tmp_path):
 
 def test_the_page_may_not_replace_its_own_source(tmp_path):
     path = write_run(tmp_path / "run.h5", relevance())
-    with pytest.raises(FileError, match=r"run\.h5 is a file to report on: choose another --out\."):
+    with pytest.raises(FileError, match=r"run\.h5 is one of the files to read: choose another --out\."):
         report_page.write([path], tmp_path / "." / "run.h5", overwrite=True)
 
 

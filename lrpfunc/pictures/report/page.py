@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from lrpfunc import heatmaps
-from lrpfunc.errors import FileError, InputError
-from lrpfunc.pictures import hdf5
+from lrpfunc.errors import InputError
+from lrpfunc.pictures import hdf5, shards
 from lrpfunc.pictures.outfiles import outfile
 from lrpfunc.pictures.sidefiles import named
 from lrpfunc.pictures.workfile import check_out
@@ -33,7 +33,6 @@ SIZE = 128
 SIZES = (8, 1024)
 # By name; True where the middle colour stands for zero, so that positive values have the upper half to themselves.
 COLORS = {"seismic": True, "bwr": True, "coldnhot": True, "viridis": False, "hot": False, "gray": False}
-SHARED = ("model", "parameters", "preprocess", "composite", "canonized", "targets", "names")  # details of all shards
 LEVELS = 127  # on each side of zero: relevance is kept in 255 steps, zero being one of them
 TOP = 5
 BLOCK_BYTES = 1 << 24
@@ -41,11 +40,15 @@ TRIED_PIXELS = 64 * 64  # up to here PNG may well be smaller than JPEG
 
 
 class Summary(NamedTuple):
-    """What was written: where, of how many samples (each may have several explanations), how large."""
+    """What was written: where, of how many samples (each may have several explanations), how large.
+
+    `missing`: the sentence that names the shards that were not there, if any.
+    """
 
     path: Path
     samples: int
     bytes: int
+    missing: str = ""
 
 
 def write(
@@ -68,12 +71,14 @@ def write(
     _check(paths, out, size, overwrite)
     with ExitStack() as stack:
         runs = [stack.enter_context(hdf5.opened(path)) for path in paths]
-        _check_alike(paths, runs)
+        shards.check_alike(paths, runs, "a report")
+        missing = shards.missing(runs)
         results = _results(runs)
         means = _Means()
         page = {
             "title": title or f"Explanations of {runs[0].details.get('model', 'a model')}",
             "results": results,
+            "missing": missing,
             "details": _details(runs),
             "errors": [error for run in runs for error in run.errors],
             "facts": _facts(runs[0], size),
@@ -88,7 +93,7 @@ def write(
         ):
             for piece in _template().generate(page):
                 file.write(piece)
-    return Summary(out, results.samples, out.stat().st_size)
+    return Summary(out, results.samples, out.stat().st_size, missing)
 
 
 # -- checks -----------------------------------------------------------------------------------------------------------
@@ -96,40 +101,10 @@ def write(
 
 def _check(paths: Sequence[Path], out: Path, size: int, overwrite: bool) -> None:
     low, high = SIZES
-    if not paths:
-        raise InputError("a report needs one file of `lrpfunc dataset` at least, but got none.")
-    if len({path.resolve() for path in paths}) < len(paths):
-        raise InputError("a report needs each file once: its samples would be shown twice.")
     if not low <= size <= high:
         raise InputError(f"a report's pictures need a size from {low} to {high} pixels, but it is {size}.")
-    for path in paths:
-        if path.suffix == ".part":
-            raise FileError(f"{path} is of an unfinished run: finish it by the same command with --resume.")
-    if out.exists() and any(path.exists() and out.samefile(path) for path in paths):
-        raise FileError(f"{out} is a file to report on: choose another --out.")
+    shards.check_files(paths, out, "a report")
     check_out(out, overwrite, "report.html")
-
-
-def _check_alike(paths: Sequence[Path], runs: Sequence[hdf5.Run]) -> None:
-    first = _identity(runs[0])
-    for path, run in zip(paths[1:], runs[1:], strict=True):
-        other = _identity(run)
-        different = [what for what in first if first[what] != other[what]]
-        if different:
-            raise FileError(
-                f"a report needs files of one run, but {paths[0]} and {path} differ in {', '.join(different)}. "
-                "Write a report of each."
-            )
-    indices = np.concatenate([np.unique(run.column("index")[:]) for run in runs])
-    twice = len(indices) - len(np.unique(indices))
-    if twice:
-        raise FileError(f"a report needs shards that share no sample, but {twice:,} of these are in two or more files.")
-
-
-def _identity(run: hdf5.Run) -> dict[str, Any]:
-    """What the shards of a run have in common."""
-    sizes = {"image size": run.schema.image, "number of classes": run.schema.classes, "class names": run.categories}
-    return sizes | {name: run.details.get(name) for name in SHARED}
 
 
 # -- what is said of the whole run ------------------------------------------------------------------------------------
