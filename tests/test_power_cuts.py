@@ -5,14 +5,13 @@ import random
 import shutil
 from dataclasses import dataclass, replace
 
-import h5py
 import pytest
 import torch
 
-from lrpfunc.errors import FileError
 from lrpfunc.pictures import hdf5, runs
 from lrpfunc.pictures.classifiers import Standard
-from lrpfunc.pictures.hdf5 import examination, reading, structure
+from lrpfunc.pictures.hdf5 import reading
+from tests.examinations import examined_here
 from tests.power_cuts import Disk, by_chance, everything, nothing, the_last
 
 NAMES = ["1/001.png", "3/003.png", "5/005.png", "6/006.png", "8/008.png"]
@@ -29,15 +28,6 @@ class Counting:
     def __call__(self, image):
         self.seen.append(image)
         return self.standard(image)
-
-
-def examined_here(path, file):
-    """What the other process would find, without one."""
-    try:
-        with h5py.File(structure.Source(file.fileno(), "rb", closefd=False), "r") as opened:
-            return examination.contents(list(structure.described(opened, file.seek(0, 2))))
-    except (OSError, structure.RefusedError) as error:
-        raise FileError(str(error)) from error
 
 
 @pytest.fixture

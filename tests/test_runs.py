@@ -23,6 +23,7 @@ from lrpfunc import composites
 from lrpfunc.errors import FileError, InputError, TargetError
 from lrpfunc.pictures import classifiers, hdf5, runs, workfile
 from lrpfunc.pictures.classifiers import Standard
+from tests.examinations import examine_here
 
 BROKEN = b"this is no image"
 
@@ -575,6 +576,7 @@ def test_a_run_killed_twenty_times_ends_like_an_undisturbed_one(broken, tmp_path
 def die_at_every_moment(source, folder, batch):
     """One death after the other, each followed by a resumed run and a comparison; a score of them, or it fails."""
     classifier = prepared_once()
+    examine_here()
 
     def run(out, moment=0, resume=False):
         if moment:

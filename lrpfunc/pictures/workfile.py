@@ -277,6 +277,8 @@ def check_workfile(out: Path, resume: bool = False, overwrite: bool = False) -> 
     check_out(out, resume or overwrite, "explanations.h5")
     work, _ = _beside(out)
     if os.path.lexists(work) and not (resume or overwrite):
+        with io.FileIO(sidefiles.taken(work), "r+b") as file:
+            _own_run(work, file)
         raise FileError(
             f"{work} is of an unfinished run. Give --resume to go on with it, or --overwrite to begin anew."
         )
@@ -302,8 +304,9 @@ def claimed(out: Path, resume: bool, overwrite: bool) -> Iterator[Workfile]:
         with Workfile(out, descriptor, resume, overwrite) as workfile:
             yield workfile
     finally:
+        says_nothing = os.fstat(descriptor).st_size <= len(SIGNATURE)
         # Nothing has begun, or all is finished.
-        if not os.path.lexists(work) and sidefiles.is_at(journal, descriptor):
+        if (says_nothing or not os.path.lexists(work)) and sidefiles.is_at(journal, descriptor):
             journal.unlink()
         os.close(descriptor)
 
