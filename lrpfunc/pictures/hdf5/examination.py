@@ -9,9 +9,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lrpfunc.errors import FileError
 from lrpfunc.pictures import sidefiles
@@ -19,6 +19,7 @@ from lrpfunc.pictures.hdf5 import structure
 from lrpfunc.pictures.hdf5.schema import Contents, Failure, Schema
 
 SECONDS = 120.0  # of the clock, should it wait for something; its time of the processor is bounded by itself
+CHUNK = 1 << 16
 ESCAPED = 6  # bytes in JSON for one of a text, at most
 CODE = """import json, sys
 sys.path[:] = json.loads(sys.argv[1])
@@ -76,10 +77,17 @@ def _answer(path: Path, file: io.FileIO) -> tuple[bytes, bool]:
     timer = threading.Timer(SECONDS, stop)
     timer.start()
     try:
-        answer = process.stdout.read(most)
+        answer = b"".join(_chunks(process.stdout, most))
     finally:
         timer.cancel()
         process.kill()
         process.stdout.close()
         code = process.wait()
     return answer, stopped.is_set() or code == -getattr(signal, "SIGXCPU", 0)
+
+
+def _chunks(pipe: IO[bytes], most: int) -> Iterator[bytes]:
+    """What comes, up to so many bytes. (One `read` of them would take their memory first.)"""
+    while most > 0 and (chunk := os.read(pipe.fileno(), min(most, CHUNK))):
+        most -= len(chunk)
+        yield chunk
