@@ -9,6 +9,7 @@ from lrpfunc.pictures.hdf5.schema import (
     CATEGORIES,
     DETAILS,
     ERRORS,
+    KINDS,
     MAGIC,
     UNKNOWN,
     Contents,

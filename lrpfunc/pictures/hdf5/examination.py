@@ -33,14 +33,15 @@ def examined(path: Path, file: io.FileIO) -> Contents:
     lines = answer.split(b"\n")
     if lines[0] != structure.READY.encode():
         raise FileError(f"{path} cannot be examined: no process could be started for it ({sys.executable}).")
-    found = [json.loads(line) for line in lines[1:-1]]
-    last = found[-1] if found else {}
-    if "refused" in last:
-        raise FileError(f"{path} {last['refused']}.")
-    if "whole" not in last:
+    try:
+        found = [json.loads(line) for line in lines[1:-1]]
+        last = found[-1]
+        if "refused" not in last and last["whole"]:
+            return contents(found)
+    except (ValueError, TypeError, LookupError):  # it died in the midst of a line, or before
         reason = "reading it does not come to an end" if was_stopped else "reading it crashes, or needs too much memory"
-        raise FileError(f"{path} is no HDF5 file, or a damaged one: {reason}.")
-    return contents(found)
+        raise FileError(f"{path} is no HDF5 file, or a damaged one: {reason}.") from None
+    raise FileError(f"{path} {last['refused']}.")
 
 
 def contents(lines: Sequence[Mapping[str, Any]]) -> Contents:

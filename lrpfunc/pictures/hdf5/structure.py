@@ -132,11 +132,9 @@ def _not(reason: str) -> RefusedError:
 def _own(file: h5py.File, name: str, size: int) -> h5py.Dataset:
     """A dataset that is in the file itself, in one piece."""
     library = _library()
-    try:
-        link = file.id.links.get_info(name.encode())
-    except KeyError:
-        raise _not(f"it has no '{name}'") from None
-    if link.type != library.h5l.TYPE_HARD:
+    if not file.id.links.exists(name.encode()):
+        raise _not(f"it has no '{name}'")
+    if file.id.links.get_info(name.encode()).type != library.h5l.TYPE_HARD:
         raise _not(f"'{name}' is a link to something else")
     dataset = file[name]
     if not isinstance(dataset, library.Dataset):
