@@ -523,7 +523,7 @@ COMMANDS = typer.main.get_command(cli.app).commands
 
 
 def test_there_are_these_commands():
-    assert list(COMMANDS) == ["image", "inspect", "dataset", "report", "digits", "demo", "check"]
+    assert list(COMMANDS) == ["image", "inspect", "dataset", "merge", "report", "digits", "demo", "check"]
     text = fine("--help").stdout
     assert all(name in text for name in [*COMMANDS, "--version", "--debug"])
 
@@ -678,7 +678,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(monkeypatch, capsys):
 
 
 def test_h_is_help_everywhere():
-    for command in ([], ["image"], ["dataset"], ["report"], ["inspect"], ["digits"], ["demo"], ["check"]):
+    for command in ([], ["image"], ["dataset"], ["merge"], ["report"], ["inspect"], ["digits"], ["demo"], ["check"]):
         short, long = lrp(*command, "-h"), lrp(*command, "--help")
         assert short.exit_code == long.exit_code == 0
         assert short.output == long.output

@@ -43,13 +43,10 @@ def write_run(path, attribution, *, details=None, categories=(), failures=(), **
     }
     columns["file"] = [name if isinstance(name, bytes) else name.encode() for name in columns["file"]]
     longest = max((len(name) for name in columns["file"]), default=1)
-    work = path.with_suffix(".work")
     schema = hdf5.Schema(n, attribution.shape[1:], prediction.shape[1], longest)
-    hdf5.create(work, schema, {"model": "net"} if details is None else details, list(categories))
-    if n:
-        with hdf5.writing(work) as writer:
-            writer.write(0, {name: np.asarray(entries) for name, entries in columns.items()})
-    hdf5.finish(work, path, n, [hdf5.Failure(*failure) for failure in failures])
+    rows = [(0, {name: np.asarray(entries) for name, entries in columns.items()})] if n else []
+    details = {"model": "net"} if details is None else details
+    hdf5.write(path, schema, details, list(categories), [hdf5.Failure(*failure) for failure in failures], rows)
     return path
 
 
@@ -292,7 +289,7 @@ def test_a_sample_with_several_targets_counts_once(tmp_path):
         label=[0, 0, 1, 1, -1],
     )
     summary = report_page.write([path], tmp_path / "report.html")
-    assert summary == (tmp_path / "report.html", 3, (tmp_path / "report.html").stat().st_size)
+    assert summary == (tmp_path / "report.html", 3, (tmp_path / "report.html").stat().st_size, "")
     page = Page(summary.path.read_text())
     assert "3 samples, 5 explanations. 50.0% recognized: 1 of 2 whose class is known." in page.text
 
@@ -422,7 +419,7 @@ def test_what_fails_on_the_way_leaves_the_old_page_and_nothing_else(tmp_path):
 
 def test_the_page_may_not_replace_its_own_source(tmp_path):
     path = write_run(tmp_path / "run.h5", relevance())
-    with pytest.raises(FileError, match=r"run\.h5 is a file to report on: choose another --out\."):
+    with pytest.raises(FileError, match=r"run\.h5 is one of the files to read: choose another --out\."):
         report_page.write([path], tmp_path / "." / "run.h5", overwrite=True)
 
 

@@ -9,22 +9,23 @@ fetched.
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from lrpfunc.errors import FileError, InputError
-from lrpfunc.pictures import hdf5
+from lrpfunc.errors import InputError
+from lrpfunc.pictures import hdf5, shards
+from lrpfunc.pictures.outfiles import outfile
 from lrpfunc.pictures.outputs import LABELS, VALUES
 from lrpfunc.pictures.report import pixels, wording
 from lrpfunc.pictures.report.comparison import check_comparable, pairs
 from lrpfunc.pictures.report.rows import Means, blocks, step_of
 from lrpfunc.pictures.report.sides import Side, details_of, side
 from lrpfunc.pictures.report.verdicts import tally
+from lrpfunc.pictures.sidefiles import named
 from lrpfunc.pictures.workfile import check_out
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 SIZE = 128
 SIZES = (8, 1024)
-SHARED = ("model", "parameters", "preprocess", "composite", "canonized", "targets", "output", "names")  # of all shards
 # What makes a map what it is, and what it is called.
 DIFFERENCES = {
     "composite": "composite",
@@ -48,11 +48,15 @@ SCRIPTS = ("data", "wording", "colours", "views", "choosing", "gallery", "means"
 
 
 class Summary(NamedTuple):
-    """What was written: where, of how many samples (each may have several explanations), how large."""
+    """What was written: where, of how many samples (each may have several explanations), how large.
+
+    `missing`: the sentence that names the shards that were not there, if any.
+    """
 
     path: Path
     samples: int
     bytes: int
+    missing: str = ""
 
 
 def write(
@@ -74,7 +78,7 @@ def write(
     size; `OSError` where the system refuses to write.
     """
     paths, beside, out = [Path(path) for path in paths], [Path(path) for path in beside], Path(out)
-    _check([*paths, *beside], paths, out, size, overwrite)
+    _check(paths and [*paths, *beside], out, size, overwrite)
     with ExitStack() as stack:
         sides = [_opened(stack, each) for each in (paths, beside) if each]
         found = None
@@ -96,70 +100,36 @@ def write(
             "blocks": blocks(sides, positions, size, means, progress),
             "means": means,  # complete once the blocks have gone by
         }
-        with _replacing(out) as file:
+        # Names of files need not be text: what cannot be written becomes a question mark.
+        with (
+            named(out),
+            outfile(out, overwrite) as part,
+            open(part, "w", encoding="utf-8", errors="replace", newline="\n") as file,
+        ):
             for piece in _template().generate(page):
                 file.write(piece)
-    return Summary(out, tallies[0].samples, out.stat().st_size)
+    return Summary(out, tallies[0].samples, out.stat().st_size, _missing(sides))
+
+
+def _missing(sides: Sequence[Side]) -> str:
+    return " ".join(filter(None, (shards.missing(each.runs) for each in sides)))
 
 
 def _opened(stack: ExitStack, paths: Sequence[Path]) -> Side:
     runs = [stack.enter_context(hdf5.opened(path)) for path in paths]
-    _check_alike(paths, runs)
+    shards.check_alike(paths, runs, "a report")
     return side(paths, runs)
 
 
 # -- checks -----------------------------------------------------------------------------------------------------------
 
 
-def _check(paths: Sequence[Path], first: Sequence[Path], out: Path, size: int, overwrite: bool) -> None:
+def _check(paths: Sequence[Path], out: Path, size: int, overwrite: bool) -> None:
     low, high = SIZES
-    if not first:
-        raise InputError("a report needs one file of `lrpfunc dataset` at least, but got none.")
-    if len({path.resolve() for path in paths}) < len(paths):
-        raise InputError("a report needs each file once: its samples would be shown twice.")
     if not low <= size <= high:
         raise InputError(f"a report's pictures need a size from {low} to {high} pixels, but it is {size}.")
-    for path in paths:
-        if path.suffix == ".part":
-            raise FileError(f"{path} is of an unfinished run: finish it by the same command with --resume.")
-    if out.exists() and any(path.exists() and out.samefile(path) for path in paths):
-        raise FileError(f"{out} is a file to report on: choose another --out.")
+    shards.check_files(paths, out, "a report")
     check_out(out, overwrite, "report.html")
-
-
-def _check_alike(paths: Sequence[Path], runs: Sequence[hdf5.Run]) -> None:
-    first = _identity(runs[0])
-    for path, run in zip(paths[1:], runs[1:], strict=True):
-        other = _identity(run)
-        different = [what for what in first if first[what] != other[what]]
-        if different:
-            raise FileError(
-                f"a report needs files of one run, but {paths[0]} and {path} differ in {', '.join(different)}. "
-                "Write a report of each."
-            )
-    indices = np.concatenate([np.unique(run.column("index")[:]) for run in runs])
-    twice = len(indices) - len(np.unique(indices))
-    if twice:
-        raise FileError(f"a report needs shards that share no sample, but {twice:,} of these are in two or more files.")
-
-
-def _identity(run: hdf5.Run) -> dict[str, Any]:
-    """What the shards of a run have in common."""
-    sizes = {"image size": run.schema.image, "number of classes": run.schema.classes, "class names": run.categories}
-    return sizes | {name: run.details.get(name) for name in SHARED}
-
-
-@contextmanager
-def _replacing(out: Path) -> Iterator[TextIO]:
-    """A file that takes its name only when it is whole."""
-    part = out.with_name(f"{out.name}.{os.getpid()}.part")
-    try:
-        # Names of files need not be text: what cannot be written becomes a question mark.
-        with open(part, "w", encoding="utf-8", errors="replace", newline="\n") as file:
-            yield file
-        os.replace(part, out)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 # -- what is said of the whole run ------------------------------------------------------------------------------------
@@ -173,6 +143,7 @@ def _described(sides: Sequence[Side]) -> list[dict[str, Any]]:
             "letter": letter if len(sides) > 1 else "",
             "name": name,
             "does": wording.in_words(each.first.details.get("composite"), each.meaning.word),
+            "missing": shards.missing(each.runs),
             "details": wording.shown(details_of(each), wording.DEPTH + 1),
             "errors": [error for run in each.runs for error in run.errors],
         }
