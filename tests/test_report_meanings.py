@@ -155,14 +155,14 @@ def test_a_meaning_that_nobody_knows_is_one_line(tmp_path, output):
     path = write_run(tmp_path / "run.h5", relevance(), details={"model": "net", "output": output})
     with pytest.raises(FileError) as caught:
         report(tmp_path, path)
-    assert "run.h5 is not one that `lrpfunc dataset` wrote: what the outputs mean is not known" in str(caught.value)
+    assert "not one that `lrpfunc dataset` wrote" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "report.html").exists()
 
 
 def test_one_logit_that_is_three_is_refused(tmp_path):
     path = write_run(tmp_path / "run.h5", relevance(), details={"output": Meaning(BINARY).as_json()})
-    with pytest.raises(FileError, match=r"its outputs are said to be one logit, but there are 3\.$"):
+    with pytest.raises(FileError, match=r"not one that `lrpfunc dataset` wrote: .* one logit .* 3\.$"):
         report(tmp_path, path)
 
 
@@ -188,7 +188,7 @@ def test_the_headline_names_composite_model_and_weights(tmp_path):
 
 def test_names_cannot_turn_round_or_hide_what_stands_beside_them(tmp_path):
     turned, hidden = "photo\u202egnp.exe", "c\u200bat\n\x07\u2066"
-    details = {"model": turned, "composite": "epsilon", "output": {"kind": "values", "unit": f"m{turned}"}}
+    details = {"model": turned, "composite": f"c{turned}"}
     path = write_run(
         tmp_path / "run.h5",
         relevance(2),
@@ -202,7 +202,7 @@ def test_names_cannot_turn_round_or_hide_what_stands_beside_them(tmp_path):
     assert not any(letter in text for letter in "\u202e\u200b\u2066\x07")
     assert page.rows[0]["file"] == page.facts["names"][0] == r"photo\u202egnp.exe"
     assert page.rows[1]["file"] == page.facts["names"][1] == r"c\u200bat\n\x07\u2066"
-    assert page.facts["unit"] == r"mphoto\u202egnp.exe"
+    assert r"composite cphoto\u202egnp.exe" in page.text
     assert r"Tphoto\u202egnp.exe" in page.text
     assert r"photo\u202egnp.exe (number 3): c\u200bat\n\x07\u2066" in page.text
 

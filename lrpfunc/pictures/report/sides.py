@@ -81,8 +81,8 @@ def _meaning(path: Path, run: hdf5.Run) -> Meaning:
         raise FileError(f"{path} is not one that `lrpfunc dataset` wrote: {visible(error)}") from error
     if meaning.kind == BINARY and outputs != 1:
         raise FileError(
-            f"{path} is not one that `lrpfunc dataset` wrote: its outputs are said to be one logit, but there are "
-            f"{outputs}."
+            f"{path} is not one that `lrpfunc dataset` wrote: its outputs are said to be one logit for or against "
+            f"a class, but there are {outputs}."
         )
     if meaning.kind == CLASSES and outputs == 1:  # of one class alone nothing can be said but its number
         return Meaning(VALUES)
