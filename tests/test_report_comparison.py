@@ -246,7 +246,7 @@ def test_a_run_beside_itself_is_refused(tmp_path):
 
 def test_the_page_may_not_replace_the_run_beside(tmp_path):
     one, other = (write_run(tmp_path / f"{i}.h5", relevance()) for i in (1, 2))
-    with pytest.raises(FileError, match=r"2\.h5 is a file to report on: choose another --out\."):
+    with pytest.raises(FileError, match=r"2\.h5 is one of the files to read: choose another --out\."):
         report_page.write([one], other, overwrite=True, beside=[other])
 
 

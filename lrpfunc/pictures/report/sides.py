@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lrpfunc.errors import FileError, ModelError
 from lrpfunc.pictures import hdf5
 from lrpfunc.pictures.outputs import BINARY, CLASSES, VALUES, Meaning, meaning_of
 from lrpfunc.pictures.report.wording import visible
@@ -68,25 +67,11 @@ class Side:
 
 
 def side(paths: Sequence[Path], runs: Sequence[hdf5.Run]) -> Side:
-    """The side of runs that are shards of one. Errors: `FileError` for an unknown meaning of the outputs."""
-    meaning = _meaning(paths[0], runs[0])
+    """The side of runs that are shards of one."""
+    meaning = meaning_of(runs[0].details)
+    if meaning.kind == CLASSES and runs[0].schema.classes == 1:  # of one class alone nothing can be said but its number
+        meaning = Meaning(VALUES)
     return Side(paths, runs, meaning, _names(meaning, runs[0].categories, runs[0].schema.classes))
-
-
-def _meaning(path: Path, run: hdf5.Run) -> Meaning:
-    outputs = run.schema.classes
-    try:
-        meaning = meaning_of(run.details)
-    except ModelError as error:
-        raise FileError(f"{path} is not one that `lrpfunc dataset` wrote: {visible(error)}") from error
-    if meaning.kind == BINARY and outputs != 1:
-        raise FileError(
-            f"{path} is not one that `lrpfunc dataset` wrote: its outputs are said to be one logit for or against "
-            f"a class, but there are {outputs}."
-        )
-    if meaning.kind == CLASSES and outputs == 1:  # of one class alone nothing can be said but its number
-        return Meaning(VALUES)
-    return replace(meaning, unit=visible(meaning.unit), are_probabilities=bool(meaning.are_probabilities))
 
 
 def _names(meaning: Meaning, categories: Sequence[str], outputs: int) -> list[str]:
