@@ -21,7 +21,7 @@ from PIL import Image
 import lrpfunc
 from lrpfunc import composites
 from lrpfunc.errors import FileError, InputError, TargetError
-from lrpfunc.pictures import classifiers, hdf5, runs, workfile
+from lrpfunc.pictures import classifiers, hdf5, journal, runs
 from lrpfunc.pictures.classifiers import Standard
 from tests.examinations import examine_here
 
@@ -358,7 +358,7 @@ def test_an_error_in_a_reading_process_is_not_taken_for_its_death(folder, classi
 
 
 def test_a_journal_that_another_process_has_removed_is_not_taken_for_a_lock(folder, classifier, tmp_path, monkeypatch):
-    out, lock = tmp_path / "run.h5", workfile._lock
+    out, lock = tmp_path / "run.h5", journal._lock
     calls = []
 
     def late(descriptor, path):
@@ -369,7 +369,7 @@ def test_a_journal_that_another_process_has_removed_is_not_taken_for_a_lock(fold
             out.write_text("of another process")
         lock(descriptor, path)
 
-    monkeypatch.setattr(workfile, "_lock", late)
+    monkeypatch.setattr(journal, "_lock", late)
     with pytest.raises(FileError, match=r"run\.h5 exists"):
         runs.run(folder, out, classifier)
     assert len(calls) == 2

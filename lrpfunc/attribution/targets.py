@@ -129,7 +129,7 @@ def _index(logits: Tensor, index: Any, size: int) -> Tensor:
     if not is_int(index):
         raise TargetError(
             "a target must be an int, an index tensor, an array, a range, a tuple, a list or a function, "
-            f"but is {index!r}."
+            f"but is {' '.join(repr(index).split())}."  # an array's repr has several lines
         )
     _check_range(index, size)
     return torch.full((logits.shape[0],), int(index), device=logits.device)

@@ -164,7 +164,7 @@ class _Job:
             wanted = [Wanted(CLASS, choice) for choice in chosen]  # the same for all composites
             for choice in dict.fromkeys(chosen):  # the same class may have been wanted twice
                 relevance = results.relevance[0, chosen.index(choice)]
-                heatmaps.heatmap(relevance)  # complains of what is not finite before anything is written
+                heatmaps.heatmap(relevance[None])  # complains of what is not finite before anything is written
                 found.append(Found.of(path, composite, ready, choice, x[0], results.prediction, relevance))
         return found
 

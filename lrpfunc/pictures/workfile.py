@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import json
@@ -16,7 +15,7 @@ from typing import Any
 from lrpfunc.errors import FileError, InputError
 from lrpfunc.pictures import hdf5, sidefiles
 from lrpfunc.pictures.hdf5 import Columns, Failure, Run, Schema, Writer
-from lrpfunc.pictures.sidefiles import SIGNATURE, InTheWayError
+from lrpfunc.pictures.journal import Journal, locked
 
 COPIED_BYTES = 1 << 26
 
@@ -31,11 +30,10 @@ FINGERPRINTS = {"parameters": "parameters", "categories": "names of classes", "n
 class Workfile:
     """The file that a run is to write, with its work file and its journal, which is open and locked."""
 
-    def __init__(self, out: Path, journal: int, resume: bool, overwrite: bool):
-        self.out = out
-        self.work, self.journal = _beside(out)
+    def __init__(self, out: Path, journal: Journal, resume: bool, overwrite: bool):
+        self.out, self.work, self.journal = out, _part(out), journal
         self.new, self.copy = (self.work.with_name(f"{self.work.name}.{end}") for end in ("new", "copy"))
-        self._journal, self._resume, self._overwrite = journal, resume, overwrite
+        self._resume, self._overwrite = resume, overwrite
         self._run_id = ""
         self._work: Run | None = None
         self._stack = ExitStack()
@@ -65,7 +63,7 @@ class Workfile:
         if self._work is None or not self._resume:
             return None
         check_same(self.work, self._work, details)
-        replaces = self._lines()[0].get("replaces") is True
+        replaces = self.journal.read()[0].get("replaces") is True
         if self.out.exists() and not replaces:
             self._check_ended(details)
         self._overwrite = replaces or self.out.exists()
@@ -83,7 +81,7 @@ class Workfile:
 
     def begin(self, schema: Schema, details: dict[str, Any], categories: Sequence[str]) -> Writer:
         """Make a work file, whole before it has its name; until then nothing is done, as the journal must say."""
-        self._begin_journal()
+        self.journal.begin(self._run_id, self._overwrite)
         writer = hdf5.made(self.new, schema, details, categories)
         self._stack.callback(os.close, writer.descriptor)
         try:
@@ -134,83 +132,21 @@ class Workfile:
         os.replace(path, self.out)
         sidefiles.sync_folder(self.out.parent)
 
-    # -- the journal --------------------------------------------------------------------------------------------------
-
     def progress(self) -> tuple[int, int, list[Failure]]:
         """Batches done, rows written, samples failed. A line that was not whole when the process died is cut off."""
-        head, lines = self._lines()
+        head, lines = self.journal.read()
         if head.get("run") != self._run_id:  # of another run, or of none
-            self._begin_journal()
+            self.journal.begin(self._run_id, self._overwrite)
             return 0, 0, []
         assert self._work is not None
         if lines and lines[-1]["rows"] > self._work.rows:
-            raise self._damaged()
+            raise self.journal.damaged()
         failures = [Failure(*failure) for line in lines for failure in line["failures"]]
         return len(lines), lines[-1]["rows"] if lines else 0, failures
 
     def record(self, number: int, rows: int, failures: Sequence[Failure]) -> None:
         """Note that a batch is done, and wait until that is on the disk. Its rows must be there already."""
-        self._append({"batch": number, "rows": rows, "failures": failures})
-
-    def _begin_journal(self) -> None:
-        with sidefiles.named(self.journal):
-            if os.fstat(self._journal).st_size <= len(SIGNATURE):
-                sidefiles.sign(self._journal)
-            os.ftruncate(self._journal, len(SIGNATURE))
-            sidefiles.sync(self._journal)  # before something else stands there
-        self._append({"run": self._run_id, "replaces": self._overwrite})
-
-    def _append(self, line: dict[str, Any]) -> None:
-        with sidefiles.named(self.journal):
-            data = memoryview(json.dumps(line).encode() + b"\n")
-            sidefiles.write_at(self._journal, data, os.fstat(self._journal).st_size)
-            sidefiles.sync(self._journal)
-
-    def _lines(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """The head of the journal, {} if there is none, and its other lines.
-
-        What is behind the last whole line is cut off. Errors: `FileError` if any other line is none of ours.
-        """
-        text = os.pread(self._journal, os.fstat(self._journal).st_size, 0)
-        found: list[dict[str, Any]] = []
-        end = len(SIGNATURE)
-        for raw in text[end:].splitlines(keepends=True):
-            line = _line(raw)
-            if line is None or not _follows(found, line):
-                break
-            found.append(line)
-            end += len(raw)
-        if b"\n" in text[end:].rstrip(b"\n"):  # more than the one line that a process died at
-            raise self._damaged()
-        if end < len(text):
-            os.ftruncate(self._journal, end)
-            sidefiles.sync(self._journal)  # before something else stands there
-        return (found[0], found[1:]) if found else ({}, [])
-
-    def _damaged(self) -> FileError:
-        return FileError(f"{self.journal} is damaged: begin anew with --overwrite.")
-
-
-def _line(raw: bytes) -> dict[str, Any] | None:
-    try:
-        line = json.loads(raw) if raw.endswith(b"\n") else None
-    except (ValueError, RecursionError):
-        return None
-    return line if isinstance(line, dict) else None
-
-
-def _follows(before: Sequence[dict[str, Any]], line: dict[str, Any]) -> bool:
-    """Whether a line of a journal may come after these."""
-    if not before:
-        return isinstance(line.get("run"), str)
-    batch, rows, failures = line.get("batch"), line.get("rows"), line.get("failures")
-    return (
-        batch == len(before) - 1
-        and isinstance(rows, int)
-        and rows >= before[-1].get("rows", 0)
-        and isinstance(failures, list)
-        and all(isinstance(f, list) and len(f) == 3 and [type(part) for part in f] == [int, str, str] for f in failures)
-    )
+        self.journal.append({"batch": number, "rows": rows, "failures": failures})
 
 
 def _run_id(details: dict[str, Any]) -> str:
@@ -229,9 +165,9 @@ def _blocks(run: Run, rows: int) -> Iterator[tuple[int, Columns]]:
 # -- what is in the way -----------------------------------------------------------------------------------------------
 
 
-def _beside(out: Path) -> tuple[Path, Path]:
-    """The work file and the journal."""
-    return out.with_name(f"{out.name}.part"), out.with_name(f"{out.name}.journal")
+def _part(out: Path) -> Path:
+    """The work file."""
+    return out.with_name(f"{out.name}.part")
 
 
 def _own_run(path: Path, file: io.FileIO) -> Run:
@@ -275,7 +211,7 @@ def check_workfile(out: Path, resume: bool = False, overwrite: bool = False) -> 
         raise InputError("a run is either resumed or begun anew: give --resume or --overwrite, not both.")
     out = _led_to(out)
     check_out(out, resume or overwrite, "explanations.h5")
-    work, _ = _beside(out)
+    work = _part(out)
     if os.path.lexists(work) and not (resume or overwrite):
         with io.FileIO(sidefiles.taken(work), "r+b") as file:
             _own_run(work, file)
@@ -297,52 +233,18 @@ def claimed(out: Path, resume: bool, overwrite: bool) -> Iterator[Workfile]:
     """The work file of a run, for this process alone. Errors: as `check_workfile`, and if another process has it."""
     out = _led_to(out)
     check_workfile(out, resume, overwrite)
-    work, journal = _beside(out)
-    descriptor = _locked(journal, out)
+    path = out.with_name(f"{out.name}.journal")
+    descriptor = locked(path, out)
     try:
         check_workfile(out, resume, overwrite)  # what another process did before it let go
-        with Workfile(out, descriptor, resume, overwrite) as workfile:
+        with Workfile(out, Journal(path, descriptor), resume, overwrite) as workfile:
             yield workfile
     finally:
-        says_nothing = os.fstat(descriptor).st_size <= len(SIGNATURE)
+        says_nothing = Journal(path, descriptor).says_nothing
         # Nothing has begun, or all is finished.
-        if (says_nothing or not os.path.lexists(work)) and sidefiles.is_at(journal, descriptor):
-            journal.unlink()
+        if (says_nothing or not os.path.lexists(_part(out))) and sidefiles.is_at(path, descriptor):
+            path.unlink()
         os.close(descriptor)
-
-
-def _locked(journal: Path, out: Path) -> int:
-    """The journal, open and locked. Errors: `FileError` if another process has it, or if it is none."""
-    while True:
-        descriptor = sidefiles.taken(journal, create=True)
-        try:
-            _lock(descriptor, out)
-            if sidefiles.is_at(journal, descriptor):
-                if not sidefiles.is_signed(descriptor):
-                    raise InTheWayError(journal, "something else")
-                return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)  # who had it before has removed it: it is no one's journal any more
-
-
-def _lock(descriptor: int, out: Path) -> None:
-    """Keep other processes out, where the file system can.
-
-    A record lock goes when this process does, also if processes that it forked live on.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows has no such locks
-        return
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            raise FileError(f"another process is writing {out}. Give each shard a file of its own.") from error
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise
 
 
 def check_same(path: Path, begun: Run, details: dict[str, Any]) -> None:
