@@ -135,7 +135,7 @@ def test_the_heatmaps_are_written(tmp_path):
         with Image.open(path) as picture:
             picture.load()
             sizes[path.name] = picture.size
-    assert set(sizes) == {"heatmap.png", "overlay.png", "grid.png", "show.png", "flow.png"}
+    assert set(sizes) == {"heatmap.png", "overlay.png", "grid.png", "show.png", "flow.png", "lines.png", "slices.png"}
     assert sizes["heatmap.png"] == sizes["overlay.png"] == (8, 8)
     assert sizes["grid.png"] == (4 * 84 - 4, 3 * 84 - 4)
 
@@ -145,13 +145,28 @@ def test_the_pictures_of_the_guides_are_small_and_as_they_would_be_written_now(t
     model, x, _ = digits.load()
     fmodel, params, *_ = lrpfunc.canonize(*lrpfunc.functionalize(model, x))
     example.write_for_guides(fmodel, params, x[10:20], tmp_path)
-    for name in ("heatmaps.png", "flow.png"):
+    for name in ("heatmaps.png", "flow.png", "lines.png", "slices.png"):
         assert (EXAMPLES / name).stat().st_size < 60_000
         with Image.open(EXAMPLES / name) as kept, Image.open(tmp_path / name) as now:
             assert kept.size == now.size
     # Other machines round otherwise, and other fonts are drawn otherwise: the colours of heatmaps by a few steps.
     with Image.open(EXAMPLES / "heatmaps.png") as kept, Image.open(tmp_path / "heatmaps.png") as now:
         assert np.abs(np.asarray(kept, dtype=int) - np.asarray(now, dtype=int)).max() <= 8
+
+
+def test_the_series_and_the_volume_of_the_guides_show_what_their_networks_look_at():
+    example = load("heatmaps")
+    time, x = example.recording()
+    relevance = lrpfunc.attribute(
+        *lrpfunc.functionalize(example.early_beats(), x), x, composites.epsilon_plus(), target=0
+    )
+    early = ((time > 1.9) & (time < 2.1)) | ((time > 2.3) & (time < 2.5))
+    assert relevance[..., early].sum() > 0.99 * relevance.abs().sum()
+    x = example.scan()
+    relevance = lrpfunc.attribute(*lrpfunc.functionalize(example.small_balls(), x), x, composites.epsilon(), target=0)
+    around = relevance[0, 0, 2:15, 8:21, 18:31]  # the ball, and as much as the filter sees of its surroundings
+    assert around.abs().sum() > 0.99 * relevance.abs().sum()
+    assert relevance[0, 0, 8, 14, 24] > 0
 
 
 @pytest.mark.dev

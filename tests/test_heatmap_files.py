@@ -119,7 +119,7 @@ def test_save_refuses_what_is_of_another_type(arguments, message, tmp_path):
 def test_an_image_is_written_in_formats_of_images(tmp_path):
     with pytest.raises(InputError, match="must name a format, one of png, jpg"):
         save(drawings()[1], tmp_path / "a.svg")
-    with pytest.raises(InputError, match=r'a JPEG holds no image of mode RGBA\. Save image\.convert\("RGB"\)'):
+    with pytest.raises(InputError, match=r'a JPEG holds no image of mode RGBA\. Use image\.convert\("RGB"\)'):
         save(Image.new("RGBA", (2, 2)), tmp_path / "a.jpg")
     with pytest.raises(InputError, match="formats must be a list of texts, but is 'png'"):
         check_path(tmp_path / "a.png", "png")

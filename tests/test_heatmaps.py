@@ -74,7 +74,10 @@ def test_the_maps_of_a_batch_are_scaled_one_by_one():
 
 def test_limits_set_the_scale_and_clip_to_it():
     image = colorize(torch.tensor([[-1.0, 0.0, 0.5, 1.0, 9.0]]), colors="bwr", limits=(0.0, 1.0))
-    assert [tuple(pixel) for pixel in image[0]] == [BLUE, BLUE, WHITE, RED, RED]
+    assert image[0, :, 0].tolist() == [255] * 5
+    np.testing.assert_allclose(image[0, :, 1], [255, 255, 127.5, 0, 0], atol=1)
+    image = colorize(torch.tensor([[-1.0, 0.0, 0.5, 1.0, 9.0]]), colors="gray", limits=(0.0, 1.0))
+    np.testing.assert_allclose(image[0, :, 1], [0, 0, 127.5, 255, 255], atol=1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -427,8 +430,11 @@ def test_show_takes_the_scales_of_a_heatmap():
     relevance = torch.tensor([[[[1.0, -3.0]]], [[[0.5, 0.0]]]])
     limits = [image.get_clim() for axis in show(relevance, joint=True).axes for image in axis.get_images()]
     assert limits == [(-3, 3), (-3, 3)]
-    limits = [image.get_clim() for axis in show(relevance, limits=(0, None)).axes for image in axis.get_images()]
-    assert limits == [(0, 1), (0, 0.5)]
+    drawn = show(relevance, limits=(0, None))
+    maps, bars = drawn.axes[:2], drawn.axes[2:]
+    assert [axis.images[0].get_clim() for axis in maps] == [(-1, 1), (-0.5, 0.5)]
+    assert [axis.images[0].get_array().tolist() for axis in maps] == [[[1, 0]], [[0.5, 0]]]
+    assert [bar.get_ylim() for bar in bars] == [(0, 1), (0, 0.5)]
     drawn = show(relevance[0, 0])
     assert len(drawn.axes) == 2  # the map and its colour bar
     with pytest.raises(InputError, match="one for all"):

@@ -9,10 +9,14 @@ figures, flows, files.
 """
 
 from lrpfunc.heatmaps.colours import COLORS, colorize, colormap
-from lrpfunc.heatmaps.figures import PLAIN, figure, new_figure, show, tail
+from lrpfunc.heatmaps.figures import PLAIN, figure, new_figure, tail
 from lrpfunc.heatmaps.files import check_path, save
 from lrpfunc.heatmaps.flows import flow
+from lrpfunc.heatmaps.maps import why_not_finite
 from lrpfunc.heatmaps.pictures import grid, heatmap, overlay
+from lrpfunc.heatmaps.series import lines
+from lrpfunc.heatmaps.sheets import show
+from lrpfunc.heatmaps.volumes import slices
 
 __all__ = [
     "colorize",
@@ -21,7 +25,9 @@ __all__ = [
     "flow",
     "grid",
     "heatmap",
+    "lines",
     "overlay",
     "save",
     "show",
+    "slices",
 ]

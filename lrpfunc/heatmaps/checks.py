@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import reprlib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from numbers import Real
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,10 +26,11 @@ def refuse(who: str, needed: str, value: Any, hint: str = "") -> NoReturn:
 def described(value: Any) -> str:
     """A value in a few words and one line, whatever it is."""
     kind = type(value).__name__
-    if isinstance(value, Tensor | np.ndarray):
+    if isinstance(value, Tensor | np.ndarray) and not getattr(value, "is_nested", False):  # that has no shape
         return f"a {kind} of shape {tuple(value.shape)}"
     if isinstance(value, PLAIN_TYPES):
-        return " ".join(reprlib.repr(value).split())
+        with suppress(ValueError):  # some Pythons refuse to write out whole numbers of thousands of digits
+            return " ".join(reprlib.repr(value).split())
     return f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}"
 
 
@@ -66,13 +68,21 @@ def number(
     return found
 
 
-def count(who: str, value: Any, needed: str, low: int) -> int:
-    """A whole number from low on."""
-    if not isinstance(value, int | np.integer) or isinstance(value, bool):
-        refuse(who, needed, value)
-    if value < low:
-        raise InputError(f"{who} must be {needed}, but is {value!r}.")
+def whole(who: str, value: Any) -> int:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or abs(int(value)) >= 2**31:
+        refuse(who, "a whole number (of 32 bits)", value)
     return int(value)
+
+
+def pair(who: str, value: Any) -> tuple[Any, Any]:
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        refuse(who, "None or a pair (low, high)", value)
+    return value[0], value[1]
+
+
+def printable(path: Path) -> str:
+    """A path in one line, whatever letters it has."""
+    return str(path) if str(path).isprintable() else repr(str(path))
 
 
 def file_path(who: str, value: Any) -> Path:
@@ -92,10 +102,20 @@ def texts_by_name(who: str, value: Any) -> Mapping[str, str]:
     return value
 
 
-def words(who: str, value: Any) -> Collection[str]:
+def canvas(value: Any) -> Any:
+    """What is given to draw into: a figure or a part of one, or None."""
+    from matplotlib.figure import FigureBase
+
+    if value is None or isinstance(value, FigureBase):
+        return value
+    hint = "Give its .figure." if hasattr(value, "figure") and not callable(value.figure) else ""
+    refuse("the figure to draw into", "a matplotlib Figure or SubFigure", value, hint)
+
+
+def words(who: str, value: Any) -> Sequence[str]:
     """Several texts. One text alone is one as well, of its letters, and is hardly meant."""
-    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Collection):
-        refuse(who, "a list of texts", value, "Write it in brackets." if isinstance(value, str) else "")
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Sequence):
+        refuse(who, "a list of texts", value, "Put it in brackets." if isinstance(value, str) else "")
     for i, one in enumerate(value):
         text(f"number {i} of {who}", one)
     return value

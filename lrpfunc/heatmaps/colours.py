@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from lrpfunc.errors import InputError, near_misses
+from lrpfunc.heatmaps import checks
+from lrpfunc.heatmaps.maps import summed
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap
@@ -39,7 +41,7 @@ def colormap(colors: str | Colormap) -> Colormap:
         colors: a colour map, or the name of one of matplotlib's or of zennit's: wred, wblue, cold, coldnhot, france,
             coolio, coleus. "gray" and "bwr" are the same in both. "hot" and "seismic" are not, and mean matplotlib's;
             zennit's are "zennit:hot" and "zennit:seismic".
-    Errors: `InputError` for an unknown name.
+    Errors: `InputError` for an unknown name, and for what is neither a name nor a colour map.
 
     >>> from lrpfunc import heatmaps
     >>> heatmaps.colormap("bwr")([0.0, 0.5, 1.0], bytes=True)[:, :3].tolist()
@@ -50,14 +52,26 @@ def colormap(colors: str | Colormap) -> Colormap:
 
     if isinstance(colors, Colormap):
         return colors.resampled(257)
+    if not isinstance(colors, str):
+        hint = "matplotlib.colors.ListedColormap makes one of a list of colours." if isinstance(colors, list) else ""
+        checks.refuse("colors", "the name of a colour map or a matplotlib Colormap", colors, hint)
     if colors in ZENNIT:
         return LinearSegmentedColormap.from_list(colors, ZENNIT[colors], N=257)
     if colors not in colormaps:
-        hint = near_misses(str(colors), [*ZENNIT, *colormaps])
+        hint = near_misses(colors, [*ZENNIT, *colormaps])
         raise InputError(
             f"no colour map is called {colors!r}.{hint} There are those that matplotlib lists, and {', '.join(ZENNIT)}."
         )
     return colormaps[colors].resampled(257)
+
+
+def is_diverging(colors: str | Colormap) -> bool:
+    """Whether a map has its neutral colour in the middle: grayish, and lighter or darker than two ends that differ."""
+    ends_and_middle = colormap(colors)(np.array([0.0, 0.5, 1.0]))[:, :3]
+    low, middle, high = ends_and_middle @ [0.299, 0.587, 0.114]  # how light they are, as in ITU-R BT.601
+    is_extreme = max(min(middle - low, middle - high), min(low - middle, high - middle)) > 0.02
+    ends_differ = np.abs(ends_and_middle[0] - ends_and_middle[2]).max() > 0.1
+    return bool(is_extreme and ends_differ and np.ptp(ends_and_middle[1]) < 0.3)
 
 
 def colorize(
@@ -66,6 +80,7 @@ def colorize(
     limits: Limits = None,
     joint: bool = False,
     quantile: float = 1.0,
+    channels: str = "sum",
 ) -> np.ndarray:
     """Relevance as bytes: an array (H, W, 3), or (N, H, W, 3) for a batch. `heatmap` makes images of them.
 
@@ -75,6 +90,7 @@ def colorize(
         limits: see `heatmap`, as are all that follow.
         joint: one scale for all maps.
         quantile: of the magnitudes that the colours reach to.
+        channels: "sum", or "each" for arrays (C, H, W, 3) and (N, C, H, W, 3).
     Errors: those of `heatmap`.
 
     >>> import lrpfunc, torch
@@ -82,48 +98,40 @@ def colorize(
     >>> heatmaps.colorize(torch.tensor([[-2.0, 0.0, 2.0]]), "bwr").tolist()
     [[[0, 0, 255], [255, 255, 255], [255, 0, 0]]]
     """
-    values = summed(relevance)
+    values = summed(relevance, channels)
     maps = values.reshape(-1, *values.shape[-2:])
-    low, high = scale_of(maps, limits, joint, quantile)
-    return colored(maps, low, high, colors).reshape(*values.shape, 3)
+    scale = scale_of(maps, limits, joint, quantile)
+    return colored(maps, scale, colors).reshape(*values.shape, 3)
 
 
-# -- numbers ----------------------------------------------------------------------------------------------------------
+# -- scales -----------------------------------------------------------------------------------------------------------
 
 
-def summed(relevance: Tensor | np.ndarray) -> np.ndarray:
-    """Maps (H, W) or (N, H, W) in float64, checked."""
-    values = as_array(relevance).astype(np.float64)
-    if values.ndim not in (2, 3, 4):
-        raise InputError(
-            f"a heatmap needs relevance of shape (H, W), (C, H, W) or (N, C, H, W), but got {values.shape}. "
-            "Sum, index or reshape it first."
-        )
-    if values.size == 0:
-        raise InputError(f"a heatmap needs at least one value, but the relevance has shape {values.shape}.")
-    wrong = np.count_nonzero(~np.isfinite(values))
-    if wrong:
-        raise InputError(
-            f"a heatmap needs finite relevance, but {wrong} of {values.size} values are nan or infinite. "
-            "A larger stabilizer, or float32 instead of a half precision, often helps."
-        )
-    return values if values.ndim == 2 else values.sum(axis=-3)
+class Scale(NamedTuple):
+    """The low and the high end of each map's colours, arrays (N, 1, 1)."""
+
+    low: np.ndarray
+    high: np.ndarray
+
+    @property
+    def reach(self) -> np.ndarray:
+        return np.maximum(np.abs(self.low), np.abs(self.high))
+
+    def of(self, i: int) -> Scale:
+        return Scale(self.low[i], self.high[i])
+
+    def ends(self, i: int, colors: str | Colormap) -> tuple[float, float]:
+        """What has the first and the last colour of a map of colours."""
+        low, high, reach = (one.flat[i].item() for one in (self.low, self.high, self.reach))
+        return (-reach, reach) if is_diverging(colors) else (low, high)
 
 
-def as_array(values: Tensor | np.ndarray) -> np.ndarray:
-    if not isinstance(values, Tensor):
-        return np.asarray(values)
-    values = values.detach().cpu()
-    return (values.double() if values.is_floating_point() else values).numpy()  # numpy knows no bfloat16
-
-
-def scale_of(maps: np.ndarray, limits: Limits, joint: bool, quantile: float) -> tuple[np.ndarray, np.ndarray]:
-    """The low and the high end (N, 1, 1) of each map's colours, checked."""
+def scale_of(maps: np.ndarray, limits: Limits, joint: bool, quantile: float) -> Scale:
+    """The scale of maps (N, H, W), checked."""
     floor, ceiling = _checked(limits)
-    if not 0 < quantile <= 1:
-        raise InputError(f"quantile must be above 0 and at most 1, but is {quantile!r}.")
+    quantile = checks.number("quantile", quantile, "above 0 and at most 1", above=0.0, high=1.0)
     magnitudes = np.abs(np.clip(maps, floor, ceiling))
-    axes = (0, 1, 2) if joint else (1, 2)
+    axes = (0, 1, 2) if checks.flag("joint", joint) else (1, 2)
     largest = magnitudes.max(axis=axes, keepdims=True)
     reached = np.quantile(magnitudes, quantile, axis=axes, keepdims=True)
     reached = np.where(reached > 0, reached, largest)  # nearly everything is zero
@@ -131,16 +139,18 @@ def scale_of(maps: np.ndarray, limits: Limits, joint: bool, quantile: float) -> 
     reached = np.broadcast_to(reached, (len(maps), 1, 1))
     low = np.full_like(reached, floor) if math.isfinite(floor) else -reached
     high = np.full_like(reached, ceiling) if math.isfinite(ceiling) else reached
-    return low, high
+    return Scale(low, high)
 
 
 def _checked(limits: Limits) -> tuple[float, float]:
     """Limits, an infinite one where the data are to decide."""
-    low, high = (None, None) if limits is None else limits
-    floor = -math.inf if low is None else float(low)
-    ceiling = math.inf if high is None else float(high)
-    is_finite = all(math.isfinite(end) for end in (low, high) if end is not None)
+    if limits is None:
+        return -math.inf, math.inf
+    low, high = (None if end is None else _end(end) for end in checks.pair("limits", limits))
+    floor = -math.inf if low is None else low
+    ceiling = math.inf if high is None else high
     beyond_zero = (high is None and floor > 0) or (low is None and ceiling < 0)
+    is_finite = all(math.isfinite(end) for end in (low, high) if end is not None)
     if not is_finite or not floor < ceiling or beyond_zero:
         raise InputError(
             f"limits must be finite and rise, (low, high) with low < high, but are {limits!r}. "
@@ -149,6 +159,23 @@ def _checked(limits: Limits) -> tuple[float, float]:
     return floor, ceiling
 
 
-def colored(maps: np.ndarray, low: np.ndarray, high: np.ndarray, colors: str | Colormap) -> np.ndarray:
-    """Maps (N, H, W) as bytes (N, H, W, 3)."""
-    return colormap(colors)((maps - low) / (high - low), bytes=True)[..., :3]
+def _end(value: Any) -> float:
+    """An end as a float; one that is not finite is refused later, with the other."""
+    if isinstance(value, float | np.floating) and not math.isfinite(value):
+        return float(value)
+    return checks.number("each of limits", value, "None or a number")
+
+
+def colored(maps: np.ndarray, scale: Scale, colors: str | Colormap) -> np.ndarray:
+    """Maps (N, H, W) as bytes (N, H, W, 3).
+
+    In a diverging map zero is the middle whatever the limits, and equal magnitudes are equally far from it: limits
+    clip. In others the limits are the ends.
+    """
+    clipped, reach = np.clip(maps, scale.low, scale.high), scale.reach
+    if is_diverging(colors):
+        levels = 0.5 + 0.5 * (clipped / reach)
+    else:  # divided before the difference, which may be beyond float64
+        low, high = scale.low / reach, scale.high / reach
+        levels = (clipped / reach - low) / (high - low)
+    return colormap(colors)(levels, bytes=True)[..., :3]

@@ -87,12 +87,15 @@ def check_path(path: str | Path, formats: Collection[str] = ()) -> Path:
 
     path = checks.file_path("the path to write to", path)
     formats = checks.words("formats", formats) or FigureCanvasBase.get_supported_filetypes()
+    named = checks.printable(path)
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder: name a file in it, such as {path / 'heatmaps.png'}.")
+        raise IsADirectoryError(
+            f"{named} is a folder: name a file in it, such as {checks.printable(path / 'heatmaps.png')}."
+        )
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}.")
+        raise FileNotFoundError(f"cannot write {named}: there is no folder {checks.printable(path.parent)}.")
     if path.suffix.lower().removeprefix(".") not in formats:
-        raise InputError(f"cannot write {path}: its ending must name a format, one of {', '.join(formats)}.")
+        raise InputError(f"cannot write {named}: its ending must name a format, one of {', '.join(formats)}.")
     return path
 
 
@@ -111,7 +114,8 @@ def _is_image(value: Any) -> bool:
 
 def _write_image(image: Any, path: Path, ending: str, options: dict[str, Any]) -> None:
     if ending in ("jpg", "jpeg") and image.mode not in ("L", "RGB", "CMYK"):
-        raise InputError(f'cannot write {path}: a JPEG holds no image of mode {image.mode}. Save image.convert("RGB").')
+        named = checks.printable(path)
+        raise InputError(f'cannot write {named}: a JPEG holds no image of mode {image.mode}. Use image.convert("RGB").')
     image.save(path, **options)
 
 

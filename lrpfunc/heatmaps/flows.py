@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from lrpfunc.attribution import Entry, Ledger, Target, ledger
 from lrpfunc.composites import Entries
-from lrpfunc.heatmaps.figures import PLAIN, new_figure, tail
+from lrpfunc.heatmaps import checks
+from lrpfunc.heatmaps.figures import new_figure, tail, write_title
 from lrpfunc.operations import CONVOLUTION, DENSE
 from lrpfunc.program import Program
 
@@ -42,7 +43,7 @@ def flow(
         target: what is explained; None for the arg-max.
         title: stands above all.
         figure: as in `show`.
-    Errors: those of `attribute`.
+    Errors: those of `attribute`; `InputError` for a title or a figure that is none.
 
     >>> import lrpfunc, torch
     >>> from lrpfunc import heatmaps
@@ -51,6 +52,7 @@ def flow(
     >>> [label.get_text() for label in drawn.axes[0].get_yticklabels()]
     ['output', 'linear', 'inputs']
     """
+    figure, title = checks.canvas(figure), checks.text("the title", title)  # before long work
     return draw(ledger(fmodel, params, x, rules, target), title, figure)
 
 
@@ -73,8 +75,7 @@ def draw(account: Ledger, title: str, figure: Figure | SubFigure | None) -> Any:
         axis.grid(axis="x", color="0.92", linewidth=0.8)
         axis.set_axisbelow(True)
         axis.tick_params(axis="x", labelsize=8, length=0)
-    if title:
-        figure.suptitle(title, fontsize=12, fontweight="bold", **PLAIN)
+    write_title(figure, title)
     figure.supxlabel(_legend(account, len(account.entries) - len(shown)), fontsize=8.5, color="0.3")
     return figure
 

@@ -6,14 +6,21 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lrpfunc.errors import InputError
-from lrpfunc.heatmaps.colours import COLORS, Limits, as_array, colored, colorize, scale_of, summed
+from lrpfunc.heatmaps import checks
+from lrpfunc.heatmaps.colours import COLORS, Limits, Scale, colored, colorize, scale_of
+from lrpfunc.heatmaps.inputs import one_per_map, picture, rows_of_pictures
+from lrpfunc.heatmaps.maps import summed
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap
     from PIL.Image import Image
+
+MOST_PIXELS = 2**28  # of a grid
 
 
 def heatmap(
@@ -22,21 +29,27 @@ def heatmap(
     limits: Limits = None,
     joint: bool = False,
     quantile: float = 1.0,
+    channels: str = "sum",
 ) -> Image | list[Image]:
     """Relevance as an RGB image: one for (H, W) or (C, H, W), a list of them for a batch (N, C, H, W).
 
-    The colours run from -m to m, m the largest magnitude in each map, so that zero has the middle colour.
+    The colours run from -m to m, m the largest magnitude in each map, so that zero has the middle colour. In diverging
+    maps of colours, neutral in the middle, that is so with any limits, and equal magnitudes are equally far from it:
+    with limits (-1, 3) the colours run from -3 to 3, and what is below -1 has the colour of -1. In others, such as
+    "gray" and "viridis", limits are the first and the last colour.
 
     Args:
-        relevance: (H, W), (C, H, W) or (N, C, H, W), in any units; channels are summed.
+        relevance: (H, W), (C, H, W) or (N, C, H, W), in any units.
         colors: see `colormap`; by default blue for negative, white for zero, red for positive.
         limits: (low, high), the ends of the scale in units of the relevance. None in place of an end leaves it to the
             relevance: (0, None) shows what is positive.
         joint: whether m is the largest magnitude of all maps together.
         quantile: in (0, 1]; m is the magnitude that this part of the pixels stays below, unless that is zero, and what
             is larger has the colour of the end.
-    Errors: `InputError` for another rank, an empty map, values that are not finite, unknown colours, limits that do not
-    rise, a quantile outside (0, 1].
+        channels: "sum", or "each" for an image of each channel: a list of C images, or of N times C, sample by sample.
+    Errors: `InputError` for what is no tensor or array of real numbers, another rank, an empty map, values that are not
+    finite, shapes that look like channels in the last axis, (H, W, 3), or like series, (C, T) (the message says how to
+    draw both, and how to insist), unknown colours, limits that do not rise, a quantile outside (0, 1].
 
     >>> import lrpfunc, torch
     >>> from lrpfunc import heatmaps
@@ -48,8 +61,10 @@ def heatmap(
     """
     from PIL import Image
 
-    colored = colorize(relevance, colors, limits, joint, quantile)
-    return Image.fromarray(colored) if colored.ndim == 3 else [Image.fromarray(one) for one in colored]
+    colored = colorize(relevance, colors, limits, joint, quantile, channels)
+    if colored.ndim == 3:
+        return Image.fromarray(colored)
+    return [Image.fromarray(one) for one in colored.reshape(-1, *colored.shape[-3:])]
 
 
 def overlay(
@@ -60,6 +75,7 @@ def overlay(
     joint: bool = False,
     quantile: float = 1.0,
     opacity: float = 1.0,
+    channels: str = "sum",
 ) -> Image | list[Image]:
     """Relevance over its input in gray: where it is zero the input shows, where it is largest only the colour.
 
@@ -71,12 +87,13 @@ def overlay(
         relevance: as in `heatmap`; gives one image or a list. Maps of another size are resized to the image's,
             bilinearly.
         colors: see `colormap`.
-        limits: as in `heatmap`, as are all that follow but for the last.
+        limits: as in `heatmap`, as are all that follow but for the opacity.
         joint: one scale for all maps.
         quantile: of the magnitudes that the colours reach to.
         opacity: from 0, the input alone, to 1.
-    Errors: `InputError` for values outside of [0, 1], another shape, number or aspect ratio, an opacity outside of
-    [0, 1]; those of `heatmap`.
+        channels: "sum", or "each" for each channel over its sample.
+    Errors: `InputError` for an image that is none (paths are not opened), has more than eight bits, values outside of
+    [0, 1], another shape, number or aspect ratio; for an opacity outside of [0, 1]; those of `heatmap`.
 
     >>> import lrpfunc, torch
     >>> from lrpfunc import heatmaps
@@ -86,67 +103,26 @@ def overlay(
     """
     from PIL import Image
 
-    if not 0 <= opacity <= 1:
-        raise InputError(f"opacity must be from 0 to 1, but is {opacity!r}.")
-    values = summed(relevance)
+    opacity = checks.number("opacity", opacity, "from 0 to 1", low=0.0, high=1.0)
+    values = summed(relevance, channels)
     maps = values.reshape(-1, *values.shape[-2:])
-    low, high = scale_of(maps, limits, joint, quantile)
+    scale = scale_of(maps, limits, joint, quantile)
     overlaid = []
-    for one, floor, ceiling, under in zip(maps, low, high, one_per_map(image, maps), strict=True):
-        resized = np.clip(_resized(one, under.size), floor, ceiling)
-        color = colored(resized, floor, ceiling, colors)
-        cover = opacity * np.abs(resized / np.maximum(abs(floor), abs(ceiling)))[..., None]
-        gray = np.asarray(under.convert("L"), dtype=np.float64)[..., None]
-        overlaid.append(Image.fromarray(np.rint((1 - cover) * gray + cover * color).astype(np.uint8)))
+    for i, (one, under) in enumerate(zip(maps, one_per_map(image, values), strict=True)):
+        resized = _resized(one, under.size)
+        gray = np.asarray(under.convert("L"), dtype=np.float64)
+        overlaid.append(Image.fromarray(mixed(gray, resized, scale.of(i), colors, opacity)))
     return overlaid[0] if values.ndim == 2 else overlaid
 
 
-# -- input images -----------------------------------------------------------------------------------------------------
-
-
-def one_per_map(image: Image | Sequence[Image] | Tensor | np.ndarray, maps: np.ndarray) -> list[Image]:
-    images = _images(image)
-    if len(images) not in (1, len(maps)):
-        raise InputError(f"{len(maps)} maps need as many images, or one for all, but got {len(images)}.")
-    return images if len(images) == len(maps) else images * len(maps)
-
-
-def _images(image: Image | Sequence[Image] | Tensor | np.ndarray) -> list[Image]:
-    """PIL images of whatever may be given as input images."""
-    from PIL import Image
-
-    if isinstance(image, Image.Image):
-        return [image]
-    if isinstance(image, Sequence):
-        return [one for part in image for one in _images(part)]
-    array = as_array(image)
-    if isinstance(image, Tensor) or array.dtype != np.uint8:
-        array = array if array.ndim < 3 else np.moveaxis(array, -3, -1)
-    if array.dtype != np.uint8:
-        array = np.rint(255 * _unit(array)).astype(np.uint8)
-    if array.ndim > 2 and array.shape[-1] == 1:
-        array = np.repeat(array, 3, axis=-1)
-    if array.ndim not in (2, 3, 4) or array.size == 0 or (array.ndim > 2 and array.shape[-1] != 3):
-        raise InputError(
-            "an image must be a PIL image, bytes (H, W), (H, W, 3) or (N, H, W, 3), or a tensor (H, W), (C, H, W) or "
-            f"(N, C, H, W) with one or three channels, but has shape {tuple(np.shape(image))}."
-        )
-    return [Image.fromarray(one) for one in array] if array.ndim == 4 else [Image.fromarray(array)]
-
-
-def _unit(array: np.ndarray) -> np.ndarray:
-    if array.size and not (array.min() >= 0 and array.max() <= 1):
-        raise InputError(
-            f"a tensor as image must lie in 0 to 1, but goes from {array.min():.3g} to {array.max():.3g}. "
-            "If it was normalized for the model, undo that: image = x * std + mean, with one std and mean per channel."
-        )
-    return array
+def mixed(gray: np.ndarray, one: np.ndarray, scale: Scale, colors: str | Colormap, opacity: float = 1.0) -> np.ndarray:
+    """A map (H, W) over gray (H, W) from 0 to 255, as bytes (H, W, 3)."""
+    cover = opacity * np.abs(np.clip(one, scale.low, scale.high) / scale.reach)[..., None]
+    return np.rint((1 - cover) * gray[..., None] + cover * colored(one, scale, colors)).astype(np.uint8)
 
 
 def _resized(one: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A map (H, W) at an image's size (width, height). Errors: `InputError` if it would be squeezed by over 2%."""
-    from PIL import Image
-
     height, width = one.shape
     if (width, height) == size:
         return one
@@ -156,10 +132,9 @@ def _resized(one: np.ndarray, size: tuple[int, int]) -> np.ndarray:
             f"relevance of {height} x {width} does not fit an image of {size[1]} x {size[0]} (height x width): "
             "crop the image as the model's input was cropped."
         )
-    return np.asarray(Image.fromarray(one.astype(np.float32)).resize(size, Image.Resampling.BILINEAR), np.float64)
-
-
-# -- tiles ------------------------------------------------------------------------------------------------------------
+    # As PIL does it, but that has float32 only.
+    whole = torch.from_numpy(one)[None, None]
+    return F.interpolate(whole, (size[1], size[0]), mode="bilinear", antialias=True)[0, 0].numpy()
 
 
 def grid(
@@ -177,7 +152,8 @@ def grid(
         gap: pixels between images.
         scale: how many times to repeat each pixel of tiny images, in both directions.
         background: the colour of the gaps, as PIL names it.
-    Errors: `InputError` for no images, images of several sizes, rows of unequal length, numbers below one.
+    Errors: `InputError` for no images, what is none, images of several sizes, rows of unequal length, numbers below
+    one, an unknown colour.
 
     >>> import lrpfunc, torch
     >>> from lrpfunc import heatmaps
@@ -188,14 +164,19 @@ def grid(
     from PIL import Image
 
     rows = _rows(images, columns)
+    scale, gap = checks.whole("the scale of a grid", scale), checks.whole("the gap of a grid", gap)
     if scale < 1 or gap < 0:
         raise InputError(f"a grid needs a scale >= 1 and a gap >= 0, but got {scale!r} and {gap!r}.")
+    background = _color(background)
     sizes = {image.size for row in rows for image in row}
     if len(sizes) > 1:
         raise InputError(f"a grid needs images of one size, but they have {sorted(sizes)}: resize them first.")
     width, height = (scale * side for side in sizes.pop())
     across = max(map(len, rows))
-    tiled = Image.new("RGB", (across * (width + gap) - gap, len(rows) * (height + gap) - gap), background)
+    whole = (across * (width + gap) - gap, len(rows) * (height + gap) - gap)
+    if whole[0] * whole[1] > MOST_PIXELS:
+        raise InputError(f"a grid has room for {MOST_PIXELS:,} pixels, but would have {whole[0]} x {whole[1]}.")
+    tiled = Image.new("RGB", whole, background)
     for i, row in enumerate(rows):
         for j, image in enumerate(row):
             enlarged = image.convert("RGB").resize((width, height), Image.Resampling.NEAREST)
@@ -203,18 +184,18 @@ def grid(
     return tiled
 
 
-def _rows(images: Sequence[Any], columns: int | None) -> list[Sequence[Image]]:
-    from PIL import Image
-
-    if not all(isinstance(image, Image.Image) for image in images):
+def _rows(images: Any, columns: int | None) -> list[list[Image]]:
+    if not isinstance(images, list | tuple) or any(isinstance(row, list | tuple) for row in images):
+        rows = rows_of_pictures(images, is_array_fine=False)
         if columns is not None:
             raise InputError("a grid takes `columns` with a flat list of images only: these are rows already.")
-        width_of(images)
-        return list(images)
-    columns = len(images) if columns is None else columns
-    if not images or columns < 1:
-        raise InputError(f"a grid needs one image and one column at least, but got {len(images)} and {columns!r}.")
-    return [images[i : i + columns] for i in range(0, len(images), columns)]
+        width_of(rows)
+        return rows
+    across = len(images) if columns is None else checks.whole("columns of a grid", columns)
+    if not images or across < 1:
+        raise InputError(f"a grid needs one image and one column at least, but got {len(images)} and {across!r}.")
+    listed = [picture(f"image {i} of a grid", one, is_array_fine=False) for i, one in enumerate(images)]
+    return [listed[i : i + across] for i in range(0, len(listed), across)]
 
 
 def width_of(images: Sequence[Sequence[Any]]) -> int:
@@ -222,3 +203,13 @@ def width_of(images: Sequence[Sequence[Any]]) -> int:
     if len(widths) != 1 or 0 in widths:
         raise InputError(f"a grid needs rows of equally many images, one at least, but they have {sorted(widths)}.")
     return widths.pop()
+
+
+def _color(name: str) -> str:
+    from PIL import ImageColor
+
+    try:
+        ImageColor.getrgb(checks.text("the background of a grid", name))
+    except ValueError:
+        raise InputError(f'no colour is called {name!r}: PIL has names such as "white" and "#ffffff".') from None
+    return name

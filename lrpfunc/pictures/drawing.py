@@ -146,12 +146,13 @@ def draw(
 
 
 def _pictures(one: Found, picture: Image.Image, style: Style) -> tuple[Image.Image, Image.Image]:
-    heatmap = lookable(_only(heatmaps.heatmap(one.relevance, style.colors, quantile=style.quantile)))
+    # As a batch of one: of whatever shape, it is of a picture.
+    heatmap = lookable(_only(heatmaps.heatmap(one.relevance[None], style.colors, quantile=style.quantile)))
     # Enlarged before it is laid over, as the picture is: neither is smoothed.
     under = lookable(picture)
     factor = under.width // one.relevance.shape[-1]
     enlarged = one.relevance.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
-    return heatmap, _only(heatmaps.overlay(under, enlarged, style.colors, quantile=style.quantile))
+    return heatmap, _only(heatmaps.overlay(under, enlarged[None], style.colors, quantile=style.quantile))
 
 
 def _panel(one: Found, picture: Image.Image, heatmap: Image.Image, overlay: Image.Image, style: Style):
@@ -176,8 +177,9 @@ def _save(one: Found, path: Path) -> None:
 
 
 def _only(images: Image.Image | list[Image.Image]) -> Image.Image:
-    assert not isinstance(images, list)  # relevance without a batch gives one image
-    return images
+    assert isinstance(images, list)  # of a batch
+    (image,) = images
+    return image
 
 
 def picture_of(pixels: Tensor) -> Image.Image:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lrpfunc.errors import InputError
-from lrpfunc.heatmaps import colormap
+from lrpfunc.heatmaps import colormap, why_not_finite
 from lrpfunc.text.tokens import check_tokens, visible
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def _shown(tokens: Sequence[str], relevance: Relevance, mask: Mask) -> tuple[lis
         raise InputError(
             f"relevance must be finite, but is {values[first]} at token {first} ({pieces[first]!r})"
             f"{f' and not finite at {wrong.size - 1} more' if wrong.size > 1 else ''}. "
-            "A larger stabilizer, or float32 instead of a half precision, often helps."
+            f"{why_not_finite(values[kept])}"
         )
     return [visible(piece) for piece, keep in zip(pieces, kept, strict=True) if keep], values[kept]
 
