@@ -8,14 +8,19 @@ from lrpfunc.errors import MissingExtraError
 
 
 def extra(module: str, name: str, purpose: str) -> ModuleType:
-    """A module that the extra `name` brings, imported now.
+    """A module that the extra `name` brings, imported now. Errors: as `need` has them."""
+    need(module, name, purpose)
+    return importlib.import_module(module)
+
+
+def need(module: str, name: str, purpose: str) -> None:
+    """Ask that the extra `name` is there; nothing is imported.
 
     Errors: `MissingExtraError` where it is not installed: what it is needed for, and the command that installs it.
     """
     if not is_installed(module):
         package = module.partition(".")[0]
         raise MissingExtraError(f"{purpose} needs {package}: pip install 'lrpfunc[{name}]'")
-    return importlib.import_module(module)
 
 
 def is_installed(module: str) -> bool:

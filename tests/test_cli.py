@@ -417,6 +417,19 @@ def test_report_makes_a_page(folder, tmp_path):
     complaint(lrp("report", tmp_path / "absent.h5", "-o", tmp_path / "y.html"), cli.BAD_PATH)
 
 
+def test_report_sets_two_runs_side_by_side(folder, tmp_path):
+    for name, composite, shard in (("a", "epsilon_plus", "1/1"), ("b", "epsilon", "1/2"), ("c", "epsilon", "2/2")):
+        out = tmp_path / f"{name}.h5"
+        fine("dataset", folder, "-m", "digits", "-c", composite, "--shard", shard, "-o", out, "--workers", 0)
+    beside = [argument for name in "bc" for argument in ("--with", tmp_path / f"{name}.h5")]
+    answer = fine("report", tmp_path / "a.h5", *beside, "-o", tmp_path / "x.html")
+    assert ": 40 samples," in answer.stdout
+    text = (tmp_path / "x.html").read_text()
+    assert "Which pixels decide? epsilon_plus beside epsilon on digits" in text
+    assert "They differ in composite." in " ".join(text.split())
+    complaint(lrp("report", tmp_path / "a.h5", "--with", tmp_path / "absent.h5"), cli.BAD_PATH)
+
+
 def test_digits_are_written_once(folder, tmp_path):
     answer = fine("digits", tmp_path / "new" / "digits")
     assert answer.stdout == f"{tmp_path / 'new' / 'digits'}: 40 images in 10 folders\n"
@@ -510,7 +523,7 @@ COMMANDS = typer.main.get_command(cli.app).commands
 
 
 def test_there_are_these_commands():
-    assert list(COMMANDS) == ["image", "inspect", "dataset", "report", "digits", "demo", "check"]
+    assert list(COMMANDS) == ["image", "inspect", "dataset", "merge", "report", "digits", "demo", "check"]
     text = fine("--help").stdout
     assert all(name in text for name in [*COMMANDS, "--version", "--debug"])
 
@@ -665,7 +678,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(monkeypatch, capsys):
 
 
 def test_h_is_help_everywhere():
-    for command in ([], ["image"], ["dataset"], ["report"], ["inspect"], ["digits"], ["demo"], ["check"]):
+    for command in ([], ["image"], ["dataset"], ["merge"], ["report"], ["inspect"], ["digits"], ["demo"], ["check"]):
         short, long = lrp(*command, "-h"), lrp(*command, "--help")
         assert short.exit_code == long.exit_code == 0
         assert short.output == long.output

@@ -49,7 +49,7 @@ def test_hdf5_without_its_extra_says_how_to_get_it(monkeypatch, tmp_path):
     with pytest.raises(MissingExtraError, match=r"^reading HDF5 needs h5py: pip install 'lrpfunc\[cli\]'$"):
         hdf5.opened(tmp_path / "run.h5").__enter__()
     with pytest.raises(MissingExtraError, match=r"^writing HDF5 needs h5py: pip install 'lrpfunc\[cli\]'$"):
-        hdf5.create(tmp_path / "run.h5", hdf5.Schema(1, (1, 2, 2), 2, 1), {}, [])
+        hdf5.write(tmp_path / "run.h5", hdf5.Schema(1, (1, 2, 2), 2, 1), {}, [])
 
 
 def test_pictures_without_torchvision_say_how_to_get_it(monkeypatch, tmp_path):

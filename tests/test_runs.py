@@ -21,8 +21,9 @@ from PIL import Image
 import lrpfunc
 from lrpfunc import composites
 from lrpfunc.errors import FileError, InputError, TargetError
-from lrpfunc.pictures import classifiers, hdf5, runs, workfile
+from lrpfunc.pictures import classifiers, hdf5, journal, runs
 from lrpfunc.pictures.classifiers import Standard
+from tests.examinations import examine_here
 
 BROKEN = b"this is no image"
 
@@ -357,7 +358,7 @@ def test_an_error_in_a_reading_process_is_not_taken_for_its_death(folder, classi
 
 
 def test_a_journal_that_another_process_has_removed_is_not_taken_for_a_lock(folder, classifier, tmp_path, monkeypatch):
-    out, lock = tmp_path / "run.h5", workfile._lock
+    out, lock = tmp_path / "run.h5", journal._lock
     calls = []
 
     def late(descriptor, path):
@@ -368,7 +369,7 @@ def test_a_journal_that_another_process_has_removed_is_not_taken_for_a_lock(fold
             out.write_text("of another process")
         lock(descriptor, path)
 
-    monkeypatch.setattr(workfile, "_lock", late)
+    monkeypatch.setattr(journal, "_lock", late)
     with pytest.raises(FileError, match=r"run\.h5 exists"):
         runs.run(folder, out, classifier)
     assert len(calls) == 2
@@ -400,7 +401,9 @@ def test_a_link_stays_and_what_is_no_file_is_left_alone(folder, classifier, tmp_
 def test_a_damaged_journal_is_an_error(folder, classifier, tmp_path):
     out = tmp_path / "run.h5"
     interrupted(folder, out, classifier)
-    (tmp_path / "run.h5.journal").write_text("{nonsense}\n")
+    journal = tmp_path / "run.h5.journal"
+    text = journal.read_bytes()
+    journal.write_bytes(text.replace(b'"batch": 0', b'"batch": 5'))
     with pytest.raises(FileError, match=r"journal is damaged: begin anew with --overwrite"):
         runs.run(folder, out, classifier, batch=8, resume=True)
 
@@ -492,7 +495,7 @@ def interrupt(moment, action):
 
         return call
 
-    for name in ("pwrite", "replace", "ftruncate", "unlink", "posix_fallocate", "fsync"):
+    for name in ("pwrite", "replace", "ftruncate", "unlink", "posix_fallocate", "fsync", "fdatasync"):
         setattr(os, name, at(getattr(os, name), name))
 
 
@@ -573,6 +576,7 @@ def test_a_run_killed_twenty_times_ends_like_an_undisturbed_one(broken, tmp_path
 def die_at_every_moment(source, folder, batch):
     """One death after the other, each followed by a resumed run and a comparison; a score of them, or it fails."""
     classifier = prepared_once()
+    examine_here()
 
     def run(out, moment=0, resume=False):
         if moment:
@@ -611,7 +615,7 @@ def test_a_journal_cut_in_the_middle_of_a_line_is_mended(folder, classifier, tmp
     interrupted(folder, out, classifier, after=3)
     journal = tmp_path / "run.h5.journal"
     text = journal.read_bytes()
-    assert [json.loads(line)["rows"] for line in text.splitlines()] == [8, 16, 24]
+    assert [json.loads(line)["rows"] for line in text.splitlines()[2:]] == [8, 16, 24]
     journal.write_bytes(text[:-5])
     assert runs.run(folder, out, classifier, batch=8, resume=True).written == 24
     runs.run(folder, tmp_path / "whole.h5", classifier, batch=8)

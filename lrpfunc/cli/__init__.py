@@ -1,4 +1,4 @@
-"""The command line: `lrpfunc image`, `inspect`, `dataset`, `report`, `digits`, `demo`, `check`.
+"""The command line: `lrpfunc image`, `inspect`, `dataset`, `merge`, `report`, `digits`, `demo`, `check`.
 
 Each command imports what it needs when it runs: torch takes seconds, `--help` and completion should not.
 Read on in this order: failures, application, options, words, explaining, running, trying.

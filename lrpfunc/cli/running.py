@@ -1,4 +1,4 @@
-"""`lrpfunc dataset` and `lrpfunc report`: a data set explained, and looked through."""
+"""`lrpfunc dataset`, `merge` and `report`: a data set explained, its shards joined, and looked through."""
 
 from __future__ import annotations
 
@@ -138,18 +138,50 @@ def _tell(outcome: Any) -> None:
 
 
 @app.command()
+def merge(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE.h5...", help="The shards of a run.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The HDF5 file to write.")],
+    incomplete: Annotated[
+        bool, typer.Option("--incomplete", help="Merge what there is, if shards are missing.")
+    ] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Join the shards of a run into one file, as the run without shards writes it."""
+    from lrpfunc.pictures import merging
+
+    with ProgressBar("merging") as bar:
+        merged = merging.merge(files, out, incomplete, overwrite, progress=bar)
+    if merged.missing:
+        notes([f"the file has a part of the run: {merged.missing}"])
+    if merged.failures:
+        notes([f"{counted(len(merged.failures), 'sample')} could not be explained: see 'errors' in {merged.path}"])
+    output().print(f"{merged.path}: {counted(merged.rows, 'explanation')}", markup=False)
+
+
+@app.command()
 def report(
     files: Annotated[
         list[Path], typer.Argument(metavar="FILE.h5...", help="What `lrpfunc dataset` wrote; all shards.")
     ],
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--with",
+            metavar="FILE.h5",
+            help="Another run on the same data set, to be shown side by side: another composite, other weights or "
+            "targets. Given again for each of its shards.",
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("report.html"),
     title: Annotated[str, typer.Option(help="The page's title.")] = "",
     size: Annotated[int, typer.Option(help="Pixels of the longer side of each picture.")] = 128,
     overwrite: Overwrite = False,
 ) -> None:
-    """Make a page to look through: one HTML file with all pictures in it."""
+    """Make a page to look through: one HTML file with all pictures in it, of a run or of two side by side."""
     from lrpfunc.pictures.report import page
 
     with ProgressBar("writing") as bar:
-        summary = page.write(files, out, title=title, size=size, overwrite=overwrite, progress=bar)
+        summary = page.write(files, out, title=title, size=size, overwrite=overwrite, progress=bar, beside=beside or [])
+    if summary.missing:
+        notes([f"the page shows a part of the run: {summary.missing}"])
     output().print(f"{summary.path}: {counted(summary.samples, 'sample')}, {summary.bytes / 1e6:.1f} MB", markup=False)

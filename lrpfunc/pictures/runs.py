@@ -212,21 +212,20 @@ def _stable(function: Callable) -> str:
 
 def _write_all(job: _Job, workfile: Workfile, progress: Progress) -> Outcome:
     batches = job.batches
-    if not workfile.resumes(job.details):
-        workfile.begin(_schema(job), job.details, job.explainer.names)
+    writer = workfile.begun(job.details) or workfile.begin(_schema(job), job.details, job.explainer.names)
     done, rows, failures = workfile.progress()
     written, said = 0, Notices()
-    with hdf5.writing(workfile.work) as writer:
-        for number, batch in enumerate(_loaded(job, batches[done:]), start=done):
-            count, failed = _write_batch(job, batch, writer, rows)
-            rows += count
-            written += count
-            failures += failed
-            for name, notice in batch.notices:
-                said.add(name, [notice])
-            workfile.record(number, rows, failed)
-            progress(min((number + 1) * job.batch, len(job.positions)), len(job.positions), len(failures))
-    hdf5.finish(workfile.work, workfile.out, rows, failures)
+    for number, batch in enumerate(_loaded(job, batches[done:]), start=done):
+        count, failed = _write_batch(job, batch, writer, rows)
+        rows += count
+        written += count
+        failures += failed
+        for name, notice in batch.notices:
+            said.add(name, [notice])
+        writer.sync()  # the journal must not say what a power cut could still undo
+        workfile.record(number, rows, failed)
+        progress(min((number + 1) * job.batch, len(job.positions)), len(job.positions), len(failures))
+    workfile.finish(rows, failures)
     unknown = _unknown(job.labels, job.positions, job.explainer.meaning)
     return Outcome(
         workfile.out, rows, failures, written, unknown, notes=(*job.explainer.notes, *job.samples.notes, *said.lines)

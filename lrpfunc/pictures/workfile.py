@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import errno
+import hashlib
+import io
 import json
+import math
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from lrpfunc.errors import FileError, InputError
-from lrpfunc.pictures import hdf5
-from lrpfunc.pictures.hdf5 import Failure, Run, Schema
+from lrpfunc.pictures import hdf5, sidefiles
+from lrpfunc.pictures.hdf5 import Columns, Failure, Run, Schema, Writer
+from lrpfunc.pictures.journal import Journal, locked
+
+COPIED_BYTES = 1 << 26
 
 # What must be the same in a run that goes on. Of fingerprints, a message says what they are of.
 SAME = (
@@ -25,56 +30,167 @@ FINGERPRINTS = {"parameters": "parameters", "categories": "names of classes", "n
 class Workfile:
     """The file that a run is to write, with its work file and its journal, which is open and locked."""
 
-    def __init__(self, out: Path, descriptor: int, resume: bool):
-        self.out = out
-        self.work, self.journal = _beside(out)
-        self.new = self.work.with_name(f"{self.work.name}.new")
-        self.new.unlink(missing_ok=True)  # of a process that was killed
-        self._descriptor, self._resume = descriptor, resume
+    def __init__(self, out: Path, journal: Journal, resume: bool, overwrite: bool):
+        self.out, self.work, self.journal = out, _part(out), journal
+        self.new, self.copy = (self.work.with_name(f"{self.work.name}.{end}") for end in ("new", "copy"))
+        self._resume, self._overwrite = resume, overwrite
+        self._run_id = ""
+        self._work: Run | None = None
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Workfile:
+        """Ask whether what is there is ours, before anything of it changes. Errors: `FileError`."""
+        with self._stack:
+            if os.path.lexists(self.work):
+                file = self._stack.enter_context(io.FileIO(sidefiles.taken(self.work), "r+b"))
+                self._work = _own_run(self.work, file)
+            for left in (self.new, self.copy):
+                _discard(left)  # of a process that was killed
+            self._stack = self._stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
 
     @property
     def is_finished(self) -> bool:
         """Whether a run to be resumed has ended already."""
-        return self._resume and self.out.exists() and not self.work.exists()
+        return self._resume and self.out.exists() and self._work is None
 
-    def resumes(self, details: dict[str, Any]) -> bool:
-        """Whether there is something to go on with. Errors: `FileError` if it is of another run."""
-        if not (self._resume and self.work.exists()):
-            return False
-        with hdf5.opened(self.work) as begun:
-            check_same(self.work, begun, details)
-        return True
+    def begun(self, details: dict[str, Any]) -> Writer | None:
+        """What there is to go on with. Errors: `FileError` if it is of another run."""
+        self._run_id = _run_id(details)
+        if self._work is None or not self._resume:
+            return None
+        check_same(self.work, self._work, details)
+        replaces = self.journal.read()[0].get("replaces") is True
+        if self.out.exists() and not replaces:
+            self._check_ended(details)
+        self._overwrite = replaces or self.out.exists()
+        return Writer(self.work, self._work.descriptor, self._work.contents)
 
-    def begin(self, schema: Schema, details: dict[str, Any], categories: Sequence[str]) -> None:
-        """Make a work file, whole before it has its name; until then nothing is done, as the journal must say."""
-        os.ftruncate(self._descriptor, 0)
+    def _check_ended(self, details: dict[str, Any]) -> None:
+        """The file is what this run wrote, whose process was killed before its work file was gone, or in the way."""
         try:
-            hdf5.create(self.new, schema, details, categories)
+            with hdf5.opened(self.out) as ended:
+                check_same(self.out, ended, details)
+        except FileError as error:
+            raise FileError(
+                f"{self.out} exists, and this run has not written it: move it, then --resume goes on."
+            ) from error
+
+    def begin(self, schema: Schema, details: dict[str, Any], categories: Sequence[str]) -> Writer:
+        """Make a work file, whole before it has its name; until then nothing is done, as the journal must say."""
+        self.journal.begin(self._run_id, self._overwrite)
+        writer = hdf5.made(self.new, schema, details, categories)
+        self._stack.callback(os.close, writer.descriptor)
+        try:
+            writer.seal()
             os.replace(self.new, self.work)
+            sidefiles.sync_folder(self.work.parent)
         finally:
             self.new.unlink(missing_ok=True)
+        file = self._stack.enter_context(io.FileIO(writer.descriptor, "rb", closefd=False))
+        self._work = Run(self.work, file, writer.contents)
+        writer.path = self.work
+        return writer
+
+    def finish(self, rows: int, failures: Sequence[Failure]) -> None:
+        """Give the work file, whose first `rows` rows are written, its final name.
+
+        At once if it is full and nothing failed, else by way of a copy, which takes its space once more. Whenever the
+        process dies, either the work file is as it was or `out` is whole. Errors: `FileError` if something has taken
+        the name meanwhile; `OSError`.
+        """
+        assert self._work is not None
+        if rows == self._work.rows and not failures:
+            self._move(self.work)
+            return
+        schema = self._work.schema._replace(rows=rows)
+        self.write(schema, self._work.details, self._work.categories, failures, _blocks(self._work, rows))
+        self.work.unlink()
+        sidefiles.sync_folder(self.work.parent)  # before the journal goes, which says that all is done
+
+    def write(
+        self,
+        schema: Schema,
+        details: dict[str, Any],
+        categories: Sequence[str],
+        failures: Sequence[Failure],
+        blocks: Iterable[tuple[int, Columns]],
+    ) -> None:
+        """Write the whole file at once, under another name until it is whole. Errors: as `finish`."""
+        try:
+            hdf5.write(self.copy, schema, details, categories, failures, blocks)
+            self._move(self.copy)
+        finally:
+            self.copy.unlink(missing_ok=True)
+
+    def _move(self, path: Path) -> None:
+        if os.path.lexists(self.out) and not self._overwrite:
+            raise FileError(f"{self.out} has come into being meanwhile: move it, then --resume ends this run.")
+        os.replace(path, self.out)
+        sidefiles.sync_folder(self.out.parent)
 
     def progress(self) -> tuple[int, int, list[Failure]]:
         """Batches done, rows written, samples failed. A line that was not whole when the process died is cut off."""
-        text = os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0)
-        whole = text[: text.rfind(b"\n") + 1]
-        os.ftruncate(self._descriptor, len(whole))
-        try:
-            lines = [json.loads(line) for line in whole.splitlines()]
-            failures = [Failure(*failure) for line in lines for failure in line["failures"]]
-            return len(lines), lines[-1]["rows"] if lines else 0, failures
-        except (ValueError, TypeError, KeyError) as error:
-            raise FileError(f"{self.journal} is damaged: begin anew with --overwrite.") from error
+        head, lines = self.journal.read()
+        if head.get("run") != self._run_id:  # of another run, or of none
+            self.journal.begin(self._run_id, self._overwrite)
+            return 0, 0, []
+        assert self._work is not None
+        if lines and lines[-1]["rows"] > self._work.rows:
+            raise self.journal.damaged()
+        failures = [Failure(*failure) for line in lines for failure in line["failures"]]
+        return len(lines), lines[-1]["rows"] if lines else 0, failures
 
     def record(self, number: int, rows: int, failures: Sequence[Failure]) -> None:
-        """Note that a batch is done. Its rows must be written."""
-        line = json.dumps({"batch": number, "rows": rows, "failures": failures}) + "\n"
-        hdf5.write_at(self._descriptor, memoryview(line.encode()), os.fstat(self._descriptor).st_size)
+        """Note that a batch is done, and wait until that is on the disk. Its rows must be there already."""
+        self.journal.append({"batch": number, "rows": rows, "failures": failures})
 
 
-def _beside(out: Path) -> tuple[Path, Path]:
-    """The work file and the journal."""
-    return out.with_name(f"{out.name}.part"), out.with_name(f"{out.name}.journal")
+def _run_id(details: dict[str, Any]) -> str:
+    """What tells the journals of different runs from each other."""
+    return hashlib.sha256(json.dumps([details[key] for key in SAME]).encode()).hexdigest()
+
+
+def _blocks(run: Run, rows: int) -> Iterator[tuple[int, Columns]]:
+    """The first rows, as many at once as fit into memory with ease."""
+    step = max(1, COPIED_BYTES // (4 * math.prod(run.schema.image)))
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        yield start, {name: run.column(name)[start:stop] for name in run.schema.columns()}
+
+
+# -- what is in the way -----------------------------------------------------------------------------------------------
+
+
+def _part(out: Path) -> Path:
+    """The work file."""
+    return out.with_name(f"{out.name}.part")
+
+
+def _own_run(path: Path, file: io.FileIO) -> Run:
+    """The run of a work file, of which not all rows need be there. Errors: `FileError` if it is none of ours."""
+    try:
+        return Run(path, file, hdf5.examined(path, file))
+    except FileError as error:
+        raise FileError(
+            f"{error} It is in the way, and not ours to replace: move it, or choose another --out."
+        ) from error
+
+
+def _discard(path: Path) -> None:
+    """Remove a file that a process of ours left when it was killed. Errors: `FileError` if it is something else."""
+    try:
+        descriptor = sidefiles.taken(path)
+    except FileNotFoundError:
+        return
+    with io.FileIO(descriptor, "r+b") as file:
+        if not hdf5.is_begun(descriptor):
+            _own_run(path, file)
+        if sidefiles.is_at(path, descriptor):
+            path.unlink()
 
 
 def check_out(out: Path, replaces: bool, example: str) -> None:
@@ -93,60 +209,42 @@ def check_workfile(out: Path, resume: bool = False, overwrite: bool = False) -> 
     """Ask before long work whether a run can write to `out`. Errors: `FileError` if something is in the way."""
     if resume and overwrite:
         raise InputError("a run is either resumed or begun anew: give --resume or --overwrite, not both.")
+    out = _led_to(out)
     check_out(out, resume or overwrite, "explanations.h5")
-    work, _ = _beside(out)
-    if work.exists() and not (resume or overwrite):
+    work = _part(out)
+    if os.path.lexists(work) and not (resume or overwrite):
+        with io.FileIO(sidefiles.taken(work), "r+b") as file:
+            _own_run(work, file)
         raise FileError(
             f"{work} is of an unfinished run. Give --resume to go on with it, or --overwrite to begin anew."
         )
 
 
+def _led_to(out: Path) -> Path:
+    """What a link leads to: the link stays, and that is written. Errors: `FileError` for links in a circle."""
+    found = Path(os.path.realpath(out)) if out.is_symlink() else out
+    if found.is_symlink():
+        raise FileError(f"{out} is a link that leads in a circle: choose another --out.")
+    return found
+
+
 @contextmanager
 def claimed(out: Path, resume: bool, overwrite: bool) -> Iterator[Workfile]:
     """The work file of a run, for this process alone. Errors: as `check_workfile`, and if another process has it."""
-    out = out.resolve() if out.is_symlink() else out  # the link stays, and what it leads to is written
+    out = _led_to(out)
     check_workfile(out, resume, overwrite)
-    work, journal = _beside(out)
-    descriptor = _locked(journal, out)
+    path = out.with_name(f"{out.name}.journal")
+    descriptor = locked(path, out)
     try:
         check_workfile(out, resume, overwrite)  # what another process did before it let go
-        yield Workfile(out, descriptor, resume)
+        with Workfile(out, Journal(path, descriptor), resume, overwrite) as workfile:
+            yield workfile
     finally:
-        if not work.exists():  # nothing has begun, or all is finished
-            journal.unlink(missing_ok=True)
+        says_nothing = Journal(path, descriptor).says_nothing
+        # Nothing has begun, or all is finished.
+        if (says_nothing or not os.path.lexists(_part(out))) and sidefiles.is_at(path, descriptor):
+            path.unlink()
         os.close(descriptor)
-
-
-def _locked(journal: Path, out: Path) -> int:
-    """The journal, open and locked. Errors: `FileError` if another process has it."""
-    while True:
-        descriptor = os.open(journal, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            _lock(descriptor, out)
-            if journal.exists() and os.path.samestat(os.fstat(descriptor), journal.stat()):
-                return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)  # who had it before has removed it: it is no one's journal any more
-
-
-def _lock(descriptor: int, out: Path) -> None:
-    """Keep other processes out, where the file system can.
-
-    A record lock goes when this process does, also if processes that it forked live on.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows has no such locks
-        return
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            raise FileError(f"another process is writing {out}. Give each shard a file of its own.") from error
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise
 
 
 def check_same(path: Path, begun: Run, details: dict[str, Any]) -> None:
