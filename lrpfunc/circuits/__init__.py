@@ -5,6 +5,6 @@ lens = circuits.lens(fmodel, params, prompts, rules, at=[...]); lens.save("lens.
 """
 
 from lrpfunc.circuits.lenses import Lens, lens, load_lens
-from lrpfunc.circuits.patching import patched, patching
+from lrpfunc.circuits.patches import patched, patching
 
 __all__ = ["Lens", "lens", "load_lens", "patched", "patching"]

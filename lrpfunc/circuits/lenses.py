@@ -116,7 +116,7 @@ def lens(
     >>> f = lambda p, x: (x + x @ p["a"]).relu() @ p["b"]
     >>> params, x = {"a": torch.eye(2), "b": torch.ones(2, 2)}, torch.ones(1, 3, 2)
     >>> fmodel, params = lrpfunc.trace(f, params, x)
-    >>> circuits.lens(fmodel, params, [x], rules.gradient(), at=["add", "matmul:1"]).J
+    >>> circuits.lens(fmodel, params, [x], rules.gradient(), at=["add", "b"]).J
     tensor([[[1., 1.],
              [1., 1.]]])
     """
