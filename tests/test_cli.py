@@ -206,6 +206,20 @@ def test_pictures_that_exist_stay_without_overwrite(folder, tmp_path):
     assert len(list((tmp_path / "out").iterdir())) == 6
 
 
+def test_methods_stand_beside_composites(folder, tmp_path):
+    path, out = folder / "3" / "003.png", tmp_path / "out"
+    answer = fine("image", path, "-m", "digits", "-c", "epsilon", "--method", "occlusion", "-o", out)
+    assert [line.split()[1] for line in answer.stdout.splitlines()[1:3]] == ["epsilon", "occlusion"]
+    assert (out / "comparison-1.digits.epsilon+occlusion.png").is_file()
+    fine("dataset", folder, "-m", "digits", "--method", "gradient", "-o", tmp_path / "x.h5", "--workers", 0)
+    with h5py.File(tmp_path / "x.h5") as file:
+        assert json.loads(file.attrs["lrpfunc"])["composite"] == "gradient"
+    line = complaint(lrp("image", path, "-m", "digits", "--method", "oclusion", "-o", out))
+    assert (
+        "and methods beside LRP: gradient, gradient_times_input, smooth_grad, integrated_gradients, occlusion." in line
+    )
+
+
 def test_several_composites_make_a_sheet(folder, tmp_path):
     files = [folder / str(i) / f"00{i}.png" for i in range(5)]
     options = ("-m", "digits", "-c", "epsilon", "-c", "epsilon_plus", "-t", "top2", "-o", tmp_path / "out")

@@ -1,5 +1,6 @@
 """Explainers: predictions and relevance are those of the functional core, and wanted classes are the right ones."""
 
+import functools
 import sys
 
 import pytest
@@ -7,11 +8,12 @@ import torch
 from torch import nn
 
 import lrpfunc
-from lrpfunc import composites, digits, rules
+from lrpfunc import attributors, composites, digits, rules
 from lrpfunc.errors import ModelError, RuleError, TargetError
 from lrpfunc.pictures import explainers
 from lrpfunc.pictures.classifiers import Classifier, Standard
 from lrpfunc.pictures.explainers import Wanted, explainer, wanted_classes
+from lrpfunc.pictures.methods import METHODS
 from tests.helpers import Branches, relative_error
 
 DIRECT = {
@@ -286,3 +288,33 @@ def test_wanted_classes_of_a_prediction():
     assert [Wanted("top", rank).of(ties, labels[:1]).item() for rank in range(4)] == [1, 0, 2, 3]
     assert Wanted("label").of(prediction, labels).tolist() == [2, 0]
     assert Wanted("class", 1).of(prediction, labels).tolist() == [1, 1]
+
+
+# -- methods beside LRP -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_by_name_is_the_attributor(name, classifier, shipped, canonical):
+    x = shipped.images[:3]
+    found = explainer(classifier, x[:1], name).attribute(x, [Wanted("class", 3), Wanted("top")])
+    gradient = functools.partial(attributors.gradient, *canonical, target=3)
+    expected = {
+        "gradient": gradient,
+        "gradient_times_input": lambda x: x * gradient(x),
+        "smooth_grad": lambda x: attributors.smooth_grad(gradient, x),
+        "integrated_gradients": lambda x: attributors.integrated_gradients(gradient, x),
+        "occlusion": lambda x: attributors.occlusion(attributors.score(*canonical, x, 3), x, 1),
+    }[name](x)
+    assert relative_error(found.relevance[:, 0], expected) < 1e-4
+    torch.testing.assert_close(found.prediction, shipped.model(x).detach(), rtol=1e-4, atol=1e-5)
+    assert torch.equal(found.target[:, 1], found.prediction.argmax(1))
+    assert not torch.equal(found.relevance[:, 0], found.relevance[:, 1])
+
+
+def test_what_a_window_loses_is_shared_among_channels():
+    torch.manual_seed(0)
+    model, own = Branches(bias=True).eval(), Standard(8)
+    x = torch.randn(2, 3, 8, 8)
+    found = explainer(Classifier("own", model, own), x[:1], "occlusion").attribute(x, [Wanted("class", 1)])
+    lost = model(x)[0, 1] - model(torch.where(torch.arange(64).reshape(8, 8) == 9, 0.0, x))[0, 1]
+    torch.testing.assert_close(found.relevance[0, 0, :, 1, 1].sum(), lost.detach(), rtol=1e-3, atol=1e-5)

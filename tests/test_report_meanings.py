@@ -11,6 +11,7 @@ from lrpfunc.pictures import runs
 from lrpfunc.pictures.classifiers import Classifier, Standard
 from lrpfunc.pictures.explainers import COMPOSITES, GRADIENTS
 from lrpfunc.pictures.outputs import BINARY, CLASSES, LABELS, VALUES, Meaning
+from lrpfunc.pictures.methods import METHODS
 from lrpfunc.pictures.report.wording import IN_WORDS, in_words, shown, visible
 from tests.test_report import relevance, report, write_run
 
@@ -170,7 +171,7 @@ def test_one_logit_that_is_three_is_refused(tmp_path):
 
 
 def test_every_composite_has_words_and_gradients_a_warning():
-    assert set(IN_WORDS) == set(COMPOSITES)
+    assert set(IN_WORDS) == {*COMPOSITES, *METHODS}
     for name in COMPOSITES:
         assert ("Sums need not be the probability" in in_words(name, "probability")) == (name in GRADIENTS)
     assert in_words("mine", "logit") == in_words({"name": 1}, "logit") == ""

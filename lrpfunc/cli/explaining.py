@@ -12,6 +12,7 @@ import typer
 from lrpfunc.cli.application import app
 from lrpfunc.cli.failures import INCOMPLETE, complain
 from lrpfunc.cli.options import (
+    METHODS,
     AsIs,
     Cache,
     Canonize,
@@ -67,6 +68,12 @@ def image(
             show_default=DEFAULT_COMPOSITE,
         ),
     ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"Beside composites, or alone: {METHODS}. Several are laid side by side.", show_default=False
+        ),
+    ] = None,
     target: Annotated[
         list[str] | None,
         typer.Option(
@@ -116,7 +123,7 @@ def image(
             files,
             out,
             classifier,
-            composites=composite or [DEFAULT_COMPOSITE],
+            composites=[*(composite or []), *(method or [])] or [DEFAULT_COMPOSITE],
             targets=target or [],
             canonize=canonize,
             device=device,

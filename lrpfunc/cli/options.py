@@ -97,6 +97,9 @@ def reading_of(max_pixels: int | None, window: str | None) -> Reading:
     return images.Reading(most, images.Window(*ends))
 
 
+METHODS = "gradient, gradient_times_input, smooth_grad, integrated_gradients or occlusion"
+
+
 def meaning_of(multi_label: bool, regression: bool, unit: str | None, as_is: bool) -> Meaning | None:
     """What the options say of the outputs, None if nothing. Errors: `InputError`."""
     from lrpfunc.pictures.outputs import LABELS, VALUES, Meaning

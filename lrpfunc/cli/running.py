@@ -11,6 +11,7 @@ import typer
 from lrpfunc.cli.application import app
 from lrpfunc.cli.failures import INCOMPLETE, complain
 from lrpfunc.cli.options import (
+    METHODS,
     AsIs,
     Cache,
     Canonize,
@@ -48,6 +49,7 @@ def dataset(
     out: Annotated[Path, typer.Option("--out", "-o", help="The HDF5 file to write.")],
     weights: Weights = None,
     composite: CompositeName = DEFAULT_COMPOSITE,
+    method: Annotated[str | None, typer.Option(help=f"In place of a composite: {METHODS}.", show_default=False)] = None,
     targets: Annotated[
         list[str] | None,
         typer.Option(
@@ -96,7 +98,7 @@ def dataset(
             source,
             out,
             classifier_of(model, weights, size, mean, std, categories, cache, meaning, reading),
-            composite=composite,
+            composite=method or composite,
             targets=targets or [],
             canonize=canonize,
             device=device,

@@ -19,6 +19,7 @@ from lrpfunc.errors import ModelError, TargetError, TraceError, near_misses
 from lrpfunc.pictures import DEFAULT_COMPOSITE
 from lrpfunc.pictures.classifiers import Classifier, named_object
 from lrpfunc.pictures.hdf5 import UNKNOWN
+from lrpfunc.pictures.methods import METHODS, Explained
 from lrpfunc.pictures.outputs import BINARY, NOT, Meaning, rows, settle
 from lrpfunc.pictures.traces import traced
 from lrpfunc.program import Program
@@ -69,11 +70,12 @@ class Explainer:
     `meaning`: of its outputs. `outputs`: how many there are. `names`: of what can be explained, or none. `notes`: what
     people should know of how the model was understood.
     `is_gradient`: the composite is a kind of gradient, so that what enters at the output is one and not the logit, for
-    which negative logits would turn the picture into that of the opposite.
+    which negative logits would turn the picture into that of the opposite. `method`: what explains instead of LRP.
     """
 
     classifier: Classifier
     program: Program
+    params: Mapping[str, Tensor]
     report: Report | None
     rules: Composite
     prepared: Prepared
@@ -83,6 +85,7 @@ class Explainer:
     device: torch.device
     is_gradient: bool = False
     notes: tuple[str, ...] = ()
+    method: str | None = None
 
     @property
     def choices(self) -> int:
@@ -105,6 +108,8 @@ class Explainer:
     def attribute(self, x: Tensor, wanted: Sequence[Wanted], labels: Tensor | None = None) -> Attributions:
         """The relevance of inputs (N, C, H, W) by one forward pass, on the CPU. `labels`: (N,), -1: unknown."""
         x = x.to(self.device)
+        if self.method is not None:
+            return self._by_method(x, wanted, labels)
         known = torch.full((len(x),), UNKNOWN, device=self.device) if labels is None else labels.to(self.device)
         trail = self.prepared.record(x, once=len(wanted) == 1)
         outputs = rows(trail.output, self.classifier.name)
@@ -113,6 +118,23 @@ class Explainer:
         seeds = [self.meaning.seed(outputs, target, self.is_gradient) for target in targets]
         relevance = torch.stack([trail.pull(seed.reshape(trail.output.shape))[0] for seed in seeds], dim=1)
         return Attributions(outputs.cpu(), torch.stack(targets, dim=1).cpu(), relevance.cpu())
+
+    def _by_method(self, x: Tensor, wanted: Sequence[Wanted], labels: Tensor | None) -> Attributions:
+        known = torch.full((len(x),), UNKNOWN, device=self.device) if labels is None else labels.to(self.device)
+        outputs = rows(self.program(self.params, x), self.classifier.name)
+        scores = self.meaning.scores(outputs)
+        targets = [one.of(scores, known) for one in wanted]
+        maps = [METHODS[str(self.method)](self._explained(outputs, target), x) for target in targets]
+        return Attributions(outputs.cpu(), torch.stack(targets, dim=1).cpu(), torch.stack(maps, dim=1).cpu())
+
+    def _explained(self, outputs: Tensor, target: Tensor) -> Explained:
+        """The score of a choice as a function of the input, and its gradient."""
+        cotangent = self.meaning.seed(outputs, target, is_gradient=True)
+
+        def score(x: Tensor) -> Tensor:
+            return (rows(self.program(self.params, x), self.classifier.name) * cotangent).sum(1)
+
+        return Explained(torch.func.grad(lambda x: score(x).sum()), score)
 
 
 def explainer(
@@ -124,16 +146,14 @@ def explainer(
 ) -> Explainer:
     """A classifier made ready to explain inputs like `example` (1, C, H, W).
 
+    `composite`: the name of one, one of the user's own, or a method of METHODS.
     Errors: `ModelError` for an unknown composite or device, if the model cannot be traced, as with an input of a wrong
     size, if it does not give a row of numbers for each input, and as `outputs.settle`.
     """
     where = device_named(device)
-    rules = composite_named(composite, classifier)
-    if len(classifier.mean) not in (1, example.shape[1]):
-        raise ModelError(
-            f"{classifier.name} takes inputs for pixels of {len(classifier.mean)} channels, (pixel - mean) / std, but "
-            f"they have {example.shape[1]}. Give --mean and --std; 0 and 1 if inputs are pixels from 0 to 1."
-        )
+    method = composite if composite in METHODS else None
+    rules = composites.epsilon() if method else composite_named(composite, classifier)
+    _check_channels(classifier, example)
     try:
         program, params = traced(classifier, example)
     except TraceError as error:
@@ -150,8 +170,28 @@ def explainer(
     prepared = lrpfunc.prepare(program, params, rules)
     is_gradient = composite in GRADIENTS
     return Explainer(
-        classifier, program, report, rules, prepared, meaning, outputs.shape[1], names, where, is_gradient, notes
+        classifier,
+        program,
+        params,
+        report,
+        rules,
+        prepared,
+        meaning,
+        outputs.shape[1],
+        names,
+        where,
+        is_gradient,
+        notes,
+        method,
     )
+
+
+def _check_channels(classifier: Classifier, example: Tensor) -> None:
+    if len(classifier.mean) not in (1, example.shape[1]):
+        raise ModelError(
+            f"{classifier.name} takes inputs for pixels of {len(classifier.mean)} channels, (pixel - mean) / std, but "
+            f"they have {example.shape[1]}. Give --mean and --std; 0 and 1 if inputs are pixels from 0 to 1."
+        )
 
 
 def _names(classifier: Classifier, meaning: Meaning, outputs: int) -> tuple[str, ...]:
@@ -171,7 +211,7 @@ def composite_named(name: str, classifier: Classifier) -> Composite:
     if name not in COMPOSITES:
         raise ModelError(
             f"no composite is called '{name}'.{near_misses(name, COMPOSITES)} There are {', '.join(COMPOSITES)}, "
-            "and your own as module.path:composite."
+            f"your own as module.path:composite, and methods beside LRP: {', '.join(METHODS)}."
         )
     return COMPOSITES[name](classifier)
 

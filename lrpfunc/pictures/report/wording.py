@@ -21,6 +21,11 @@ IN_WORDS = {
     "deconvnet": f"The gradient, of which every ReLU passes only what is positive on its way back. {_GRADIENT}",
     "guided_backprop": f"The gradient, of which active ReLUs alone pass what is positive on its way back. {_GRADIENT}",
     "beta_smooth": f"The gradient of the network with smoothed ReLUs. {_GRADIENT}",
+    "gradient": f"What a small change of each value would change. {_GRADIENT}",
+    "gradient_times_input": "Each value times what a small change of it would change.",
+    "smooth_grad": f"The gradient, averaged over inputs with noise. {_GRADIENT}",
+    "integrated_gradients": "The gradient on the way from a gray picture, summed: together, what the {word} gained.",
+    "occlusion": "What the {word} loses where a window is covered. Sums need not be the {word}.",
 }
 # What a name may not hold: controls, what turns the direction of the text that follows, and letters that nobody sees.
 _HIDDEN = [*range(0x20), *range(0x7F, 0xA0), 0x00AD, 0x061C, 0x180E, 0x200B, 0x200E, 0x200F, *range(0x2028, 0x202F)]
