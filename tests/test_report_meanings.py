@@ -10,8 +10,8 @@ from lrpfunc.errors import FileError
 from lrpfunc.pictures import runs
 from lrpfunc.pictures.classifiers import Classifier, Standard
 from lrpfunc.pictures.explainers import COMPOSITES, GRADIENTS
-from lrpfunc.pictures.outputs import BINARY, CLASSES, LABELS, VALUES, Meaning
 from lrpfunc.pictures.methods import METHODS
+from lrpfunc.pictures.outputs import BINARY, CLASSES, LABELS, VALUES, Meaning
 from lrpfunc.pictures.report.wording import IN_WORDS, in_words, shown, visible
 from tests.test_report import relevance, report, write_run
 
