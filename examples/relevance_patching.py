@@ -1,0 +1,395 @@
+"""How well does relevance foretell activation patching? Every node of a small transformer, patched and estimated.
+
+    python examples/relevance_patching.py              # two minutes of one core at most
+    python examples/relevance_patching.py --quick      # a look at it in some seconds; the network has learned little
+
+The task is a dictionary: pairs of key and value, then a key, "a 3 b 1 c 2 ... b", and the value is the answer, "1". The
+transformer has two layers of four heads and learns it by an induction circuit. A corrupted run has another answer: the
+last key is another one of the pairs (query), or the values of two pairs are exchanged (values). The explained number is
+the logit of the clean answer less that of the corrupted one. Activation patching puts a node's clean value into the
+corrupted run and looks; that is the truth, one forward pass a node. The estimates need two forward passes and one
+pullback for all nodes. Sources: Nanda 2023 (attribution patching); Hanna et al. 2024, arXiv:2403.17806 (integrated
+gradients over inputs); Jafari et al. 2025, arXiv:2508.21258 (relevance patching).
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import lrpfunc
+from lrpfunc import circuits, composites, digits, heatmaps, rules
+
+PAIRS, KEYS, VALUES = 6, 16, 16
+VOCABULARY = KEYS + VALUES  # values come behind the keys
+LENGTH = 2 * PAIRS + 1
+LAYERS, HEADS, WIDTH = 2, 4, 64
+
+
+# -- the task ---------------------------------------------------------------------------------------------------------
+
+
+def dictionaries(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """n times PAIRS different keys, and a value for each; values of one dictionary differ, too."""
+    keys = torch.rand(n, KEYS, generator=generator).argsort(1)[:, :PAIRS]
+    values = KEYS + torch.rand(n, VALUES, generator=generator).argsort(1)[:, :PAIRS]
+    return keys, values
+
+
+def in_turn(keys: Tensor, values: Tensor) -> Tensor:
+    """key value key value ..., (n, 2 * PAIRS)."""
+    return torch.stack([keys, values], -1).flatten(1)
+
+
+def make_lessons(n: int, generator: torch.Generator) -> Tensor:
+    """Dictionaries, and then as many pairs drawn from them (n, 4 * PAIRS), where each key foretells its value."""
+    keys, values = dictionaries(n, generator)
+    order = torch.randint(PAIRS, (n, PAIRS), generator=generator)
+    return torch.cat([in_turn(keys, values), in_turn(keys.gather(1, order), values.gather(1, order))], 1)
+
+
+class Runs(NamedTuple):
+    """Clean and corrupted token ids (n, LENGTH) and the answers (n,) to both."""
+
+    clean: Tensor
+    corrupted: Tensor
+    answer: Tensor
+    other: Tensor
+
+
+def make_runs(kind: str, n: int, generator: torch.Generator) -> Runs:
+    """Runs that differ in their "query", the last key, or in the "values" of two pairs."""
+    keys, values = dictionaries(n, generator)
+    asked, foil = torch.rand(n, PAIRS, generator=generator).argsort(1)[:, :2, None].unbind(1)
+    answer, other = values.gather(1, asked), values.gather(1, foil)
+    clean = torch.cat([in_turn(keys, values), keys.gather(1, asked)], 1)
+    if kind == "query":
+        corrupted = torch.cat([clean[:, :-1], keys.gather(1, foil)], 1)
+    else:
+        exchanged = values.scatter(1, asked, other).scatter(1, foil, answer)
+        corrupted = torch.cat([in_turn(keys, exchanged), clean[:, -1:]], 1)
+    return Runs(clean, corrupted, answer[:, 0], other[:, 0])
+
+
+# -- the transformer --------------------------------------------------------------------------------------------------
+
+
+class Embedding(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(VOCABULARY, WIDTH)
+        self.positions = nn.Parameter(torch.randn(4 * PAIRS, WIDTH))
+
+    def forward(self, ids):
+        return self.tokens(ids) + self.positions[: ids.shape[1]]
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        q, k, v = (part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        return self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.attention = nn.LayerNorm(WIDTH), Attention()
+        self.norm2 = nn.LayerNorm(WIDTH)
+        self.mlp = nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH))
+
+    def forward(self, x):
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class Transformer(nn.Module):
+    """Token ids (batch, length) to the logits of the next token (batch, length, VOCABULARY)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = Embedding()
+        self.blocks = nn.ModuleList(Block() for _ in range(LAYERS))
+        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, VOCABULARY)
+
+    def forward(self, ids):
+        x = self.embedding(ids)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x))
+
+
+def train(steps: int, seed: int) -> Transformer:
+    """Every batch is of new dictionaries. The global random state is left as it was."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Transformer()
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.005, total_steps=steps)
+    for _ in range(steps):
+        ids = make_lessons(64, generator)
+        asked = slice(2 * PAIRS, None, 2)
+        logits = model(ids[:, :-1])[:, asked]
+        loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:][:, asked].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return model.eval()
+
+
+# -- nodes ------------------------------------------------------------------------------------------------------------
+
+
+class Nodes(NamedTuple):
+    """Layers, and along which dimension of theirs the nodes lie; None: each layer is one node."""
+
+    at: Sequence[str]
+    dim: int | None
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Over all that makes a node: (n, nodes)."""
+        if self.dim is None:
+            return tensor.flatten(1).sum(1, keepdim=True)
+        return tensor.movedim(self.dim, 1).flatten(2).sum(2)
+
+    def masks(self, value: Tensor) -> Tensor:
+        """Which part of a layer's value each node is, (nodes, 1, ...)."""
+        if self.dim is None:
+            return torch.ones(1, *[1] * value.dim(), dtype=torch.bool)
+        count = value.shape[self.dim]
+        shape = [count, *[1] * value.dim()]
+        shape[self.dim + 1] = count
+        return torch.eye(count, dtype=torch.bool).reshape(shape)
+
+
+BLOCKS = [f"blocks.{i}" for i in range(LAYERS)]
+NODES = {
+    "heads": Nodes([f"{block}.attention:heads" for block in BLOCKS], 1),
+    "MLPs": Nodes([f"{block}.mlp" for block in BLOCKS], None),
+    "residuals": Nodes(["embedding", *(f"{block}:residual" for block in BLOCKS)], 1),  # at each position
+    "neurons": Nodes([f"{block}.mlp:neurons" for block in BLOCKS], 2),
+}
+AT = [name for nodes in NODES.values() for name in nodes.at]
+
+
+def at_nodes(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What (clean - corrupted) * coefficient at layers says of each node: (n, nodes), by kind."""
+    return {kind: torch.cat([nodes.sum(found[name]) for name in nodes.at], 1) for kind, nodes in NODES.items()}
+
+
+# -- the truth and the estimates --------------------------------------------------------------------------------------
+
+EVERY_GRADIENT = composites.by_kind({"*": rules.gradient()})
+METHODS = {
+    "gradient": EVERY_GRADIENT,
+    "attn_lrp": composites.attn_lrp(),
+    "cp_lrp": composites.cp_lrp(),
+    "epsilon": composites.epsilon(),
+}
+INTEGRATED = "integrated gradients"
+
+
+def margin(runs: Runs) -> Callable[[Tensor], Tensor]:
+    """What is explained, as a function output -> cotangent: the clean answer's logit less the other's, at the end."""
+
+    def cotangent(output: Tensor) -> Tensor:
+        ends = F.one_hot(runs.answer, VOCABULARY) - F.one_hot(runs.other, VOCABULARY)
+        return F.pad(ends.to(output.dtype)[:, None], (0, 0, output.shape[1] - 1, 0))
+
+    return cotangent
+
+
+def truth(fmodel, params, runs: Runs) -> dict[str, Tensor]:
+    """Activation patching: what each node's clean value, put into the corrupted run, adds to the margin."""
+    clean, bad = (lrpfunc.record(fmodel, params, ids, EVERY_GRADIENT, at=AT) for ids in runs[:2])
+    chosen = margin(runs)(bad.output)
+    before = (bad.output * chosen).sum((1, 2))
+
+    def effects(name: str, nodes: Nodes) -> Tensor:
+        def one(mask: Tensor) -> Tensor:
+            value = torch.where(mask, clean.values[name], bad.values[name])
+            output = circuits.patched(fmodel, params, runs.corrupted, {name: value})
+            return (output * chosen).sum((1, 2)) - before
+
+        return torch.func.vmap(one, chunk_size=32)(nodes.masks(bad.values[name])).T
+
+    return {
+        kind: torch.cat([effects(name, nodes) for name in nodes.at], 1).detach() for kind, nodes in NODES.items()
+    }
+
+
+def estimates(fmodel, params, runs: Runs, steps: int = 10) -> dict[str, dict[str, Tensor]]:
+    """What each method says of all nodes, by method and kind."""
+    found = {
+        method: circuits.patching(fmodel, params, runs.clean, runs.corrupted, margin(runs), composite, at=AT)
+        for method, composite in METHODS.items()
+    }
+    found[INTEGRATED] = integrated(fmodel, params, runs, steps)
+    order = ("gradient", INTEGRATED, *list(METHODS)[1:])
+    return {method: {k: v.detach() for k, v in at_nodes(found[method]).items()} for method in order}
+
+
+def integrated(fmodel, params, runs: Runs, steps: int) -> dict[str, Tensor]:
+    """(clean - corrupted) * the mean gradient of each layer, over runs whose embeddings lie between both runs'.
+
+    What is above the embeddings is a program of its own, which takes embeddings between both as its input.
+    """
+    lower, upper = fmodel.cut("embedding")
+    clean, bad = lower(params, runs.clean), lower(params, runs.corrupted)
+    above = [name for name in AT if name != "embedding"]
+
+    def at(share: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        trail = lrpfunc.record(upper, params, bad + share * (clean - bad), EVERY_GRADIENT, at=above)
+        start = lrpfunc.Flow(coefficient=margin(runs)(trail.output))
+        below, inner = trail.pull(start, form="coefficient")
+        return trail.values, inner | {"embedding": below}
+
+    first, last = at(0.0)[0] | {"embedding": bad}, at(1.0)[0] | {"embedding": clean}
+    gradients = [at((step + 0.5) / steps)[1] for step in range(steps)]
+    return {name: (last[name] - first[name]) * sum(g[name] for g in gradients) / steps for name in AT}
+
+
+# -- measurements -----------------------------------------------------------------------------------------------------
+
+COUNTS = 0.05  # the sign is asked of nodes whose effect is as much of the whole margin's change
+
+
+class Row(NamedTuple):
+    """How a method agrees with activation patching, over all pairs of runs and nodes of a kind.
+
+    correlation: Pearson's. sign: the share of nodes that count whose sign is right. error: of the estimate, its norm
+    over that of the truth; an estimate of zero everywhere has 1.
+    """
+
+    corruption: str
+    kind: str
+    method: str
+    correlation: float
+    sign: float
+    error: float
+
+
+def compare(estimate: Tensor, true: Tensor, least: float) -> tuple[float, float, float]:
+    """Correlation, agreement of signs where |true| > least, and relative error."""
+    both = torch.stack([estimate.flatten(), true.flatten()]).double()
+    correlation = torch.corrcoef(both)[0, 1].item()
+    counts = both[1].abs() > least
+    sign = (both[0].sign() == both[1].sign())[counts].double().mean().item()
+    return correlation, sign, ((both[0] - both[1]).norm() / both[1].norm()).item()
+
+
+class Measured(NamedTuple):
+    """The effects (n, nodes) of a corruption: true ones by kind, estimates by method and kind; and the mean margins."""
+
+    true: dict[str, Tensor]
+    found: dict[str, dict[str, Tensor]]
+    margins: tuple[float, float]
+
+
+def measure(model: nn.Module, corruption: str, samples: int, seed: int) -> Measured:
+    runs = make_runs(corruption, samples, torch.Generator().manual_seed(10**6 + seed))
+    fmodel, params = lrpfunc.functionalize(model, runs.clean)
+    params = {name: tensor.detach() for name, tensor in params.items()}
+    outputs = [fmodel(params, ids) for ids in runs[:2]]
+    margins = [(output * margin(runs)(output)).sum().item() / samples for output in outputs]
+    return Measured(truth(fmodel, params, runs), estimates(fmodel, params, runs), (margins[0], margins[1]))
+
+
+def summarize(measured: Mapping[str, Measured]) -> list[Row]:
+    rows = []
+    for corruption, (true, found, (clean, bad)) in measured.items():
+        for kind in NODES:
+            for method, estimate in found.items():
+                compared = compare(estimate[kind], true[kind], COUNTS * abs(clean - bad))
+                rows.append(Row(corruption, kind, method, *compared))
+    return rows
+
+
+# -- the table and the picture ----------------------------------------------------------------------------------------
+
+
+def table(rows: Sequence[Row], corruption: str) -> Table:
+    shown = Table("method", title=f"Corrupted: {corruption}", title_justify="left")
+    for kind in NODES:
+        shown.add_column(kind, justify="right")
+    for method in dict.fromkeys(row.method for row in rows):
+        chosen = {row.kind: row for row in rows if (row.method, row.corruption) == (method, corruption)}
+        cells = (chosen[kind] for kind in NODES)
+        shown.add_row(method, *(f"{row.correlation:.2f} / {row.sign:.0%} / {row.error:.2f}" for row in cells))
+    return shown
+
+
+def picture(measured: Mapping[str, Measured]):
+    """Estimates over the truth: a row for each corruption, a column for each method."""
+    from matplotlib.figure import Figure
+
+    methods = list(next(iter(measured.values())).found)
+    figure = Figure(figsize=(2.3 * len(methods), 2.5 * len(measured)), layout="constrained")
+    grid = figure.subplots(len(measured), len(methods), sharex="row", sharey="row", squeeze=False)
+    for axes, (corruption, (true, found, _)) in zip(grid, measured.items(), strict=True):
+        limit = 1.1 * max(effects.abs().max().item() for effects in true.values())
+        for axis, method in zip(axes, methods, strict=True):
+            axis.plot([-limit, limit], [-limit, limit], color="0.8", linewidth=0.8, zorder=0)
+            for kind in ("residuals", "neurons", "MLPs", "heads"):
+                x, y = true[kind].flatten()[:2000], found[method][kind].flatten()[:2000]
+                axis.scatter(x, y, s=3, alpha=0.5, linewidths=0, label=kind, rasterized=True)
+            axis.set(title=f"{method}", xlim=(-limit, limit), ylim=(-limit, limit))
+            axis.spines[["top", "right"]].set_visible(False)
+        axes[0].set_ylabel(f"estimate ({corruption})")
+        for axis in axes:
+            axis.set_xlabel("true effect in logits")
+    grid[0][0].legend(frameon=False, fontsize=7, markerscale=3, loc="upper left")
+    return figure
+
+
+LEGEND = f"""Pearson's correlation / share of right signs, where the true effect is more than {COUNTS:.0%} of the whole / relative error
+(zero everywhere would have 1), over all pairs of runs and nodes. heads: each at all positions; MLPs: each at all
+positions; residuals: behind the embedding and each block, at each position; neurons: of the MLPs, at all positions."""
+
+
+def main(arguments: Sequence[str] | None = None) -> list[Row]:
+    """Train, measure, print, write the picture, and return the rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=100, help="pairs of runs for each corruption")
+    parser.add_argument("--steps", type=int, default=1000, help="of training")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="a network trained for less, and 10 pairs of runs")
+    parser.add_argument("--out", type=Path, default=Path("relevance_patching.png"), help="the picture")
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.samples, options.steps = 10, 60
+    heatmaps.check_path(options.out)  # before all the work
+
+    console, start = Console(highlight=False, width=120), time.perf_counter()
+    with digits.single_thread():
+        model = train(options.steps, options.seed)
+        trained = time.perf_counter() - start
+        measured = {kind: measure(model, kind, options.samples, options.seed) for kind in ("query", "values")}
+    rows = summarize(measured)
+    for corruption, found in measured.items():
+        console.print(table(rows, corruption))
+        clean, bad = found.margins
+        console.print(f"margin of the clean answer: {clean:.1f} in clean runs, {bad:.1f} in corrupted ones")
+    console.print(LEGEND, style="dim", soft_wrap=True)
+    heatmaps.save(picture(measured), options.out)
+    console.print(f"trained in {trained:.0f} s, measured in {time.perf_counter() - start - trained:.0f} s")
+    console.print(f"wrote {options.out}", soft_wrap=True)
+    return rows
+
+
+if __name__ == "__main__":
+    main()
