@@ -1,6 +1,6 @@
 """How well does relevance foretell activation patching? Every node of a small transformer, patched and estimated.
 
-    python examples/relevance_patching.py              # two minutes of one core at most
+    python examples/relevance_patching.py              # a minute or two of one core
     python examples/relevance_patching.py --quick      # a look at it in some seconds; the network has learned little
 
 The task is a dictionary: pairs of key and value, then a key, "a 3 b 1 c 2 ... b", and the value is the answer, "1". The
@@ -29,10 +29,10 @@ from torch.nn import functional as F
 import lrpfunc
 from lrpfunc import circuits, composites, digits, heatmaps, rules
 
-PAIRS, KEYS, VALUES = 6, 16, 16
+PAIRS, KEYS, VALUES = 4, 16, 16
 VOCABULARY = KEYS + VALUES  # values come behind the keys
 LENGTH = 2 * PAIRS + 1
-LAYERS, HEADS, WIDTH = 2, 4, 64
+LAYERS, HEADS, WIDTH = 2, 4, 32
 
 
 # -- the task ---------------------------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def train(steps: int, seed: int) -> Transformer:
         torch.manual_seed(seed)
         model = Transformer()
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.005, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.004, total_steps=steps)
     for _ in range(steps):
         ids = make_lessons(64, generator)
         asked = slice(2 * PAIRS, None, 2)
@@ -213,6 +213,7 @@ def margin(runs: Runs) -> Callable[[Tensor], Tensor]:
     return cotangent
 
 
+@torch.no_grad()
 def truth(fmodel, params, runs: Runs) -> dict[str, Tensor]:
     """Activation patching: what each node's clean value, put into the corrupted run, adds to the margin."""
     clean, bad = (lrpfunc.record(fmodel, params, ids, EVERY_GRADIENT, at=AT) for ids in runs[:2])
@@ -225,11 +226,9 @@ def truth(fmodel, params, runs: Runs) -> dict[str, Tensor]:
             output = circuits.patched(fmodel, params, runs.corrupted, {name: value})
             return (output * chosen).sum((1, 2)) - before
 
-        return torch.func.vmap(one, chunk_size=32)(nodes.masks(bad.values[name])).T
+        return torch.stack([one(mask) for mask in nodes.masks(bad.values[name])], 1)
 
-    return {
-        kind: torch.cat([effects(name, nodes) for name in nodes.at], 1).detach() for kind, nodes in NODES.items()
-    }
+    return {kind: torch.cat([effects(name, nodes) for name in nodes.at], 1) for kind, nodes in NODES.items()}
 
 
 def estimates(fmodel, params, runs: Runs, steps: int = 10) -> dict[str, dict[str, Tensor]]:
@@ -293,11 +292,15 @@ def compare(estimate: Tensor, true: Tensor, least: float) -> tuple[float, float,
 
 
 class Measured(NamedTuple):
-    """The effects (n, nodes) of a corruption: true ones by kind, estimates by method and kind; and the mean margins."""
+    """The effects (n, nodes) of a corruption: true ones by kind, estimates by method and kind.
+
+    margins: of clean and of corrupted runs, (2, n). accuracy: of the answers to both.
+    """
 
     true: dict[str, Tensor]
     found: dict[str, dict[str, Tensor]]
-    margins: tuple[float, float]
+    margins: Tensor
+    accuracy: float
 
 
 def measure(model: nn.Module, corruption: str, samples: int, seed: int) -> Measured:
@@ -305,16 +308,30 @@ def measure(model: nn.Module, corruption: str, samples: int, seed: int) -> Measu
     fmodel, params = lrpfunc.functionalize(model, runs.clean)
     params = {name: tensor.detach() for name, tensor in params.items()}
     outputs = [fmodel(params, ids) for ids in runs[:2]]
-    margins = [(output * margin(runs)(output)).sum().item() / samples for output in outputs]
-    return Measured(truth(fmodel, params, runs), estimates(fmodel, params, runs), (margins[0], margins[1]))
+    margins = torch.stack([(output * margin(runs)(output)).sum((1, 2)) for output in outputs])
+    answers = [output[:, -1].argmax(1) for output in outputs]
+    right = torch.stack([answers[0] == runs.answer, answers[1] == runs.other]).double().mean().item()
+    return Measured(truth(fmodel, params, runs), estimates(fmodel, params, runs), margins, right)
+
+
+def pooled(networks: Sequence[Measured]) -> Measured:
+    """The effects in several networks as those of one."""
+    true = {kind: torch.cat([each.true[kind] for each in networks]) for kind in NODES}
+    found = {
+        method: {kind: torch.cat([each.found[method][kind] for each in networks]) for kind in NODES}
+        for method in networks[0].found
+    }
+    accuracy = sum(each.accuracy for each in networks) / len(networks)
+    return Measured(true, found, torch.cat([each.margins for each in networks], 1), accuracy)
 
 
 def summarize(measured: Mapping[str, Measured]) -> list[Row]:
     rows = []
-    for corruption, (true, found, (clean, bad)) in measured.items():
+    for corruption, each in measured.items():
+        clean, bad = each.margins.mean(1).tolist()
         for kind in NODES:
-            for method, estimate in found.items():
-                compared = compare(estimate[kind], true[kind], COUNTS * abs(clean - bad))
+            for method, estimate in each.found.items():
+                compared = compare(estimate[kind], each.true[kind], COUNTS * abs(clean - bad))
                 rows.append(Row(corruption, kind, method, *compared))
     return rows
 
@@ -340,12 +357,12 @@ def picture(measured: Mapping[str, Measured]):
     methods = list(next(iter(measured.values())).found)
     figure = Figure(figsize=(2.3 * len(methods), 2.5 * len(measured)), layout="constrained")
     grid = figure.subplots(len(measured), len(methods), sharex="row", sharey="row", squeeze=False)
-    for axes, (corruption, (true, found, _)) in zip(grid, measured.items(), strict=True):
-        limit = 1.1 * max(effects.abs().max().item() for effects in true.values())
+    for axes, (corruption, each) in zip(grid, measured.items(), strict=True):
+        limit = 1.1 * max(effects.abs().max().item() for effects in each.true.values())
         for axis, method in zip(axes, methods, strict=True):
             axis.plot([-limit, limit], [-limit, limit], color="0.8", linewidth=0.8, zorder=0)
             for kind in ("residuals", "neurons", "MLPs", "heads"):
-                x, y = true[kind].flatten()[:2000], found[method][kind].flatten()[:2000]
+                x, y = each.true[kind].flatten()[:2000], each.found[method][kind].flatten()[:2000]
                 axis.scatter(x, y, s=3, alpha=0.5, linewidths=0, label=kind, rasterized=True)
             axis.set(title=f"{method}", xlim=(-limit, limit), ylim=(-limit, limit))
             axis.spines[["top", "right"]].set_visible(False)
@@ -364,26 +381,31 @@ positions; residuals: behind the embedding and each block, at each position; neu
 def main(arguments: Sequence[str] | None = None) -> list[Row]:
     """Train, measure, print, write the picture, and return the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=100, help="pairs of runs for each corruption")
+    parser.add_argument("--samples", type=int, default=100, help="pairs of runs for each corruption and network")
+    parser.add_argument("--networks", type=int, default=3, help="to train, from as many seeds")
     parser.add_argument("--steps", type=int, default=1000, help="of training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="a network trained for less, and 10 pairs of runs")
     parser.add_argument("--out", type=Path, default=Path("relevance_patching.png"), help="the picture")
     options = parser.parse_args(arguments)
     if options.quick:
-        options.samples, options.steps = 10, 60
+        options.samples, options.steps, options.networks = 10, 60, 1
     heatmaps.check_path(options.out)  # before all the work
 
     console, start = Console(highlight=False, width=120), time.perf_counter()
+    seeds = range(options.seed, options.seed + options.networks)
     with digits.single_thread():
-        model = train(options.steps, options.seed)
+        models = [train(options.steps, seed) for seed in seeds]
         trained = time.perf_counter() - start
-        measured = {kind: measure(model, kind, options.samples, options.seed) for kind in ("query", "values")}
+        measured = {
+            kind: pooled([measure(model, kind, options.samples, seed) for model, seed in zip(models, seeds, strict=True)])
+            for kind in ("query", "values")
+        }
     rows = summarize(measured)
-    for corruption, found in measured.items():
+    for corruption, each in measured.items():
         console.print(table(rows, corruption))
-        clean, bad = found.margins
-        console.print(f"margin of the clean answer: {clean:.1f} in clean runs, {bad:.1f} in corrupted ones")
+        clean, bad = each.margins.mean(1).tolist()
+        console.print(f"margin {clean:.1f} in clean runs, {bad:.1f} in corrupted ones; right: {each.accuracy:.1%}")
     console.print(LEGEND, style="dim", soft_wrap=True)
     heatmaps.save(picture(measured), options.out)
     console.print(f"trained in {trained:.0f} s, measured in {time.perf_counter() - start - trained:.0f} s")

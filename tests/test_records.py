@@ -139,6 +139,15 @@ def test_coefficients_are_derivatives_where_a_rule_is_the_gradient():
     close((inner["narrow"] * direction).sum(), slope, rtol=1e-6, atol=1e-9)
 
 
+def test_token_ids_have_relevance_and_no_coefficient():
+    fmodel, params, x = subject("attending_tokens") if "attending_tokens" in NETWORKS else _tokens()
+    trail = lrpfunc.record(fmodel, params, x, composites.cp_lrp())
+    coefficient, _ = trail.pull(1, form="coefficient")
+    relevance, _ = trail.pull(1)
+    close(coefficient, relevance)
+    assert relevance.abs().sum() > 0
+
+
 def test_coefficients_are_those_of_the_detach_trick():
     """Epsilon and CP-LRP written as a function whose gradient times input is LRP, with its own gradient."""
     torch.manual_seed(0)

@@ -119,7 +119,8 @@ class Trail:
                 `Flow` of one; or {name: relevance} at layers that `at` names, several at once. There, too, a function
                 of the value or a `Flow` may stand for the relevance.
             form: "relevance", or "coefficient": c with R = value * c, for which nothing is divided. Where a rule gives
-                relevance only, it is divided by the stabilized value, with a warning that names the place.
+                relevance only, it is divided by the stabilized value, with a warning that names the place. Integers,
+                such as token ids, have no coefficient, and are given their relevance.
             edit: what becomes of what passes at layers that `at` names, what entered there included: a tensor or a
                 number multiplies it, a function maps relevance to relevance. What is returned for the layer is edited.
 
@@ -335,6 +336,8 @@ def _as_relevance(name: str, flow: Flow | None, value: Tensor) -> Tensor:
 def _as_coefficient(name: str, flow: Flow | None, value: Tensor) -> Tensor:
     if flow is None:
         return torch.zeros_like(value)
+    if not value.is_floating_point() and not value.is_complex():
+        return flow.relevance(value)  # a token's number is a name, to which nothing is proportional
     if flow.is_relevance and not torch.compiler.is_compiling():
         warnings.warn(
             f"at '{name}' only a relevance is known, as a rule above it shares whatever the value is, or relevance "
