@@ -153,3 +153,183 @@ def pruned(subject: Subject, scores: Tensors, sparsity: float, unit: str) -> dic
             params[bias] = params[bias] * mask
         params[name] = params[name] * mask.reshape(*mask.shape, *[1] * (params[name].dim() - mask.dim()))
     return params
+
+
+class Row(NamedTuple):
+    """Which share of the answers is right at each sparsity; error: the standard error over random orders."""
+
+    unit: str
+    tested: str
+    criterion: str
+    accuracies: Tensor
+    error: Tensor
+
+    @property
+    def area(self) -> float:
+        """The mean accuracy over all sparsities."""
+        return self.accuracies.mean().item()
+
+
+@torch.no_grad()
+def accuracy(subject: Subject, params: Tensors, tested: Tested) -> float:
+    outputs = torch.cat([subject.fmodel(params, part) for part in tested.x.split(64)])
+    return (outputs.argmax(1) == tested.labels).double().mean().item()
+
+
+def curves(subject: Subject, scores: Tensors, unit: str, tests: Sequence[Tested]) -> Tensor:
+    """The accuracy (tests, sparsities)."""
+    found = []
+    for sparsity in SPARSITIES:
+        params = pruned(subject, scores, sparsity, unit)
+        found.append([accuracy(subject, params, tested) for tested in tests])
+    return torch.tensor(found).T
+
+
+def experiment(subject: Subject, tests: Sequence[Tested], unit: str, orders: int, seed: int) -> list[Row]:
+    """A row for each criterion and test."""
+    found = {name: curves(subject, scores, unit, tests)[None] for name, scores in criteria(subject, unit).items()}
+    seeds = range(seed, seed + orders)
+    found["random"] = torch.stack([curves(subject, at_random(subject, unit, s), unit, tests) for s in seeds])
+    rows = []
+    for name, values in found.items():
+        error = values.std(0) / len(values) ** 0.5 if len(values) > 1 else torch.zeros_like(values[0])
+        for i, tested in enumerate(tests):
+            rows.append(Row(unit, tested.name, name, values.mean(0)[i], error[i]))
+    return rows
+
+
+# -- the networks -----------------------------------------------------------------------------------------------------
+
+
+def the_digits(samples: int) -> tuple[Subject, list[Tested]]:
+    """The shipped network; criteria from digits that it was trained with, accuracy on those that it was not."""
+    data = load_digits()
+    images, labels = digits.scaled(torch.from_numpy(data.images)), torch.from_numpy(data.target)
+    training, held_out = digits.split(len(labels))
+    reference = training[torch.linspace(0, len(training) - 1, samples).long()]
+    subject = _subject("digits", digits.load().model, images[reference], labels[reference])
+    return subject, [Tested("held-out digits", images[held_out], labels[held_out])]
+
+
+SEEN, UNSEEN = PHOTOS[:4], PHOTOS[4:]
+
+
+def the_photos(crops: int, seed: int) -> tuple[Subject, list[Tested]]:
+    """EfficientNet-Lite0; what is right is what it says itself before it is pruned, as there are no labels.
+
+    Criteria from crops of four photos; agreement on other crops of these, and on crops of three other photos.
+    """
+    classifier = classifiers.load("efficientnet_lite0")
+    generator = torch.Generator().manual_seed(seed)
+
+    def some(names: Sequence[str]) -> Tensor:
+        photos = [photograph(name) for name in names for _ in range(crops)]
+        return torch.stack([classifier.preprocess(cropped(photo, generator)) for photo in photos])
+
+    reference = some(SEEN)
+    subject = _subject("EfficientNet-Lite0", classifier.model, reference, None)
+    tests = []
+    for what, names in (("other crops of the same photos", SEEN), ("crops of other photos", UNSEEN)):
+        x = some(names)
+        with torch.no_grad():
+            tests.append(Tested(what, x, subject.fmodel(subject.params, x).argmax(1)))
+    return subject, tests
+
+
+def cropped(photo, generator: torch.Generator):
+    """A part of a PIL image, 60 to 100 % of its sides, half of the time mirrored."""
+    share, left, top, mirror = torch.rand(4, generator=generator).tolist()
+    width, height = ((0.6 + 0.4 * share) * side for side in photo.size)
+    x, y = left * (photo.width - width), top * (photo.height - height)
+    part = photo.crop((round(x), round(y), round(x + width), round(y + height)))
+    return part.transpose(0) if mirror < 0.5 else part  # 0: left and right exchanged
+
+
+def _subject(name: str, model, x: Tensor, labels: Tensor | None) -> Subject:
+    fmodel, params, *_ = lrpfunc.canonize(*lrpfunc.functionalize(model, x))
+    params = {name: tensor.detach() for name, tensor in params.items()}
+    weights = tuple(name for name, tensor in params.items() if tensor.dim() > 1)
+    with torch.no_grad():
+        labels = fmodel(params, x).argmax(1) if labels is None else labels
+    return Subject(name, fmodel, params, weights, x, labels)
+
+
+# -- the table and the picture ----------------------------------------------------------------------------------------
+
+
+def table(rows: Sequence[Row], title: str) -> Table:
+    """The best on average first."""
+    shown = Table("criterion", title=title, title_justify="left")
+    shown.add_column("mean", justify="right")
+    for sparsity in SPARSITIES:
+        shown.add_column(f"{sparsity:.0%}", justify="right")
+    for row in sorted(rows, key=lambda row: -row.area):
+        shown.add_row(row.criterion, f"{row.area:.1%}", *(f"{one:.0%}" for one in row.accuracies.tolist()))
+    return shown
+
+
+def picture(found: Mapping[str, Sequence[Row]]):
+    """Accuracy over sparsity: a row for each network, a column for each unit and what it was tested on."""
+    from matplotlib.figure import Figure
+
+    panels = {name: list(dict.fromkeys((row.unit, row.tested) for row in rows)) for name, rows in found.items()}
+    columns = max(map(len, panels.values()))
+    figure = Figure(figsize=(1.6 + 3.4 * columns, 3.2 * len(found)), layout="constrained")
+    grid = figure.subplots(len(found), columns, squeeze=False, sharey=True)
+    for axes, (network, rows) in zip(grid, found.items(), strict=True):
+        for axis in axes[len(panels[network]) :]:
+            axis.remove()
+        for axis, (unit, tested) in zip(axes, panels[network], strict=False):
+            for row in rows:
+                if (row.unit, row.tested) == (unit, tested):
+                    _line(axis, row)
+            axis.set(title=f"{network}: {unit}\n{tested}", xlabel="sparsity")
+            axis.title.set_fontsize(9)
+            axis.spines[["top", "right"]].set_visible(False)
+        axes[0].set_ylabel("right answers")
+        axes[len(panels[network]) - 1].legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+STYLES = {"random": (":", "0.4"), "magnitude": ("--", "C7"), "taylor": ("--", "C3")}
+
+
+def _line(axis, row: Row) -> None:
+    style, colour = STYLES.get(row.criterion, ("-", None))
+    (line,) = axis.plot(SPARSITIES, row.accuracies, style, color=colour, label=row.criterion, linewidth=1.3)
+    if row.error.any():
+        low, high = row.accuracies - row.error, row.accuracies + row.error
+        axis.fill_between(SPARSITIES, low, high, color=line.get_color(), alpha=0.25, linewidth=0)
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, list[Row]]:
+    """Prune, measure, print, write the picture, and return the rows of each network."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=200, help="digits that the criteria are taken on")
+    parser.add_argument("--random-orders", type=int, default=10)
+    parser.add_argument("--photos", action="store_true", help="prune EfficientNet-Lite0, too")
+    parser.add_argument("--crops", type=int, default=8, help="of each photo")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("prune_by_relevance.png"), help="the picture")
+    options = parser.parse_args(arguments)
+    heatmaps.check_path(options.out)  # before all the work
+
+    console, start = Console(highlight=False, width=120), time.perf_counter()
+    with digits.single_thread():
+        networks = [the_digits(options.samples)]
+        if options.photos:
+            networks.append(the_photos(options.crops, options.seed))
+        found = {}
+        for subject, tests in networks:
+            units = [experiment(subject, tests, unit, options.random_orders, options.seed) for unit in (FILTERS, WEIGHTS)]
+            found[subject.name] = rows = [row for unit in units for row in unit]
+            for unit, tested in dict.fromkeys((row.unit, row.tested) for row in rows):
+                chosen = [row for row in rows if (row.unit, row.tested) == (unit, tested)]
+                console.print(table(chosen, f"{subject.name}, {unit} pruned: right answers, {tested}"))
+    heatmaps.save(picture(found), options.out)
+    console.print(f"wrote {options.out} after {time.perf_counter() - start:.0f} s", soft_wrap=True)
+    return found
+
+
+if __name__ == "__main__":
+    main()
