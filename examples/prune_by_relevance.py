@@ -10,11 +10,11 @@ batch that is not the one that accuracy is measured on:
     relevance   |R| of each sample, by `lrpfunc.parameter_relevance` of the labels' logits under a composite
     taylor      |w * dL/dw| of each sample, L its cross entropy; for a filter, of the sum over its weights
     magnitude   |w|; for a filter, the root mean square of its weights
-    random      ten orders, ± their standard error
+    random      ten orders (three for photos), with their standard error in the picture
 
 For filters, magnitude and Taylor are divided by their norm over each layer, as their authors do (Molchanov et al. 2017,
 arXiv:1611.06440). Relevance is not, as it is one account for all layers (Yeom et al. 2021,
-doi:10.1016/j.patcog.2021.107899); "relevance / layer" is, for comparison.
+doi:10.1016/j.patcog.2021.107899); "/ layer" says where it is, for comparison.
 """
 
 from __future__ import annotations
@@ -39,12 +39,14 @@ from lrpfunc.pictures.demo.photographs import PHOTOS, photograph
 from lrpfunc.program import Program
 
 SPARSITIES = tuple(i / 10 for i in range(10))
+LOW = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)  # of a network that bears less
 FILTERS, WEIGHTS = "filters", "weights"
 COMPOSITES = {
     "relevance, epsilon_plus": composites.epsilon_plus(),
     "relevance, alpha2_beta1": composites.epsilon_alpha2_beta1(),
     "relevance, epsilon": composites.epsilon(),
 }
+LAYERED = ("relevance, epsilon_plus", "relevance, epsilon")  # of filters, also divided by layers' norms
 
 Tensors = Mapping[str, Tensor]
 
@@ -58,6 +60,7 @@ class Subject(NamedTuple):
     weights: tuple[str, ...]  # the names of those, the last one a dense layer, whose outputs stay
     reference: Tensor
     labels: Tensor
+    sparsities: tuple[float, ...]
 
 
 class Tested(NamedTuple):
@@ -71,9 +74,14 @@ class Tested(NamedTuple):
 # -- criteria ---------------------------------------------------------------------------------------------------------
 
 
-def of_filters(tensor: Tensor) -> Tensor:
-    """The sum over the weights of each output."""
-    return tensor.flatten(1).sum(1)
+def of_filters(found: Tensors, name: str) -> Tensor:
+    """The sum over the weights of each output, and its bias."""
+    total, bias = found[name].flatten(1).sum(1), _bias(name)
+    return total + found[bias] if bias in found else total
+
+
+def _bias(name: str) -> str:
+    return name.removesuffix("weight") + "bias"
 
 
 def relevance(subject: Subject, composite, unit: str) -> dict[str, Tensor]:
@@ -90,18 +98,18 @@ def taylor(subject: Subject, unit: str) -> dict[str, Tensor]:
 
     def one(x: Tensor, label: Tensor) -> Tensors:
         gradients = torch.func.grad(lambda params: F.cross_entropy(subject.fmodel(params, x), label))(subject.params)
-        return {name: subject.params[name] * gradients[name] for name in subject.weights}
+        return {name: subject.params[name] * gradient for name, gradient in gradients.items()}
 
     return _summed(subject, one, unit)
 
 
 def _summed(subject: Subject, one: Callable[[Tensor, Tensor], Tensors], unit: str) -> dict[str, Tensor]:
-    total = {name: 0.0 for name in subject.weights}
+    total: dict[str, Tensor] = {}
     for x, label in zip(subject.reference.split(1), subject.labels.split(1), strict=True):
         found = one(x, label)
-        for name in total:
-            share = found[name].detach()
-            total[name] = total[name] + (of_filters(share) if unit == FILTERS else share).abs()
+        for name in subject.weights:
+            share = (of_filters(found, name) if unit == FILTERS else found[name]).detach().abs()
+            total[name] = total[name] + share if name in total else share
     return total
 
 
@@ -128,8 +136,8 @@ def criteria(subject: Subject, unit: str) -> dict[str, dict[str, Tensor]]:
     found = {name: relevance(subject, composite, unit) for name, composite in COMPOSITES.items()}
     others = {"taylor": taylor(subject, unit), "magnitude": magnitude(subject, unit)}
     if unit == FILTERS:
-        first = next(iter(found))
-        return found | {f"{first}, / layer": by_layer(found[first])} | {n: by_layer(s) for n, s in others.items()}
+        layered = {f"{name} / layer": by_layer(scores) for name, scores in found.items() if name in LAYERED}
+        return found | layered | {name: by_layer(scores) for name, scores in others.items()}
     return found | others
 
 
@@ -148,9 +156,8 @@ def pruned(subject: Subject, scores: Tensors, sparsity: float, unit: str) -> dic
     params = dict(subject.params)
     for name, part in zip(names, kept.split([scores[name].numel() for name in names]), strict=True):
         mask = part.reshape(scores[name].shape)
-        bias = name.removesuffix("weight") + "bias"
-        if unit == FILTERS and bias in params:
-            params[bias] = params[bias] * mask
+        if unit == FILTERS and _bias(name) in params:
+            params[_bias(name)] = params[_bias(name)] * mask
         params[name] = params[name] * mask.reshape(*mask.shape, *[1] * (params[name].dim() - mask.dim()))
     return params
 
@@ -161,6 +168,7 @@ class Row(NamedTuple):
     unit: str
     tested: str
     criterion: str
+    sparsities: tuple[float, ...]
     accuracies: Tensor
     error: Tensor
 
@@ -179,7 +187,7 @@ def accuracy(subject: Subject, params: Tensors, tested: Tested) -> float:
 def curves(subject: Subject, scores: Tensors, unit: str, tests: Sequence[Tested]) -> Tensor:
     """The accuracy (tests, sparsities)."""
     found = []
-    for sparsity in SPARSITIES:
+    for sparsity in subject.sparsities:
         params = pruned(subject, scores, sparsity, unit)
         found.append([accuracy(subject, params, tested) for tested in tests])
     return torch.tensor(found).T
@@ -194,7 +202,7 @@ def experiment(subject: Subject, tests: Sequence[Tested], unit: str, orders: int
     for name, values in found.items():
         error = values.std(0) / len(values) ** 0.5 if len(values) > 1 else torch.zeros_like(values[0])
         for i, tested in enumerate(tests):
-            rows.append(Row(unit, tested.name, name, values.mean(0)[i], error[i]))
+            rows.append(Row(unit, tested.name, name, subject.sparsities, values.mean(0)[i], error[i]))
     return rows
 
 
@@ -207,7 +215,7 @@ def the_digits(samples: int) -> tuple[Subject, list[Tested]]:
     images, labels = digits.scaled(torch.from_numpy(data.images)), torch.from_numpy(data.target)
     training, held_out = digits.split(len(labels))
     reference = training[torch.linspace(0, len(training) - 1, samples).long()]
-    subject = _subject("digits", digits.load().model, images[reference], labels[reference])
+    subject = _subject("digits", digits.load().model, images[reference], labels[reference], SPARSITIES)
     return subject, [Tested("held-out digits", images[held_out], labels[held_out])]
 
 
@@ -227,7 +235,7 @@ def the_photos(crops: int, seed: int) -> tuple[Subject, list[Tested]]:
         return torch.stack([classifier.preprocess(cropped(photo, generator)) for photo in photos])
 
     reference = some(SEEN)
-    subject = _subject("EfficientNet-Lite0", classifier.model, reference, None)
+    subject = _subject("EfficientNet-Lite0", classifier.model, reference, None, LOW)
     tests = []
     for what, names in (("other crops of the same photos", SEEN), ("crops of other photos", UNSEEN)):
         x = some(names)
@@ -245,13 +253,13 @@ def cropped(photo, generator: torch.Generator):
     return part.transpose(0) if mirror < 0.5 else part  # 0: left and right exchanged
 
 
-def _subject(name: str, model, x: Tensor, labels: Tensor | None) -> Subject:
+def _subject(name: str, model, x: Tensor, labels: Tensor | None, sparsities: tuple[float, ...]) -> Subject:
     fmodel, params, *_ = lrpfunc.canonize(*lrpfunc.functionalize(model, x))
     params = {name: tensor.detach() for name, tensor in params.items()}
     weights = tuple(name for name, tensor in params.items() if tensor.dim() > 1)
     with torch.no_grad():
         labels = fmodel(params, x).argmax(1) if labels is None else labels
-    return Subject(name, fmodel, params, weights, x, labels)
+    return Subject(name, fmodel, params, weights, x, labels, sparsities)
 
 
 # -- the table and the picture ----------------------------------------------------------------------------------------
@@ -261,7 +269,7 @@ def table(rows: Sequence[Row], title: str) -> Table:
     """The best on average first."""
     shown = Table("criterion", title=title, title_justify="left")
     shown.add_column("mean", justify="right")
-    for sparsity in SPARSITIES:
+    for sparsity in rows[0].sparsities:
         shown.add_column(f"{sparsity:.0%}", justify="right")
     for row in sorted(rows, key=lambda row: -row.area):
         shown.add_row(row.criterion, f"{row.area:.1%}", *(f"{one:.0%}" for one in row.accuracies.tolist()))
@@ -296,10 +304,10 @@ STYLES = {"random": (":", "0.4"), "magnitude": ("--", "C7"), "taylor": ("--", "C
 
 def _line(axis, row: Row) -> None:
     style, colour = STYLES.get(row.criterion, ("-", None))
-    (line,) = axis.plot(SPARSITIES, row.accuracies, style, color=colour, label=row.criterion, linewidth=1.3)
+    (line,) = axis.plot(row.sparsities, row.accuracies, style, color=colour, label=row.criterion, linewidth=1.3)
     if row.error.any():
         low, high = row.accuracies - row.error, row.accuracies + row.error
-        axis.fill_between(SPARSITIES, low, high, color=line.get_color(), alpha=0.25, linewidth=0)
+        axis.fill_between(row.sparsities, low, high, color=line.get_color(), alpha=0.25, linewidth=0)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, list[Row]]:
@@ -308,7 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, list[Row]]:
     parser.add_argument("--samples", type=int, default=200, help="digits that the criteria are taken on")
     parser.add_argument("--random-orders", type=int, default=10)
     parser.add_argument("--photos", action="store_true", help="prune EfficientNet-Lite0, too")
-    parser.add_argument("--crops", type=int, default=8, help="of each photo")
+    parser.add_argument("--crops", type=int, default=4, help="of each photo")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("prune_by_relevance.png"), help="the picture")
     options = parser.parse_args(arguments)
@@ -321,7 +329,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, list[Row]]:
             networks.append(the_photos(options.crops, options.seed))
         found = {}
         for subject, tests in networks:
-            units = [experiment(subject, tests, unit, options.random_orders, options.seed) for unit in (FILTERS, WEIGHTS)]
+            orders = min(options.random_orders, 3) if subject.sparsities == LOW else options.random_orders
+            units = [experiment(subject, tests, unit, orders, options.seed) for unit in (FILTERS, WEIGHTS)]
             found[subject.name] = rows = [row for unit in units for row in unit]
             for unit, tested in dict.fromkeys((row.unit, row.tested) for row in rows):
                 chosen = [row for row in rows if (row.unit, row.tested) == (unit, tested)]

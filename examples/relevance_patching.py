@@ -398,7 +398,9 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
         models = [train(options.steps, seed) for seed in seeds]
         trained = time.perf_counter() - start
         measured = {
-            kind: pooled([measure(model, kind, options.samples, seed) for model, seed in zip(models, seeds, strict=True)])
+            kind: pooled(
+                [measure(model, kind, options.samples, seed) for model, seed in zip(models, seeds, strict=True)]
+            )
             for kind in ("query", "values")
         }
     rows = summarize(measured)
