@@ -3,8 +3,8 @@
     python examples/prune_by_relevance.py                  # the digits network, half a minute of one core
     python examples/prune_by_relevance.py --photos         # and EfficientNet-Lite0, on photos: some minutes more
 
-A criterion gives each unit a number, and those with the smallest go first, in all layers alike: whole filters (outputs of
-a convolution, with their biases) or single weights. Nothing is trained again. The criteria are sums over a reference
+A criterion gives each unit a number, and those with the smallest go first, in all layers alike: whole filters (outputs
+of a convolution, with their biases) or single weights. Nothing is trained again. The criteria are sums over a reference
 batch that is not the one that accuracy is measured on:
 
     relevance   |R| of each sample, by `lrpfunc.parameter_relevance` of the labels' logits under a composite

@@ -199,6 +199,7 @@ METHODS = {
     "attn_lrp": composites.attn_lrp(),
     "cp_lrp": composites.cp_lrp(),
     "epsilon": composites.epsilon(),
+    "attn_lrp, gamma 0.1": composites.attn_lrp(gamma=0.1),
 }
 INTEGRATED = "integrated gradients"
 
@@ -354,28 +355,32 @@ def picture(measured: Mapping[str, Measured]):
     """Estimates over the truth: a row for each corruption, a column for each method."""
     from matplotlib.figure import Figure
 
-    methods = list(next(iter(measured.values())).found)
+    methods = [name for name in next(iter(measured.values())).found if name != "epsilon"]  # which looks like cp_lrp
     figure = Figure(figsize=(2.3 * len(methods), 2.5 * len(measured)), layout="constrained")
-    grid = figure.subplots(len(measured), len(methods), sharex="row", sharey="row", squeeze=False)
+    grid = figure.subplots(len(measured), len(methods), sharex=True, sharey=True, squeeze=False)
+    effects = torch.cat([part.flatten() for each in measured.values() for part in each.true.values()])
+    low, high = (1.1 * end(effects).item() for end in (torch.min, torch.max))
     for axes, (corruption, each) in zip(grid, measured.items(), strict=True):
-        limit = 1.1 * max(effects.abs().max().item() for effects in each.true.values())
         for axis, method in zip(axes, methods, strict=True):
-            axis.plot([-limit, limit], [-limit, limit], color="0.8", linewidth=0.8, zorder=0)
-            for kind in ("residuals", "neurons", "MLPs", "heads"):
-                x, y = each.true[kind].flatten()[:2000], each.found[method][kind].flatten()[:2000]
-                axis.scatter(x, y, s=3, alpha=0.5, linewidths=0, label=kind, rasterized=True)
-            axis.set(title=f"{method}", xlim=(-limit, limit), ylim=(-limit, limit))
+            axis.plot([low, high], [low, high], color="0.8", linewidth=0.8, zorder=0)
+            for kind in ("residuals", "heads", "MLPs", "neurons"):
+                x, y = (part[kind].flatten() for part in (each.true, each.found[method]))
+                shown = torch.linspace(0, len(x) - 1, min(len(x), 1500)).long()
+                axis.scatter(x[shown], y[shown], s=3, alpha=0.5, linewidths=0, label=kind)
+            axis.set(xlim=(low, high), ylim=(low, high))
             axis.spines[["top", "right"]].set_visible(False)
         axes[0].set_ylabel(f"estimate ({corruption})")
-        for axis in axes:
-            axis.set_xlabel("true effect in logits")
+    for method, top, bottom in zip(methods, grid[0], grid[-1], strict=True):
+        top.set_title(method, fontsize=10)
+        bottom.set_xlabel("true effect in logits")
     grid[0][0].legend(frameon=False, fontsize=7, markerscale=3, loc="upper left")
     return figure
 
 
-LEGEND = f"""Pearson's correlation / share of right signs, where the true effect is more than {COUNTS:.0%} of the whole / relative error
-(zero everywhere would have 1), over all pairs of runs and nodes. heads: each at all positions; MLPs: each at all
-positions; residuals: behind the embedding and each block, at each position; neurons: of the MLPs, at all positions."""
+LEGEND = f"""\
+Pearson's correlation / share of right signs, where the true effect is more than {COUNTS:.0%} of the whole change /
+relative error (zero everywhere would have 1), over all pairs of runs and nodes. heads, MLPs and their neurons: each at
+all positions; residuals: behind the embedding and each block, at each position."""
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Row]:

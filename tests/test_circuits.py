@@ -45,8 +45,8 @@ def test_patching_by_the_gradient_is_attribution_patching(llama):
     fmodel, params, x = llama
     corrupted = x.flip(0)
     names = [f"{LAYERS[0]}.self_attn:heads", f"{LAYERS[0]}.mlp:neurons", LAYERS[0]]
-    every = composites.by_name({"*": rules.gradient()})
-    found = circuits.patching(fmodel, params, x, corrupted, 2, _gradient_everywhere(fmodel), at=names)
+    every = composites.by_kind({"*": rules.gradient()})
+    found = circuits.patching(fmodel, params, x, corrupted, 2, every, at=names)
     trails = [lrpfunc.record(fmodel, params, one, every, at=names).values for one in (x, corrupted)]
     for name in names:
         gradient = _gradient_at(fmodel, params, corrupted, name, trails[1][name])
@@ -85,6 +85,15 @@ def test_patching_without_a_target_explains_the_arg_max():
     found = circuits.patching(fmodel, params, clean, corrupted, None, rules.epsilon(0), at="0")["0"]
     rows = torch.arange(5)
     close(found.sum(1), (model(clean) - model(corrupted))[rows, best].detach())
+
+
+def test_patching_of_token_ids():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(8, 3)).double()
+    clean, corrupted = torch.tensor([[1, 0], [4, 2]]), torch.tensor([[3, 0], [4, 1]])
+    fmodel, params = lrpfunc.functionalize(model, clean)
+    found = circuits.patching(fmodel, params, clean, corrupted, 1, rules.epsilon(0), at="0")["0"]
+    close(found.sum((1, 2)), (model(clean) - model(corrupted))[:, 1].detach())
 
 
 def test_runs_of_other_shapes():

@@ -97,13 +97,13 @@ def lens(
     """The mean over prompts of d(final residual) / d(residual of layer l) at one position, under a composite.
 
     Row i of J is the coefficient at layer l of coordinate i of the final residual: d_model pullbacks in batches after
-    one forward pass. Under `rules.gradient()` it is the plain Jacobian.
+    one forward pass. With the gradient everywhere, `by_kind({"*": rules.gradient()})`, it is the plain Jacobian.
 
     Args:
         fmodel: a program whose residual streams are (batch, length, d_model).
         params: its parameters.
         prompts: batches of inputs, each as `attribute` takes it; batches count by their samples.
-        rules: a composite, a mapping or a rule.
+        rules: a composite, a mapping or a rule, which is for layers: what is no layer keeps its usual rule.
         at: names of layers, as `record` takes them, such as ["layers.0", "layers.1"] or "layers.*:residual".
         final: the name of the final residual; the last of `at`, which is then no source, unless given.
         position: of the token, counted from the end if it is negative.

@@ -28,8 +28,9 @@ def patching(
     """(clean - corrupted) * c at each named layer: what its clean values would add to the corrupted run's output.
 
     c is the coefficient of the layer's value in the corrupted run, where that of the explained output is one, so that
-    the estimate is in the output's units. Two forward passes, one pullback. Under `rules.gradient()` it is attribution
-    patching. Sum over the dimensions that make a node: a head, a token, a neuron.
+    the estimate is in the output's units. Two forward passes, one pullback. With the gradient everywhere,
+    `by_kind({"*": rules.gradient()})`, it is attribution patching. Sum over the dimensions that make a node: a head, a
+    token, a neuron.
 
     Args:
         fmodel: a program.
@@ -37,7 +38,7 @@ def patching(
         clean: inputs, as `attribute` takes them.
         corrupted: inputs of the same shapes.
         target: what is explained, a class (or token and class), or a function output -> its cotangent.
-        rules: a composite, a mapping or a rule.
+        rules: a composite, a mapping or a rule, which is for layers: what is no layer keeps its usual rule.
         at: names of layers, as `record` takes them: "*.self_attn:heads", "*.mlp:neurons", "layers.*:residual".
 
     Errors: those of `record`; `InputError` for runs of different shapes.
