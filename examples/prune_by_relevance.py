@@ -277,37 +277,38 @@ def table(rows: Sequence[Row], title: str) -> Table:
 
 
 def picture(found: Mapping[str, Sequence[Row]]):
-    """Accuracy over sparsity: a row for each network, a column for each unit and what it was tested on."""
+    """Accuracy over sparsity: a row for each network and what it was tested on, a column for each unit."""
     from matplotlib.figure import Figure
 
-    panels = {name: list(dict.fromkeys((row.unit, row.tested) for row in rows)) for name, rows in found.items()}
-    columns = max(map(len, panels.values()))
-    figure = Figure(figsize=(1.6 + 3.4 * columns, 3.2 * len(found)), layout="constrained")
-    grid = figure.subplots(len(found), columns, squeeze=False, sharey=True)
-    for axes, (network, rows) in zip(grid, found.items(), strict=True):
-        for axis in axes[len(panels[network]) :]:
-            axis.remove()
-        for axis, (unit, tested) in zip(axes, panels[network], strict=False):
-            for row in rows:
+    lines = list(dict.fromkeys((network, row.tested) for network, rows in found.items() for row in rows))
+    figure = Figure(figsize=(8.6, 0.4 + 2.5 * len(lines)), layout="constrained")
+    grid = figure.subplots(len(lines), 2, squeeze=False, sharey=True)
+    for axes, (network, tested) in zip(grid, lines, strict=True):
+        for axis, unit in zip(axes, (FILTERS, WEIGHTS), strict=True):
+            for row in found[network]:
                 if (row.unit, row.tested) == (unit, tested):
-                    _line(axis, row)
-            axis.set(title=f"{network}: {unit}\n{tested}", xlabel="sparsity")
-            axis.title.set_fontsize(9)
+                    _draw(axis, row)
+            axis.set_title(f"{network}, {tested}: {unit} pruned", fontsize=8)
             axis.spines[["top", "right"]].set_visible(False)
         axes[0].set_ylabel("right answers")
-        axes[len(panels[network]) - 1].legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    for axis in grid[-1]:
+        axis.set_xlabel("sparsity")
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
     return figure
 
 
-STYLES = {"random": (":", "0.4"), "magnitude": ("--", "C7"), "taylor": ("--", "C3")}
+COLOURS = dict(zip(("epsilon_plus", "alpha2_beta1", "epsilon"), ("C0", "C1", "C2"), strict=True))
+OTHERS = {"random": (":", "0.4"), "magnitude": ("--", "0.2"), "taylor": ("--", "C3")}
 
 
-def _line(axis, row: Row) -> None:
-    style, colour = STYLES.get(row.criterion, ("-", None))
-    (line,) = axis.plot(row.sparsities, row.accuracies, style, color=colour, label=row.criterion, linewidth=1.3)
+def _draw(axis, row: Row) -> None:
+    composite, layer, _ = row.criterion.removeprefix("relevance, ").partition(" / layer")
+    style, colour = OTHERS.get(row.criterion) or ("-." if layer else "-", COLOURS[composite])
+    axis.plot(row.sparsities, row.accuracies, style, color=colour, label=row.criterion, linewidth=1.3)
     if row.error.any():
         low, high = row.accuracies - row.error, row.accuracies + row.error
-        axis.fill_between(row.sparsities, low, high, color=line.get_color(), alpha=0.25, linewidth=0)
+        axis.fill_between(row.sparsities, low, high, color=colour, alpha=0.25, linewidth=0)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, list[Row]]:

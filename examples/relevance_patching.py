@@ -199,7 +199,8 @@ METHODS = {
     "attn_lrp": composites.attn_lrp(),
     "cp_lrp": composites.cp_lrp(),
     "epsilon": composites.epsilon(),
-    "attn_lrp, gamma 0.1": composites.attn_lrp(gamma=0.1),
+    # What attn_lrp's normalizations do alone.
+    "gradient, constant norms": composites.by_kind({"normalization": rules.normalization(), "*": rules.gradient()}),
 }
 INTEGRATED = "integrated gradients"
 
@@ -365,7 +366,7 @@ def picture(measured: Mapping[str, Measured]):
             axis.plot([low, high], [low, high], color="0.8", linewidth=0.8, zorder=0)
             for kind in ("residuals", "heads", "MLPs", "neurons"):
                 x, y = (part[kind].flatten() for part in (each.true, each.found[method]))
-                shown = torch.linspace(0, len(x) - 1, min(len(x), 1500)).long()
+                shown = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:1500]
                 axis.scatter(x[shown], y[shown], s=3, alpha=0.5, linewidths=0, label=kind)
             axis.set(xlim=(low, high), ylim=(low, high))
             axis.spines[["top", "right"]].set_visible(False)

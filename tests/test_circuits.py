@@ -96,6 +96,21 @@ def test_patching_of_token_ids():
     close(found.sum((1, 2)), (model(clean) - model(corrupted))[:, 1].detach())
 
 
+def test_patching_of_a_model_whose_output_is_a_structure():
+    torch.manual_seed(0)
+    layer, (clean, corrupted) = torch.randn(4, 3), torch.randn(2, 2, 5, 4)
+    fmodel, params = lrpfunc.trace(lambda p, x: {"logits": (x @ p) @ torch.eye(3), "hidden": None}, layer, clean)
+    name = fmodel.names("matmul*")[0]
+    found = circuits.patching(fmodel, params, clean, corrupted, (-1, 2), rules.epsilon(0), at=name)[name]
+    expected = (clean - corrupted)[:, -1] @ layer
+    torch.testing.assert_close(found.sum((1, 2)), expected[:, 2])
+    pooled, params = lrpfunc.trace(lambda p, x: {"logits": x.mean(1) @ p}, layer, clean)
+    found = circuits.patching(pooled, params, clean, corrupted, None, rules.epsilon(0), at="mean")["mean"]
+    best = (corrupted.mean(1) @ layer).argmax(1)
+    expected = (clean - corrupted).mean(1) @ layer
+    torch.testing.assert_close(found.sum(1), expected[[0, 1], best])
+
+
 def test_runs_of_other_shapes():
     fmodel, params = lrpfunc.functionalize(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.ones(2, 4))
     with pytest.raises(InputError, match=r"runs of the same shapes, but '0' is \(2, 3\) in the clean run and \(5, 3\)"):

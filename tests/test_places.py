@@ -46,6 +46,15 @@ def test_patterns_of_paths_have_a_part_each():
     assert {found[name] for name in everywhere} == set(everywhere.values())
 
 
+def test_sums_of_rotary_embeddings_are_no_residuals():
+    fmodel, *_ = traced("llama")
+    assert any(e.name.startswith("model.layers.0.self_attn.add") for e in fmodel.equations)
+    found = outputs_named(fmodel, "model.layers.*:residual")
+    assert list(found) == ["model.layers.0:residual", "model.layers.1:residual"]
+    with pytest.raises(RuleError, match="has no residual"):
+        outputs_named(fmodel, "model.layers.0.self_attn:residual")
+
+
 def test_eager_attention_has_a_pattern_and_heads():
     *_, inputs, model = traced("llama")
     model.config._attn_implementation = "eager"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import optree
 import torch
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from lrpfunc.attribution.interpreter import unpack
 from lrpfunc.attribution.places import outputs_named
 from lrpfunc.composites import Entries
 from lrpfunc.errors import InputError
-from lrpfunc.program import Program
+from lrpfunc.program import NAMESPACE, Program
 from lrpfunc.rules import Flow
 
 
@@ -37,7 +38,8 @@ def patching(
         params: its parameters.
         clean: inputs, as `attribute` takes them.
         corrupted: inputs of the same shapes.
-        target: what is explained, a class (or token and class), or a function output -> its cotangent.
+        target: what is explained, a class (or position and token), or a function output -> its cotangent, one where
+            `attribute` would have the logit.
         rules: a composite, a mapping or a rule, which is for layers: what is no layer keeps its usual rule.
         at: names of layers, as `record` takes them: "*.self_attn:heads", "*.mlp:neurons", "layers.*:residual".
 
@@ -71,8 +73,15 @@ def _cotangent(fmodel: Program, output, target: Target):
     if callable(target) and not isinstance(target, Tensor):
         return target(output)
     if target is None:
-        return torch.where(seed(output, None, has_batch(fmodel)) != 0, 1.0, 0.0).to(output.dtype)
-    return seed(torch.ones_like(output), target, has_batch(fmodel))
+        return _each(seed(output, None, has_batch(fmodel)), lambda leaf: (leaf != 0).to(leaf.dtype))
+    return seed(_each(output, torch.ones_like), target, has_batch(fmodel))
+
+
+def _each(output, function: Callable[[Tensor], Tensor]):
+    """An output, which may be a model's own structure, with other tensors in it."""
+    leaves, structure = optree.tree_flatten(output, namespace=NAMESPACE)
+    changed = [function(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    return optree.tree_unflatten(structure, changed)
 
 
 def patched(fmodel: Program, params, x, values: Mapping[str, Tensor]):
