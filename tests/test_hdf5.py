@@ -147,6 +147,7 @@ REFUSED = {
     "texts": (detailed(np.array(["{}", "{}"], dtype=object)), "its attribute 'lrpfunc' is no text"),
     "no JSON": (detailed("{"), "its attribute 'lrpfunc' is no JSON"),
     "nan": (detailed('{"a": NaN}'), "its attribute 'lrpfunc' is no JSON"),
+    "infinity": (detailed('{"a": [-1e999]}'), "its attribute 'lrpfunc' is no JSON"),
     "nested": (detailed("[" * 9000 + "]" * 9000), "its attribute 'lrpfunc' is no JSON"),
     "list": (detailed([1]), "its attribute 'lrpfunc' should be a JSON object, nested 8 deep at most"),
     "deep": (
