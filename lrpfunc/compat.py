@@ -137,6 +137,13 @@ def memory_of(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
+def register_pytree(kind: type, flatten: Callable, unflatten: Callable) -> None:
+    """Make a class a node of torch's pytrees, so that functions that torch transforms take and return it."""
+    from torch.utils import _pytree
+
+    _pytree.register_pytree_node(kind, flatten, unflatten)
+
+
 def has_hooks(module: nn.Module) -> bool:
     """Whether code that is not the module's own runs before or after its forward."""
     return bool(module._forward_hooks or module._forward_pre_hooks)

@@ -1,15 +1,18 @@
 """What `lrpfunc` is to those who import it: all public names, in one list. They come to the package when first used."""
 
-from lrpfunc import canonizers, composites, errors, heatmaps, rules, text
+from lrpfunc import attributors, canonizers, composites, errors, heatmaps, rules, text
 from lrpfunc.attribution import (
     Ledger,
     Prepared,
+    Trail,
     attribute,
     attribute_each,
     custom_vjp,
     explainer,
     ledger,
+    parameter_relevance,
     prepare,
+    record,
     relevance,
     vjp,
     with_rules,
@@ -30,8 +33,10 @@ __all__ = [
     "Prepared",
     "Program",
     "Rule",
+    "Trail",
     "attribute",
     "attribute_each",
+    "attributors",
     "canonize",
     "canonizers",
     "composites",
@@ -43,7 +48,9 @@ __all__ = [
     "heatmaps",
     "ledger",
     "load",
+    "parameter_relevance",
     "prepare",
+    "record",
     "relevance",
     "rules",
     "save",

@@ -77,7 +77,7 @@ def test_a_plain_import_is_of_what_every_user_has(module):
     """Python's own and the dependencies of the package. What an extra brings comes by `extra`, which says which."""
     allowed = {"lrpfunc", "__future__", *sys.stdlib_module_names, *(IMPORTED_AS.get(name, name) for name in CORE)}
     allowed |= {"sympy"}  # torch's
-    allowed |= {"typer"} if module.name == "lrpfunc.cli" else set()  # `__main__` asks for it by `extra` first
+    allowed |= {"typer"} if module.folder == "cli" else set()  # `__main__` asks for it by `extra` first
     assert house.packages(module) <= allowed
 
 

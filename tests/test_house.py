@@ -22,6 +22,7 @@ ORDER = [
     {"rules"},
     {"composites"},
     {"attribution"},
+    {"attributors"},
     {"storage"},
     {"heatmaps"},
     {"text", "circuits", "concepts"},

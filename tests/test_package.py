@@ -103,7 +103,8 @@ def test_what_the_index_shows(built):
     assert about["Requires-Python"] == ">=3.11"
     assert about["Description-Content-Type"] == "text/markdown"
     assert 40 < len(about["Summary"]) < 120
-    assert set(about.get_all("Provides-Extra")) == {"cli", "photos", "timm", "transformers", "test", "dev"}
+    extras = {"cli", "photos", "timm", "medical", "heif", "transformers", "test", "dev"}
+    assert set(about.get_all("Provides-Extra")) == extras
     assert about.get_payload().lstrip().startswith("# lrpfunc")
     assert re.findall(r"https?://[^ )]+", about.get_payload()) == []
 

@@ -16,7 +16,7 @@ from tests.test_documents import blocks_in
 ROOT = Path(__file__).parents[1]
 PAGES = (
     "lrpfunc",
-    *(f"lrpfunc.{name}" for name in ("rules", "composites", "canonizers", "heatmaps", "text", "errors")),
+    *(f"lrpfunc.{name}" for name in ("rules", "composites", "canonizers", "attributors", "heatmaps", "text", "errors")),
 )
 
 

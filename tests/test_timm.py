@@ -10,6 +10,7 @@ from lrpfunc import cli
 from lrpfunc.errors import MissingExtraError, ModelError
 from lrpfunc.pictures import classifiers
 from lrpfunc.pictures.classifiers import Standard, loading, timm_models
+from lrpfunc.pictures.weights import Checkpoint
 from tests.test_classifiers import assert_same_parameters, photo
 
 SMALL = "timm:resnet10t"  # the smallest, 5 M parameters
@@ -111,7 +112,7 @@ def test_weights_of_a_file_and_a_fine_tuned_head(timm, tmp_path):
 def test_a_fine_tuned_head_of_other_models(name, timm, monkeypatch):
     with torch.device("meta"):
         state = timm.create_model(name, num_classes=11).state_dict()
-    monkeypatch.setattr(timm_models, "read_state", lambda path: state)
+    monkeypatch.setattr(timm_models, "read_state", lambda path: Checkpoint(path, state))
     with torch.device("meta"):
         loaded = classifiers.load(f"timm:{name}", "tuned.pt")
     assert {key: t.shape for key, t in loaded.model.state_dict().items()} == {key: t.shape for key, t in state.items()}

@@ -4,5 +4,7 @@ from lrpfunc.attribution.autograd import custom_vjp, with_rules
 from lrpfunc.attribution.explanations import Prepared, attribute, attribute_each, prepare, vjp
 from lrpfunc.attribution.front import explainer, relevance
 from lrpfunc.attribution.ledgers import Entry, Ledger, ledger
+from lrpfunc.attribution.parameters import parameter_relevance
 from lrpfunc.attribution.plans import planned
-from lrpfunc.attribution.targets import Target, index_tensor, is_int, mark
+from lrpfunc.attribution.records import Trail, record
+from lrpfunc.attribution.targets import Target, has_batch, index_tensor, is_int, mark, seed

@@ -6,17 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import optree
-import torch
 from torch import Tensor
 
-from lrpfunc.attribution.interpreter import backward, forward
 from lrpfunc.attribution.plans import Plan, make_plan
-from lrpfunc.attribution.targets import Target, check_relevance, has_batch, seed, seeds
+from lrpfunc.attribution.records import Trail, check_chunk_size, recorded
+from lrpfunc.attribution.targets import Target
 from lrpfunc.composites import Entries
-from lrpfunc.errors import RuleError, TargetError, near_misses
-from lrpfunc.operations import InputRange, active_equations
-from lrpfunc.program import NAMESPACE, Program, refilled
+from lrpfunc.operations import InputRange
+from lrpfunc.program import Program
 
 
 def attribute(
@@ -147,6 +144,12 @@ class Prepared:
         """The relevance of the inputs; see `attribute`."""
         return _attribute(self.plan, x, target, at, checkpoint)
 
+    def record(
+        self, x, at: str | Sequence[str] | None = None, checkpoint: int | None = None, once: bool = False
+    ) -> Trail:
+        """What one forward pass leaves behind; see the function of the same name."""
+        return recorded(self.plan, x, at, checkpoint, once=once)
+
     def vjp(self, x, checkpoint: int | None = None) -> tuple[Any, Callable]:
         """The output and a pullback; see the function of the same name."""
         return _vjp(self.plan, x, checkpoint)
@@ -183,50 +186,20 @@ def prepare(fmodel: Program, params, rules: Entries, strict: bool = False, input
 
 
 def _attribute(plan: Plan, x, target: Target, at: str | Sequence[str] | None, checkpoint: int | None):
-    names = [at] if isinstance(at, str) else list(at or ())
-    if not all(isinstance(name, str) for name in names):
-        raise RuleError(f"`at` takes names of layers, but got {at!r}.")
-    wanted = {name: _output_named(plan.program, name) for name in names}
-    trail = forward(plan, x, wanted, checkpoint, is_final=True)
-    relevance, inner = backward(trail, seed(trail.output, target, has_batch(plan.program)))
+    trail = recorded(plan, x, at, checkpoint, reads_only=True, once=True)
+    relevance, inner = trail.pull(target)
     return relevance if at is None else (relevance, inner)
 
 
 def _vjp(plan: Plan, x, checkpoint: int | None) -> tuple[Any, Callable]:
-    trail = forward(plan, x, {}, checkpoint, is_final=False)
+    trail = recorded(plan, x, None, checkpoint)
 
     def pullback(relevance):
-        return backward(trail, check_relevance(relevance, trail.output))[0]
+        return trail.pull(lambda output: relevance)[0]
 
     return trail.output, pullback
 
 
 def _attribute_each(plan: Plan, x, targets: Sequence[Target] | Tensor, chunk_size: int | None):
-    if chunk_size is not None and (type(chunk_size) is not int or chunk_size < 1):
-        raise TargetError(f"chunk_size must be a number of targets >= 1, but is {chunk_size!r}.")
-    trail = forward(plan, x, {}, None, is_final=False)
-    entering = [
-        optree.tree_leaves(each, namespace=NAMESPACE) for each in seeds(trail.output, targets, has_batch(plan.program))
-    ]
-
-    def back(*tensors):  # vmap takes and gives nothing but tensors
-        relevance, _ = backward(trail, refilled(entering[0], tensors))
-        return tuple(leaf for leaf in optree.tree_leaves(relevance, namespace=NAMESPACE) if isinstance(leaf, Tensor))
-
-    stacked = [torch.stack(leaves) for leaves in zip(*entering, strict=True) if isinstance(leaves[0], Tensor)]
-    return trail.pack(refilled(trail.inputs, torch.func.vmap(back, chunk_size=chunk_size)(*stacked)))
-
-
-def _output_named(program: Program, name: str) -> str:
-    """The variable that leaves a layer: of an equation by its name, or the last one below a module's path."""
-    equations = list(active_equations(program))
-    exact = [e for e in equations if e.name == name]
-    below = [e for e in equations if e.name.startswith(f"{name}.")]
-    if not exact and not below:
-        paths = {e.name.rpartition(".")[0] for e in equations} - {""}
-        hint = near_misses(name, [*(e.name for e in equations), *paths])
-        raise RuleError(f"no layer is called '{name}'.{hint} `print(fmodel)` lists all names.")
-    equation = (exact or below)[-1]
-    if len(equation.outputs) > 1:
-        raise RuleError(f"'{name}' has {len(equation.outputs)} outputs: name a layer that reads the one you want.")
-    return equation.outputs[0].name
+    check_chunk_size(chunk_size)
+    return recorded(plan, x, None, None).pull_each(targets, chunk_size=chunk_size)[0]

@@ -41,20 +41,57 @@ class _Segment:
         self.records: list[_Record] | None = None
 
 
-class Trail(NamedTuple):
-    """What a forward pass leaves behind for backward passes; `is_final`: for one, which may use it up."""
+# What becomes of what passes somewhere, and the value there.
+Edit = Callable[[Flow, Tensor], Flow]
 
-    plan: Plan
-    inputs: tuple
-    pack: Callable[[tuple], Any]
-    segments: list[_Segment]
-    output: Any
-    at: dict[str, str]
-    is_final: bool
+
+class Passed:
+    """What a forward pass leaves behind for backward passes.
+
+    `at`: variables by the names that people have for them, where relevance is read, enters or is edited; `values`: of
+    these variables. `is_final`: for one backward pass, which uses it up.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        inputs: tuple,
+        pack: Callable[[tuple], Any],
+        segments: list[_Segment],
+        output: Any,
+        at: Mapping[str, str],
+        is_final: bool,
+    ):
+        self.plan, self.inputs, self.pack, self.segments = plan, inputs, pack, segments
+        self.output, self.at, self.is_final = output, at, is_final
+        self.values = {variable: segments[-1].values[variable] for variable in at.values()}
+        self.is_used_up = False
+
+    def content(self) -> tuple:
+        """A pytree of all tensors, and `with_content` its inverse."""
+        segments: list[tuple[dict[str, Any], list | None]] = []
+        for segment in self.segments:
+            left = [(record.operation, record.residuals) for record in segment.records or ()]
+            segments.append((segment.values, None if segment.records is None else left))
+        return self.plan.values, segments, self.inputs, self.output
+
+    def with_content(self, content: tuple) -> Passed:
+        """The same with other tensors."""
+        values, parts, inputs, output = content
+        steps = tuple(step._replace(operation=None) for step in self.plan.steps)  # bound anew where they are needed
+        plan = self.plan._replace(values=values, steps=steps)
+        segments = []
+        for old, (kept, records) in zip(self.segments, parts, strict=True):
+            segment = _Segment([step._replace(operation=None) for step in old.steps], kept)
+            if old.records is not None:
+                pairs = zip(old.records, records, strict=True)
+                segment.records = [_Record(record.step, *left) for record, left in pairs]
+            segments.append(segment)
+        return Passed(plan, inputs, self.pack, segments, output, self.at, self.is_final)
 
 
 @outside_inference(NAMESPACE)
-def forward(plan: Plan, x, at: dict[str, str], checkpoint: int | None, is_final: bool) -> Trail:
+def forward(plan: Plan, x, at: Mapping[str, str], checkpoint: int | None, is_final: bool) -> Passed:
     """Pass through a plan's steps under their rules, or, with `checkpoint`, through all but the last segment without.
 
     Errors: `InputError`, `RuleError`.
@@ -70,10 +107,10 @@ def forward(plan: Plan, x, at: dict[str, str], checkpoint: int | None, is_final:
         segments.append(_Segment(part, dict(values)))
         for step in part:
             program.store(step.equation, step.equation.evaluate(values), values)
-            _forget(values, step, ())
+            _forget(values, step, at.values())
     segments.append(_Segment(parts[-1], values))
     _pass(plan, segments[-1], at, is_final)
-    return Trail(plan, inputs, pack, segments, contiguous(program.result(values)), at, is_final)
+    return Passed(plan, inputs, pack, segments, contiguous(program.result(values)), at, is_final)
 
 
 def _pass(plan: Plan, segment: _Segment, at: Mapping[str, str], is_final: bool) -> None:
@@ -179,39 +216,41 @@ def contiguous(tree):
 
 
 @outside_inference(NAMESPACE)
-def backward(trail: Trail, entering) -> tuple[Any, dict[str, Tensor]]:
-    """The relevance of the inputs, and of what `at` asked for, where `entering` is that of the output."""
-    program = trail.plan.program
-    active = facts(program).active
-    flows: dict[str, Flow] = {}
-    inner: dict[str, Tensor] = {}
-    for variable, relevance in zip(
-        program.output_leaves, optree.tree_leaves(entering, namespace=NAMESPACE), strict=True
-    ):
-        if isinstance(variable, Variable) and variable.name in active:
-            _add(flows, variable, Flow(relevance=relevance), trail.segments[-1].values)
-    for segment in reversed(trail.segments):
-        passed = segment
+def backward(
+    passed: Passed, entering: Mapping[str, Flow], edits: Mapping[str, Edit]
+) -> tuple[dict[str, Flow], dict[str, Flow | None]]:
+    """What arrives at the inputs' variables and at those of `at`, where `entering` enters at some and `edits` work.
+
+    Errors: `InputError` where nothing is left to follow; `RuleError`.
+    """
+    if passed.is_used_up:
+        raise InputError("this trail was made for one pull, which has used it up: record it again.")
+    passed.is_used_up = passed.is_final
+    flows, inner = dict(entering), dict.fromkeys(passed.at.values())
+    for segment in reversed(passed.segments):
+        walked = segment
         if segment.records is None:
-            passed = _Segment(segment.steps, dict(segment.values))
-            _pass(trail.plan, passed, trail.at, is_final=True)
-        _retreat(trail, passed, flows, inner, uses_up=trail.is_final or passed is not segment)
-    inner = {name: contiguous(inner[name]) for name in trail.at}
-    return _input_relevance(trail, flows), inner
+            walked = _Segment(segment.steps, dict(segment.values))
+            _pass(passed.plan, walked, passed.at, is_final=True)
+        _retreat(walked, flows, inner, edits, uses_up=passed.is_final or walked is not segment)
+    return flows, inner
 
 
-def _retreat(trail: Trail, segment: _Segment, flows: dict[str, Flow], inner: dict[str, Tensor], uses_up: bool) -> None:
+def _retreat(
+    segment: _Segment,
+    flows: dict[str, Flow],
+    inner: dict[str, Flow | None],
+    edits: Mapping[str, Edit],
+    uses_up: bool,
+) -> None:
     """Move what has arrived at a segment's end to its beginning."""
     assert segment.records is not None
     values, remaining = segment.values, segment.records if uses_up else list(segment.records)
-    for name, asked in trail.at.items():
-        if asked in values:  # zero if no relevance comes there
-            inner.setdefault(name, no_relevance(values[asked]))
     while remaining:
         step, operation, residuals = remaining.pop()
         assert step.rule is not None
-        if trail.at:
-            _keep(trail, step, flows, inner, values)
+        if inner:
+            _visit(step, flows, inner, edits, values)
         flow = _collect(step, flows, values)
         if uses_up:
             for variable in step.equation.outputs:
@@ -226,20 +265,36 @@ def _retreat(trail: Trail, segment: _Segment, flows: dict[str, Flow], inner: dic
         check_declared(step.rule, who, operation, flow, sent)
         for variable, flow in zip(step.inputs, sent, strict=True):
             if flow is not None:
-                _add(flows, variable, flow, values)
+                add(flows, variable.name, flow, values)
 
 
-def _add(flows: dict[str, Flow], variable: Variable, flow: Flow, values: Mapping[str, Any]) -> None:
+def _visit(
+    step: Step,
+    flows: dict[str, Flow],
+    inner: dict[str, Flow | None],
+    edits: Mapping[str, Edit],
+    values: Mapping[str, Any],
+) -> None:
+    """Edit and note what is at the outputs of an equation, now that all their readers have sent theirs."""
+    for variable in step.equation.outputs:
+        if variable.name in inner:
+            flow = flows.get(variable.name)
+            if flow is not None and variable.name in edits:
+                flow = flows[variable.name] = edits[variable.name](flow, values[variable.name])
+            inner[variable.name] = flow
+
+
+def add(flows: dict[str, Flow], name: str, flow: Flow, values: Mapping[str, Any]) -> None:
     """Add to what has arrived at a variable. Coefficients stay coefficients; mixed forms meet as relevance."""
-    before = flows.get(variable.name)
+    before = flows.get(name)
     if before is None:
-        flows[variable.name] = flow
+        flows[name] = flow
     elif before.is_relevance == flow.is_relevance:
         kept = before if before.by_value else flow
-        flows[variable.name] = kept.moved(before.tensor + flow.tensor)
+        flows[name] = kept.moved(before.tensor + flow.tensor)
     else:
-        value = values[variable.name]
-        flows[variable.name] = Flow(relevance=before.relevance(value) + flow.relevance(value))
+        value = values[name]
+        flows[name] = Flow(relevance=before.relevance(value) + flow.relevance(value))
 
 
 def _collect(step: Step, flows: dict[str, Flow], values: Mapping[str, Any]) -> Flow | None:
@@ -258,27 +313,38 @@ def _collect(step: Step, flows: dict[str, Flow], values: Mapping[str, Any]) -> F
     return Flow(relevance=tuple(parts))
 
 
-def _keep(trail: Trail, step: Step, flows: Mapping[str, Flow], inner: dict[str, Tensor], values) -> None:
-    """Note the relevance of an output that `at` asks for, now that all its readers have sent theirs."""
-    for name, variable in trail.at.items():
-        if any(variable == output.name for output in step.equation.outputs):
-            value = values[variable]
-            flow = flows.get(variable)
-            inner[name] = no_relevance(value) if flow is None else flow.relevance(value)
-
-
 def no_relevance(value: Tensor) -> Tensor:
     """Zeros like a value, real ones of a complex value."""
     return torch.zeros_like(value.real if value.is_complex() else value)
 
 
-def _input_relevance(trail: Trail, flows: Mapping[str, Flow]):
-    relevance = []
-    leaves, structure = optree.tree_flatten(trail.inputs, namespace=NAMESPACE)
-    for leaf, value in zip(trail.plan.program.input_leaves, leaves, strict=True):
+# -- ends -------------------------------------------------------------------------------------------------------------
+
+
+def at_output(passed: Passed, relevance) -> dict[str, Flow]:
+    """The relevance of the output as what enters at its variables."""
+    program = passed.plan.program
+    flows: dict[str, Flow] = {}
+    active = facts(program).active
+    leaves = optree.tree_leaves(relevance, namespace=NAMESPACE)
+    for variable, share in zip(program.output_leaves, leaves, strict=True):
+        if isinstance(variable, Variable) and variable.name in active:
+            add(flows, variable.name, Flow(relevance=share), passed.segments[-1].values)
+    return flows
+
+
+# What a flow at a named place is read as; there may be none.
+Reading = Callable[[str, "Flow | None", Tensor], Tensor]
+
+
+def at_inputs(passed: Passed, flows: Mapping[str, Flow], read: Reading):
+    """What has arrived at the inputs, in their structure."""
+    arrived = []
+    leaves, structure = optree.tree_flatten(passed.inputs, namespace=NAMESPACE)
+    for leaf, value in zip(passed.plan.program.input_leaves, leaves, strict=True):
         flow = flows.get(leaf.value.name) if isinstance(leaf.value, Variable) else None
         if flow is not None:
-            relevance.append(checked_range(flow.relevance(value)))
+            arrived.append(checked_range(read(leaf.label, flow, value)))
         else:
-            relevance.append(no_relevance(value) if isinstance(value, Tensor) else value)
-    return trail.pack(contiguous(optree.tree_unflatten(structure, relevance)))
+            arrived.append(no_relevance(value) if isinstance(value, Tensor) else value)
+    return passed.pack(contiguous(optree.tree_unflatten(structure, arrived)))

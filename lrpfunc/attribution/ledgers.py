@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from lrpfunc.attribution.checks import checked_flows, checked_pair
-from lrpfunc.attribution.explanations import vjp
 from lrpfunc.attribution.interpreter import unpack
+from lrpfunc.attribution.records import record
 from lrpfunc.attribution.targets import Target, has_batch, seed
 from lrpfunc.composites import Composite, Entries, assign
 from lrpfunc.operations import active_equations, facts
@@ -121,9 +121,9 @@ def ledger(fmodel: Program, params, x, rules: Entries, target: Target = None) ->
     (5.5, 5.0, 0.5)
     """
     entries: list[Entry] = []
-    output, pullback = vjp(fmodel, params, x, _recording(rules, entries))
-    entering = seed(output, target, has_batch(fmodel))
-    arriving, _ = unpack(fmodel, pullback(entering))
+    trail = record(fmodel, params, x, _recording(rules, entries))
+    entering = seed(trail.output, target, has_batch(fmodel))
+    arriving, _ = unpack(fmodel, trail.pull(lambda output: entering)[0])
     return Ledger(tuple(entries), _entered(fmodel, entering), _arrived(fmodel, arriving))
 
 

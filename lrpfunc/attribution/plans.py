@@ -32,7 +32,8 @@ class Plan(NamedTuple):
     """A program's steps under rules. `values`: of parameters and of what depends on them alone; `ranges`: of inputs, by
     label, as far as they were stated; `kept`: variables whose values are needed on the way back; `lays_out`: whether
     images may take another layout in memory than they have; `assigned`: the rules by equation; `hoists`: whether what
-    rules make of parameters was made. It is pickled as what it was made of."""
+    rules make of parameters was made; `places`: variables at which relevance may enter or be changed, so that either
+    form may arrive there. It is pickled as what it was made of."""
 
     program: Program
     values: Mapping[str, Any]
@@ -42,6 +43,7 @@ class Plan(NamedTuple):
     lays_out: bool
     assigned: Mapping[str, Rule]
     hoists: bool
+    places: frozenset[str] = frozenset()
 
     def __reduce__(self):
         given = {DEVICE, DTYPE, *(variable.name for variable in self.program.parameters.values())}
@@ -75,7 +77,7 @@ def planned(
     """The plan of a program with the values of its parameters, which it adds to, ranges and rules."""
     known = facts(fmodel)
     signs = nonnegative(fmodel, ranges) if fast_paths.taken else frozenset()
-    rectified, coefficients = _forms(fmodel, assigned) if fast_paths.taken else (set(), set())
+    rectified, coefficients = _forms(fmodel, assigned, frozenset())
     steps = []
     for equation, dead in zip(fmodel.equations, fmodel.last_reads, strict=True):
         rule = assigned.get(equation.name)
@@ -102,6 +104,22 @@ def planned(
     return Plan(fmodel, values, tuple(steps), ranges, kept, _lays_out(fmodel, assigned), assigned, hoists)
 
 
+def opened(plan: Plan, places: frozenset[str]) -> Plan:
+    """The same plan for relevance that may also enter, or be changed, at some variables."""
+    if places <= plan.places:
+        return plan
+    places |= plan.places
+    rectified, coefficients = _forms(plan.program, plan.assigned, places)
+    steps = []
+    for step in plan.steps:
+        name = step.equation.outputs[0].name
+        forms = {"is_rectified": name in rectified, "gets_coefficients": name in coefficients}
+        operation = None if step.operation is None else step.operation.copy(**forms)
+        steps.append(step._replace(context=step.context._replace(**forms), operation=operation))
+    kept = _meeting_points(plan.program, coefficients) | places
+    return plan._replace(steps=tuple(steps), kept=kept, places=places)
+
+
 def bound_operation(program: Program, step: Step, values: Mapping[str, Any], hoists: bool) -> Operation:
     """The operation of a step, and with `hoists` what its rule makes of the parameters."""
     assert step.rule is not None
@@ -126,16 +144,18 @@ class Naming:
             raise RuleError(f"{self.rule.label} at layer '{self.equation.name}': {error}") from error
 
 
-def _forms(program: Program, assigned: Mapping[str, Rule]) -> tuple[set[str], set[str]]:
+def _forms(program: Program, assigned: Mapping[str, Rule], places: frozenset[str]) -> tuple[set[str], set[str]]:
     """The variables at which coefficients surely arrive, as rectified flows and as others."""
+    if not fast_paths.taken:
+        return set(), set()
     arriving: set[str] = set()
     rectified: set[str] = set()
-    readers, outputs = facts(program).readers, facts(program).results
+    readers, entered = facts(program).readers, facts(program).results | places
     for equation in reversed(program.equations):
         for variable in equation.outputs:
             active = [reader for reader in readers.get(variable.name, ()) if reader.name in assigned]
             surely = all(_gives(reader, assigned[reader.name], arriving) for reader in active)
-            if variable.name in outputs or not surely:
+            if variable.name in entered or not surely:
                 continue
             arriving.add(variable.name)
             is_relu = len(active) == 1 and row_of(active[0]).rectifies

@@ -38,16 +38,6 @@ def seed(output: Any, target: Target, has_batch: bool = True) -> Any:
     return optree.tree_unflatten(structure, seeds)
 
 
-def seeds(output: Any, targets: Sequence[Target] | Tensor, has_batch: bool = True) -> list:
-    """The seeds of several targets. Errors: `TargetError`."""
-    is_tensor = isinstance(targets, (Tensor, np.ndarray)) and targets.ndim > 0
-    is_sequence = isinstance(targets, Sequence) and not isinstance(targets, (str, bytes))
-    listed = list(targets) if is_tensor or is_sequence else []
-    if not listed:
-        raise TargetError(f"targets must be a sequence of at least one target or an index tensor, but is {targets!r}.")
-    return [seed(output, target, has_batch) for target in listed]
-
-
 def has_batch(program: Program) -> bool:
     """Whether an output's first dimension counts samples. Where a program has no open batch, vectors may be logits.
 

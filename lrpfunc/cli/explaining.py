@@ -19,6 +19,7 @@ from lrpfunc.cli.options import (
     Colors,
     CompositeName,
     Device,
+    MaxPixels,
     Model,
     MultiLabel,
     Numbers,
@@ -27,8 +28,10 @@ from lrpfunc.cli.options import (
     Size,
     Unit,
     Weights,
+    Window,
     classifier_of,
     meaning_of,
+    reading_of,
 )
 from lrpfunc.cli.words import counted, notes, output
 from lrpfunc.pictures import DEFAULT_COMPOSITE
@@ -78,6 +81,8 @@ def image(
     mean: Numbers = None,
     std: Numbers = None,
     categories: Categories = None,
+    max_pixels: MaxPixels = None,
+    window: Window = None,
     multi_label: MultiLabel = False,
     regression: Regression = False,
     unit: Unit = None,
@@ -104,7 +109,8 @@ def image(
     from lrpfunc.pictures.drawing import Style
 
     meaning = meaning_of(multi_label, regression, unit, as_is)
-    classifier = classifier_of(model, weights, size, mean, std, categories, cache, meaning)
+    reading = reading_of(max_pixels, window)
+    classifier = classifier_of(model, weights, size, mean, std, categories, cache, meaning, reading)
     with ProgressBar("explaining") as bar:
         written = panels.write(
             files,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +13,7 @@ from lrpfunc.errors import InputError
 
 if TYPE_CHECKING:
     from lrpfunc.pictures.classifiers import Classifier
+    from lrpfunc.pictures.images import Reading
     from lrpfunc.pictures.outputs import Meaning
 
 Model = Annotated[
@@ -62,6 +64,39 @@ AsIs = Annotated[
 ]
 
 
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(
+        "--max-pixels",
+        help="The most that an image may have; 0 for any. Larger ones are left out.",
+        min=0,
+        show_default="178956970",
+    ),
+]
+Window = Annotated[
+    str | None,
+    typer.Option(
+        "--window",
+        metavar="LOW,HIGH",
+        help="The values that are black and white, in DICOM, NIfTI and gray images of more than 8 bits.",
+        show_default="what the file says; else by its values",
+    ),
+]
+
+
+def reading_of(max_pixels: int | None, window: str | None) -> Reading:
+    """How images are read. Errors: `InputError`."""
+    from lrpfunc.pictures import images
+
+    most = images.MAX_PIXELS if max_pixels is None else max_pixels
+    ends = numbers("--window", window, "-160,240")
+    if ends is None:
+        return images.Reading(most)
+    if len(ends) != 2 or not all(map(math.isfinite, ends)) or ends[0] >= ends[1]:
+        raise InputError(f"--window takes the lowest and the highest value, such as -160,240, but got '{window}'.")
+    return images.Reading(most, images.Window(*ends))
+
+
 def meaning_of(multi_label: bool, regression: bool, unit: str | None, as_is: bool) -> Meaning | None:
     """What the options say of the outputs, None if nothing. Errors: `InputError`."""
     from lrpfunc.pictures.outputs import LABELS, VALUES, Meaning
@@ -83,6 +118,7 @@ def classifier_of(
     categories: Path | None,
     cache: bool,
     meaning: Meaning | None,
+    reading: Reading | None = None,
 ) -> Classifier:
     """The classifier that the options describe."""
     from lrpfunc.pictures import classifiers
@@ -90,16 +126,16 @@ def classifier_of(
     classifier = classifiers.load(model, weights, size, numbers("--mean", mean), numbers("--std", std), categories)
     if meaning is not None:
         classifier = replace(classifier, meaning=meaning)
+    if reading is not None:
+        classifier = replace(classifier, reading=reading)
     return classifier if cache else replace(classifier, packages=())
 
 
-def numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+def numbers(option: str, text: str | None, example: str = "0.5,0.5,0.5") -> tuple[float, ...] | None:
     """What stands between commas. Errors: `InputError`."""
     if text is None:
         return None
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
-        raise InputError(
-            f"{option} takes numbers with commas between, such as 0.5,0.5,0.5, but got '{text}'."
-        ) from error
+        raise InputError(f"{option} takes numbers with commas between, such as {example}, but got '{text}'.") from error

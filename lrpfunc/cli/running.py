@@ -17,6 +17,7 @@ from lrpfunc.cli.options import (
     Categories,
     CompositeName,
     Device,
+    MaxPixels,
     Model,
     MultiLabel,
     Numbers,
@@ -25,8 +26,10 @@ from lrpfunc.cli.options import (
     Size,
     Unit,
     Weights,
+    Window,
     classifier_of,
     meaning_of,
+    reading_of,
 )
 from lrpfunc.cli.words import counted, notes, output
 from lrpfunc.pictures import DEFAULT_COMPOSITE
@@ -37,7 +40,9 @@ from lrpfunc.pictures.progress import ProgressBar
 def dataset(
     source: Annotated[
         Path,
-        typer.Argument(metavar="FOLDER", help="A folder of images (subfolders are classes), or a .pt or .npz file."),
+        typer.Argument(
+            metavar="FOLDER", help="A folder of images (subfolders are classes), or a .pt, .npz or .npy file."
+        ),
     ],
     model: Model,
     out: Annotated[Path, typer.Option("--out", "-o", help="The HDF5 file to write.")],
@@ -59,6 +64,8 @@ def dataset(
     mean: Numbers = None,
     std: Numbers = None,
     categories: Categories = None,
+    max_pixels: MaxPixels = None,
+    window: Window = None,
     multi_label: MultiLabel = False,
     regression: Regression = False,
     unit: Unit = None,
@@ -83,11 +90,12 @@ def dataset(
     part = runs.shard(shard)
     workfile.check_workfile(out, resume, overwrite)  # before a model is loaded, or even downloaded
     meaning = meaning_of(multi_label, regression, unit, as_is)
+    reading = reading_of(max_pixels, window)
     with ProgressBar("explaining") as bar:
         outcome = runs.run(
             source,
             out,
-            classifier_of(model, weights, size, mean, std, categories, cache, meaning),
+            classifier_of(model, weights, size, mean, std, categories, cache, meaning, reading),
             composite=composite,
             targets=targets or [],
             canonize=canonize,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import optree
 import torch
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from lrpfunc.operations.kinds import CONVOLUTION, MAX_POOL, MOVEMENT, OTHER, Act
 from lrpfunc.operations.pullbacks import Recorded, differentiable, may_record, pull_back, record, tensors_in
 from lrpfunc.operations.row import SHIFT, Positions, Row, Slot
 from lrpfunc.operations.table import row_named, row_of
-from lrpfunc.program import Equation, Program, Variable, is_plain, operator_name
+from lrpfunc.program import NAMESPACE, Equation, Program, Variable, is_plain, operator_name
 
 
 class Context(NamedTuple):
@@ -324,3 +325,16 @@ def bind_function(function: Callable, arguments: Sequence, keywords: Mapping[str
     slotted = [Slot(0), *arguments]
     kind = row.kind if isinstance(row.kind, str) else row.kind(slotted, Activity((True,), 1))
     return Operation(operator_name(function), function, slotted, keywords, row, kind).at([x])
+
+
+def _parts(operation: Operation) -> tuple:
+    return (operation.arguments, dict(operation.keywords), list(operation.hoists.values())), operation, None
+
+
+def _of_parts(operation: Operation, parts: Sequence) -> Operation:
+    arguments, keywords, hoists = parts
+    made = dict(zip(operation.hoists, hoists, strict=True))
+    return operation.copy(arguments=arguments, keywords=keywords, hoists=made)
+
+
+optree.register_pytree_node(Operation, _parts, _of_parts, namespace=NAMESPACE)

@@ -106,28 +106,13 @@ class Explainer:
         """The relevance of inputs (N, C, H, W) by one forward pass, on the CPU. `labels`: (N,), -1: unknown."""
         x = x.to(self.device)
         known = torch.full((len(x),), UNKNOWN, device=self.device) if labels is None else labels.to(self.device)
-        predictions: list[Tensor] = []
-        targets: list[Tensor] = []
-
-        def seed(output: Tensor, one: Wanted) -> Tensor:
-            outputs = rows(output, self.classifier.name)
-            targets.append(one.of(self.meaning.scores(outputs), known))
-            return self.meaning.seed(outputs, targets[-1], self.is_gradient).reshape(output.shape)
-
-        if len(wanted) == 1:
-
-            def only(prediction: Tensor) -> Tensor:
-                predictions.append(prediction)
-                return seed(prediction, wanted[0])
-
-            relevance = self.prepared(x, only)[:, None]
-        else:
-            prediction, pullback = self.prepared.vjp(x)
-            predictions.append(prediction)
-            relevance = torch.stack([pullback(seed(prediction, one)) for one in wanted], dim=1)
-        return Attributions(
-            rows(predictions[0], self.classifier.name).cpu(), torch.stack(targets, dim=1).cpu(), relevance.cpu()
-        )
+        trail = self.prepared.record(x, once=len(wanted) == 1)
+        outputs = rows(trail.output, self.classifier.name)
+        scores = self.meaning.scores(outputs)
+        targets = [one.of(scores, known) for one in wanted]
+        seeds = [self.meaning.seed(outputs, target, self.is_gradient) for target in targets]
+        relevance = torch.stack([trail.pull(seed.reshape(trail.output.shape))[0] for seed in seeds], dim=1)
+        return Attributions(outputs.cpu(), torch.stack(targets, dim=1).cpu(), relevance.cpu())
 
 
 def explainer(
@@ -156,6 +141,7 @@ def explainer(
         raise ModelError(f"{classifier.name} cannot be traced with an input of {shape}: {error}") from error
     outputs = rows(program(params, example), classifier.name)
     program, meaning, notes = settle(program, classifier.meaning, outputs, classifier.name)
+    notes = (*classifier.notes, *notes)
     names = _names(classifier, meaning, outputs.shape[1])
     report = None
     if canonize:

@@ -23,7 +23,7 @@ from lrpfunc.pictures.drawing import FORMATS, Found, Style, draw, lookable, pict
 from lrpfunc.pictures.explainers import CLASS, DEFAULT_COMPOSITE, Explainer, Wanted
 from lrpfunc.pictures.explainers import explainer as made_ready
 from lrpfunc.pictures.outputs import VALUES, Meaning
-from lrpfunc.pictures.samples import preprocessed
+from lrpfunc.pictures.samples import Notices, preprocessed
 from lrpfunc.pictures.sheets import Sheets
 from lrpfunc.pictures.tables import print_table
 
@@ -63,7 +63,7 @@ def write(
     relevance: str | None = None,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> Written:
-    """Explain image files and write the pictures into the folder `out`, which is made.
+    """Explain image files, page by page, and write the pictures into the folder `out`, which is made.
 
     `relevance`: the format, npy or npz, in which relevance is written beside the pictures.
     An image that cannot be read, or whose preprocessing gives another size than the first one's, is among the failed.
@@ -72,13 +72,13 @@ def write(
     `heatmaps.heatmap`; `OSError`.
     """
     for path in paths:
-        if path.is_dir():
+        if os.path.isdir(path):  # says no where it cannot tell
             raise FileError(f"{path} is a folder: give images, such as {path / '*.jpg'}, or use `lrpfunc dataset`.")
     if relevance not in (None, *FORMATS):
         raise InputError(f"relevance is saved as {' or '.join(FORMATS)}, but '{relevance}' was asked for.")
     heatmaps.heatmap(torch.zeros(1, 1), style.colors, quantile=style.quantile)  # complain before, not after long work
     job = _Job(out, classifier, list(dict.fromkeys(composites)), targets, canonize, device, style, overwrite, relevance)
-    names = _names(paths)
+    names = _names(images.expanded(paths))
     failed: list[Failed] = []
     for number, (path, name) in enumerate(names.items(), start=1):
         try:
@@ -92,7 +92,7 @@ def write(
             f"none of the images can be explained: {images.printable(failed[0].image)} {failed[0].reason.rstrip('.')}."
         )
     job.sheets.finish()
-    return Written(job.found, failed, [*job.files, *job.sheets.files], job.ready[0].meaning, job.ready[0].notes)
+    return Written(job.found, failed, [*job.files, *job.sheets.files], job.ready[0].meaning, job.notes)
 
 
 class _Unusable(Exception):
@@ -121,15 +121,18 @@ class _Job:
         self.wanted: list[Wanted] = []
         self.found: list[Found] = []
         self.files: list[Path] = []
+        self.said = Notices()
         beginning = f"{_slug(classifier.name)}.{'+'.join(map(_slug, composites))[:80]}"
         self.sheets = Sheets(out, beginning, composites, style, overwrite)
 
     def explain(self, path: Path, name: str) -> None:
         """Explain an image under all composites, and write its pictures. Errors: `_Unusable`, and as `write`."""
         try:
-            x = preprocessed(self.classifier, images.read(path))[None]
+            seen = images.look(path, self.classifier.reading)
+            x = preprocessed(self.classifier, seen.image)[None]
         except FileError as error:
             raise _Unusable(str(error)) from error
+        self.said.add(path, seen.notices)
         if not self.ready:
             self._prepare(x)
         try:
@@ -143,6 +146,11 @@ class _Job:
         self.found += found
         if len(self.composites) > 1:
             self.sheets.add(found, lookable(picture))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to say of the model and of images."""
+        return (*self.ready[0].notes, *self.said.lines)
 
     def _prepare(self, x: Tensor) -> None:
         for composite in self.composites:
@@ -174,7 +182,7 @@ def _names(paths: Sequence[Path]) -> dict[Path, str]:
     # Links are not followed: what they lead to may have names that say nothing.
     given = {Path(os.path.abspath(path)): path for path in reversed(paths)}
     unique = list(dict.fromkeys(Path(os.path.abspath(path)) for path in paths))
-    names = [path.stem for path in unique]
+    names = [images.stem(path) for path in unique]
     for parts in range(1, max(len(path.parts) for path in unique)):
         if _differ(names):
             break

@@ -35,7 +35,7 @@ from lrpfunc.pictures.explainers import (
 from lrpfunc.pictures.hdf5 import UNKNOWN, Failure, Schema, Writer
 from lrpfunc.pictures.images import printable
 from lrpfunc.pictures.outputs import VALUES, Meaning
-from lrpfunc.pictures.samples import Batch, Loader, Samples, open_samples
+from lrpfunc.pictures.samples import Batch, Loader, Notices, Samples, open_samples
 from lrpfunc.pictures.workfile import Workfile, check_same, claimed
 
 PACKAGES = ("lrpfunc", "torch", "torchvision", "numpy", "h5py", "pillow")
@@ -68,7 +68,7 @@ def shard(text: str) -> Shard:
 class Outcome(NamedTuple):
     """What a run has done: file, rows, the samples without one, the rows written now, samples of unknown class.
 
-    `was_finished`: there was nothing left to do. `notes`: of `Explainer`.
+    `was_finished`: there was nothing left to do. `notes`: what to say of model, data set and samples, in lines.
     """
 
     path: Path
@@ -167,7 +167,7 @@ def _details(
         "model": classifier.name,
         "weights": classifier.weights,
         "parameters": _digest(classifier.model),
-        "preprocess": _stable(classifier.preprocess),
+        "preprocess": _preprocess(classifier),
         "mean": list(classifier.mean),
         "std": list(classifier.std),
         "categories": hashlib.sha256("\n".join(classifier.categories).encode()).hexdigest(),
@@ -196,6 +196,12 @@ def _digest(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
+def _preprocess(classifier: Classifier) -> str:
+    """What makes inputs of image files, all that they depend on."""
+    window = classifier.reading.window
+    return _stable(classifier.preprocess) + (f", window {window}" if window else "")
+
+
 def _stable(function: Callable) -> str:
     """What describes a function in this process and the next: its repr, but for its address."""
     return getattr(function, "__qualname__", None) or re.sub(r" at 0x[0-9a-f]+", "", repr(function))
@@ -208,18 +214,22 @@ def _write_all(job: _Job, workfile: Workfile, progress: Progress) -> Outcome:
     batches = job.batches
     writer = workfile.begun(job.details) or workfile.begin(_schema(job), job.details, job.explainer.names)
     done, rows, failures = workfile.progress()
-    written = 0
+    written, said = 0, Notices()
     for number, batch in enumerate(_loaded(job, batches[done:]), start=done):
         count, failed = _write_batch(job, batch, writer, rows)
         rows += count
         written += count
         failures += failed
+        for name, notice in batch.notices:
+            said.add(name, [notice])
         writer.sync()  # the journal must not say what a power cut could still undo
         workfile.record(number, rows, failed)
         progress(min((number + 1) * job.batch, len(job.positions)), len(job.positions), len(failures))
     workfile.finish(rows, failures)
     unknown = _unknown(job.labels, job.positions, job.explainer.meaning)
-    return Outcome(workfile.out, rows, failures, written, unknown, notes=job.explainer.notes)
+    return Outcome(
+        workfile.out, rows, failures, written, unknown, notes=(*job.explainer.notes, *job.samples.notes, *said.lines)
+    )
 
 
 def _unknown(labels: np.ndarray, positions: range, meaning: Meaning) -> int:

@@ -6,6 +6,7 @@ prints itself and can be rewritten; everything else in lrpfunc is a function of 
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lrpfunc.errors import InputError
-from lrpfunc.program import calls
+from lrpfunc.program import calls, cuts
 from lrpfunc.program.equations import DEVICE, DTYPE, Equation, Variable, substitute, variables_in
 from lrpfunc.program.pytrees import NAMESPACE, Leaf, leaf_names, register
 from lrpfunc.program.tables import equation_row, format_table
@@ -180,6 +181,25 @@ class Program:
                 kept.append(equation)
                 needed.update(variable.name for variable in equation.reads)
         return replace(program, equations=tuple(reversed(kept)))
+
+    def names(self, pattern: str = "*") -> tuple[str, ...]:
+        """The names of equations: all, those that match a pattern with wildcards, or those below a module's path."""
+        start = f"{pattern}."
+        return tuple(
+            e.name
+            for e in self.equations
+            if e.outputs[0].is_tensor and (e.name.startswith(start) or fnmatch.fnmatchcase(e.name, pattern))
+        )
+
+    def cut(self, name: str) -> tuple[Program, Program]:
+        """Two programs: what makes the output of a layer, and what becomes of it.
+
+        `lower, upper = fmodel.cut("layer3")`: both take all parameters, and `upper(params, lower(params, x))` is the
+        model's output. Where more than the layer's output crosses (a skip connection, a mask), `lower` gives a tuple
+        of it, and `upper` takes as many inputs; the layer's own is the first.
+        Errors: `ProgramError` for a name that there is not, and for a layer that nothing follows.
+        """
+        return cuts.cut(self, name)
 
     def with_parameters(self, variables: Mapping[str, Variable], params) -> Program:
         """A new program that takes parameters like `params`, whose leaves are the variables of the same names."""

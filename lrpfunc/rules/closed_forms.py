@@ -15,9 +15,10 @@ from torch import Tensor
 from lrpfunc.operations import CONVOLUTION, DENSE, GROUPS, Operation
 from lrpfunc.program import add, divide, multiply
 from lrpfunc.rules import engine
-from lrpfunc.rules.engine import NEGATIVE, POSITIVE, Branch, ClosedForm, Statement, Term
+from lrpfunc.rules.engine import ClosedForm
 from lrpfunc.rules.flows import Flow
 from lrpfunc.rules.stabilizers import Stabilizer
+from lrpfunc.rules.statements import NEGATIVE, POSITIVE, Branch, Statement, Term, state
 
 # -- two adjoints for gamma -------------------------------------------------------------------------------------------
 
@@ -36,7 +37,7 @@ def gamma(gamma: float, stabilize: Stabilizer) -> ClosedForm:
     def fall(w: Tensor) -> Tensor:
         return gamma * w.clamp(max=0)
 
-    favour = engine.state([Branch((Term(rise, POSITIVE), Term(fall, NEGATIVE)), rise, sign=1)], stabilize)
+    favour = state([Branch((Term(rise, POSITIVE), Term(fall, NEGATIVE)), rise, sign=1)], stabilize)
 
     def risen(operation) -> Tensor:
         return operation.weight + rise(operation.weight)

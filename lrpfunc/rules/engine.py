@@ -10,8 +10,9 @@ temporaries are written over.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,67 +22,10 @@ from lrpfunc.errors import RuleError
 from lrpfunc.operations import CONVOLUTION, DENSE, Operation
 from lrpfunc.program import add, divide, fast_paths, multiply
 from lrpfunc.rules.flows import Flow, factors
+from lrpfunc.rules.labels import Label, remade
 from lrpfunc.rules.rule import COEFFICIENTS, Rule, as_coefficients
 from lrpfunc.rules.stabilizers import Stabilizer
-
-Make = Callable[[Tensor], Tensor]
-
-# -- what a rule states -----------------------------------------------------------------------------------------------
-
-ALL, POSITIVE, NEGATIVE, ONES = "x", "x+", "x-", "1"  # parts of x: x, x+, x-, as many ones
-
-
-def whole(w: Tensor) -> Tensor:
-    """The weight or the bias as it is."""
-    return w
-
-
-def positive(w: Tensor) -> Tensor:
-    return w.clamp(min=0)
-
-
-def negative(w: Tensor) -> Tensor:
-    return w.clamp(max=0)
-
-
-class Term(NamedTuple):
-    """A weight made of W, times a part of x: one of the above, or a function of x, of which it sends relevance."""
-
-    weight: Make
-    x: str | Make
-
-
-class Branch(NamedTuple):
-    """`share` R / S(d) is shared among the terms of d. `bias`: made of b, the part of d that keeps its share.
-
-    `sign`: +1 or -1 if its terms are all the contributions of that sign, and so d has it. `where`: +1 or -1 if only
-    outputs of that sign are shared here.
-    """
-
-    terms: tuple[Term, ...]
-    bias: Make | None = None
-    share: float = 1.0
-    sign: int = 0
-    where: int = 0
-
-
-class Statement(NamedTuple):
-    """Branches and a stabilizer, and what follows from them.
-
-    `gives_coefficients`: all terms are parts of x; `is_signed`: some are x+ or x-; `is_shifted`: some are functions of
-    x; `is_whole`: there is but W x.
-    `weights` makes those of each branch's terms (None: the operation has none), `biases` the branches' biases.
-    """
-
-    branches: tuple[Branch, ...]
-    stabilize: Stabilizer
-    needs_weight: bool
-    gives_coefficients: bool
-    is_signed: bool
-    is_shifted: bool
-    is_whole: bool
-    weights: Callable[[Operation], tuple[tuple[Tensor | None, ...], ...]]
-    biases: Callable[[Operation], tuple[_Bias, ...]]
+from lrpfunc.rules.statements import ALL, NEGATIVE, ONES, POSITIVE, Branch, Make, SharedBias, Statement
 
 
 class ClosedForm(NamedTuple):
@@ -93,33 +37,7 @@ class ClosedForm(NamedTuple):
     hoists: tuple[Callable[[Operation], Any], ...] = ()
 
 
-def state(branches: Sequence[Branch], stabilize: Stabilizer, needs_weight: bool = True) -> Statement:
-    """A statement of these branches. Without `needs_weight` an operation that has no weight stands for any of it."""
-    terms = [term for branch in branches for term in branch.terms]
-    makers = list(dict.fromkeys(term.weight for term in terms))
-    of_branches = [[makers.index(term.weight) for term in branch.terms] for branch in branches]
-
-    def weights(operation: Operation) -> tuple[tuple[Tensor | None, ...], ...]:
-        made = [make(operation.weight) if operation.is_weighted else None for make in makers]
-        return tuple([tuple([made[number] for number in numbers]) for numbers in of_branches])
-
-    def biases(operation: Operation) -> tuple[_Bias, ...]:
-        return tuple([_bias(operation, branch, stabilize) for branch in branches])
-
-    return Statement(
-        tuple(branches),
-        stabilize,
-        needs_weight,
-        gives_coefficients=all(term.x in (ALL, POSITIVE, NEGATIVE) for term in terms),
-        is_signed=any(term.x in (POSITIVE, NEGATIVE) for term in terms),
-        is_shifted=any(not isinstance(term.x, str) for term in terms),
-        is_whole=terms == [Term(whole, ALL)],
-        weights=weights,
-        biases=biases,
-    )
-
-
-def rule(label: str, statement: Statement, closed: ClosedForm | None = None) -> Rule:
+def rule(label: Label, statement: Statement, closed: ClosedForm | None = None) -> Rule:
     """The rule that runs a statement, or its closed form where that fits."""
 
     def is_closed(operation: Operation) -> bool:
@@ -140,7 +58,7 @@ def rule(label: str, statement: Statement, closed: ClosedForm | None = None) -> 
 
     gives = COEFFICIENTS if statement.gives_coefficients else ""
     hoists = (statement.weights, statement.biases) if closed is None else closed.hoists
-    return Rule(label, forward, backward, hoists, gives, any_layout=True)
+    return Rule(label, forward, backward, hoists, gives, any_layout=True, parameters=Shares(label, statement))
 
 
 def _check_weighted(operation: Operation, inputs: Sequence[Tensor]) -> None:
@@ -154,27 +72,6 @@ def _check_weighted(operation: Operation, inputs: Sequence[Tensor]) -> None:
             f"{operation.description} multiplies its weight or bias by a negative number, so that their signs say "
             "nothing of its contributions. Write the number into them."
         )
-
-
-# -- what depends on parameters only ----------------------------------------------------------------------------------
-
-
-class _Bias(NamedTuple):
-    """A branch's bias. `holds_epsilon`: S(d) = d + `rest`, where what is not in the rest is in the bias."""
-
-    bias: Tensor | None
-    holds_epsilon: bool = False
-    rest: float = 0.0
-
-
-def _bias(operation: Operation, branch: Branch, stabilize: Stabilizer) -> _Bias:
-    """Where the sign of d is known S(d) = d + sign epsilon, which the bias can hold, if the operation has one."""
-    bias = None if branch.bias is None or operation.bias is None else branch.bias(operation.bias)
-    if not (fast_paths.taken and branch.sign and stabilize.epsilon):
-        return _Bias(bias)
-    size = branch.sign * stabilize.threshold(operation.weight.dtype)
-    shifted = operation.offset(bias, size)
-    return _Bias(bias, True, size) if shifted is None else _Bias(shifted, True)
 
 
 def _with_weight(operation: Operation, weight: Tensor | None, bias: Tensor | None = None) -> Operation:
@@ -231,7 +128,7 @@ def denominators(statement: Statement, operation: Operation, inputs: tuple[Tenso
     return tuple(stables)
 
 
-def _denominator(operation: Operation, branch: Branch, weights: Sequence, bias: _Bias, inputs) -> Any:
+def _denominator(operation: Operation, branch: Branch, weights: Sequence, bias: SharedBias, inputs) -> Any:
     """d, with epsilon where the bias or its rest holds it."""
     d: Any = None
     for term, weight in zip(branch.terms, weights, strict=True):
@@ -393,3 +290,66 @@ def _as_relevances(moved) -> Flow | tuple[Flow, ...]:
     if isinstance(moved, tuple):
         return tuple(Flow(relevance=tensor, by_value=False) for tensor in moved)
     return Flow(relevance=moved, by_value=False)
+
+
+# -- parameters -------------------------------------------------------------------------------------------------------
+
+
+class Shares:
+    """What a statement gives a layer's parameters; pickled as the call of the rule that states it."""
+
+    def __init__(self, label: Label, statement: Statement):
+        self.label, self.statement = label, statement
+
+    def __call__(
+        self, operation: Operation, inputs: tuple[Tensor, ...], output: Tensor, relevance: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The relevance of weight and bias."""
+        return of_parameters(self.statement, operation, inputs, output, relevance)
+
+    def __reduce__(self):
+        return _shares_of, (self.label.name, self.label.arguments, self.label.keywords)
+
+
+def _shares_of(name: str, arguments: tuple, keywords: Mapping[str, Any]) -> Any:
+    return remade(name, arguments, keywords).parameters
+
+
+def of_parameters(
+    statement: Statement, operation: Operation, inputs: tuple[Tensor, ...], output: Tensor, relevance: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """The relevance of weight and bias: each term of a denominator d gets its part of R / S(d), as weights' part of x.
+
+    With s = R / S(d) a weight w made of W gets w (s x^T), and the bias, of which b is made, b sum(s).
+    """
+    shares: list[Tensor] = []
+    of_bias: Tensor | None = None
+    stables = denominators(statement, operation, inputs)
+    for branch, weights, stable in zip(statement.branches, statement.weights(operation), stables, strict=True):
+        if stable is None:
+            continue
+        identity = statement.stabilize.is_identity
+        shared = statement.stabilize.quotient(relevance, stable) if identity else relevance / stable
+        s = branch.share * _where(branch, output, shared)
+        for term, weight in zip(branch.terms, weights, strict=True):
+            parts = [_part(operation, x, term.x) for x in inputs]
+            if weight is not None:
+                shares.append(_moved(functools.partial(_by_weight, operation, parts), weight, s))
+        if branch.bias is not None and operation.bias is not None:
+            bias = _moved(functools.partial(_by_bias, operation, inputs), branch.bias(operation.bias), s)
+            of_bias = bias if of_bias is None else of_bias + bias
+    return (_sum(shares) if shares else None), of_bias
+
+
+def _by_weight(operation: Operation, inputs: Sequence[Tensor], weight: Tensor) -> Tensor:
+    return operation.linear(weight)(*inputs)
+
+
+def _by_bias(operation: Operation, inputs: Sequence[Tensor], bias: Tensor) -> Tensor:
+    return operation.linear(torch.zeros_like(operation.weight), bias)(*inputs)
+
+
+def _moved(function: Callable[[Tensor], Tensor], value: Tensor, s: Tensor) -> Tensor:
+    """value * J^T s."""
+    pullback: Any = torch.func.vjp(function, value)[1]
+    return value * pullback(s)[0]

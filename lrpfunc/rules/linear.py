@@ -15,10 +15,10 @@ from torch import Tensor
 
 from lrpfunc.errors import RuleError
 from lrpfunc.rules import closed_forms, engine
-from lrpfunc.rules.engine import ALL, NEGATIVE, ONES, POSITIVE, Branch, Make, Term, negative, positive, whole
-from lrpfunc.rules.labels import call
+from lrpfunc.rules.labels import Label, call
 from lrpfunc.rules.rule import COEFFICIENTS, Rule, as_coefficients
 from lrpfunc.rules.stabilizers import Stabilizer, StabilizerLike, as_stabilizer, number
+from lrpfunc.rules.statements import ALL, NEGATIVE, ONES, POSITIVE, Branch, Make, Term, negative, positive, state, whole
 
 
 def _unless(zero_bias: bool, make: Make) -> Make | None:
@@ -97,9 +97,9 @@ def transform(stabilizer: StabilizerLike = 1e-6) -> Rule:
     return Rule(call("transform", stabilizer=stabilize), forward, backward, gives=COEFFICIENTS, any_layout=True)
 
 
-def _proportional(label: str, stabilize: Stabilizer, zero_bias: bool) -> Rule:
+def _proportional(label: Label, stabilize: Stabilizer, zero_bias: bool) -> Rule:
     branch = Branch((Term(whole, ALL),), _unless(zero_bias, whole))
-    return engine.rule(label, engine.state([branch], stabilize, needs_weight=False))
+    return engine.rule(label, state([branch], stabilize, needs_weight=False))
 
 
 # -- sharing by sign --------------------------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ def alpha_beta(
         Branch(losses, _unless(zero_bias, negative), share=-beta, sign=-1),
     ]
     label = call("alpha_beta", alpha, beta, stabilizer=stabilize, zero_bias=zero_bias)
-    return engine.rule(label, engine.state(branches if beta else branches[:1], stabilize))
+    return engine.rule(label, state(branches if beta else branches[:1], stabilize))
 
 
 def gamma(gamma: float = 0.25, stabilizer: StabilizerLike = 1e-6, zero_bias: bool = False) -> Rule:
@@ -193,7 +193,7 @@ def gamma(gamma: float = 0.25, stabilizer: StabilizerLike = 1e-6, zero_bias: boo
     ]
     closed = closed_forms.gamma(gamma, stabilize) if stabilize.epsilon and not zero_bias else None
     label = call("gamma", gamma, stabilizer=stabilize, zero_bias=zero_bias)
-    return engine.rule(label, engine.state(branches, stabilize), closed)
+    return engine.rule(label, state(branches, stabilize), closed)
 
 
 # -- sharing whatever the input ---------------------------------------------------------------------------------------
@@ -228,7 +228,7 @@ def zbox(low: float | Tensor, high: float | Tensor, stabilizer: StabilizerLike =
     def below(x: Tensor) -> Tensor:
         return x - _bound("high", high, x.shape, x)
 
-    statement = engine.state([Branch((Term(positive, above), Term(negative, below)))], stabilize)
+    statement = state([Branch((Term(positive, above), Term(negative, below)))], stabilize)
 
     def corner(operation, samples: int) -> Tensor:
         """W+ low + W- high + b."""
@@ -273,7 +273,7 @@ def wsquare(stabilizer: StabilizerLike = 1e-6, zero_bias: bool = False) -> Rule:
     tensor([[5.0000, 1.2500]])
     """
     stabilize = as_stabilizer(stabilizer)
-    statement = engine.state([Branch((Term(torch.square, ONES),), _unless(zero_bias, torch.square))], stabilize)
+    statement = state([Branch((Term(torch.square, ONES),), _unless(zero_bias, torch.square))], stabilize)
     label = call("wsquare", stabilizer=stabilize, zero_bias=zero_bias)
     return engine.rule(label, statement, closed_forms.one_sample(statement))
 
@@ -293,6 +293,6 @@ def flat(stabilizer: StabilizerLike = 1e-6) -> Rule:
     tensor([[3., 3.]])
     """
     stabilize = as_stabilizer(stabilizer)
-    statement = engine.state([Branch((Term(torch.ones_like, ONES),))], stabilize, needs_weight=False)
+    statement = state([Branch((Term(torch.ones_like, ONES),))], stabilize, needs_weight=False)
     label = call("flat", stabilizer=stabilize)
     return engine.rule(label, statement, closed_forms.one_channel(statement))

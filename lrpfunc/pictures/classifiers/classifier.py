@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from lrpfunc.extras import extra
+from lrpfunc.pictures.images import Reading
 from lrpfunc.pictures.outputs import Meaning
 
 if TYPE_CHECKING:
     from PIL import Image
 
 IMAGENET_MEAN, IMAGENET_STD, IMAGENET_SIZE = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224
+STRIP = 16  # the longer side in shorter ones, of pictures of which only the middle is resized
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Standard:
     """The usual preprocessing: resize the shorter side to `resize`, crop the middle to `size`, (pixel - mean) / std.
 
     Pixels are from 0 to 1; one mean means gray pictures, three RGB. Gives (channels, size, size).
+    Of a picture that is a strip, only the middle is resized: its longer side would be as much too long.
     """
 
     size: int = IMAGENET_SIZE
@@ -35,9 +38,28 @@ class Standard:
         transforms = extra("torchvision.transforms", "cli", "preparing a picture")
         pictures = transforms.functional
         image = image.convert("L" if len(self.mean) == 1 else "RGB")
-        image = pictures.resize(image, [self.resize or self.size], transforms.InterpolationMode(self.interpolation))
+        if max(image.size) > STRIP * min(image.size):
+            image = self._middle(image)
+        else:
+            interpolation = transforms.InterpolationMode(self.interpolation)
+            image = pictures.resize(image, [self.resize or self.size], interpolation)
         image = pictures.center_crop(image, [self.size])
         return pictures.normalize(pictures.to_tensor(image), list(self.mean), list(self.std))
+
+    def _middle(self, image: Image.Image) -> Image.Image:
+        """The middle of a resized strip: what is resized and cropped otherwise, to rounding, without the ends."""
+        from PIL import Image
+
+        short, long = min(image.size), max(image.size)
+        resized = self.resize or self.size
+        whole = int(resized * long / short)  # as torchvision rounds
+        kept = min(whole, self.size)
+        start = round((whole - kept) / 2)
+        ends = start * long / whole, (start + kept) * long / whole
+        is_wide = image.width == long
+        box = (ends[0], 0, ends[1], short) if is_wide else (0, ends[0], short, ends[1])
+        size = (kept, resized) if is_wide else (resized, kept)
+        return image.resize(size, Image.Resampling[self.interpolation.upper()], box)
 
 
 @dataclass(frozen=True)
@@ -48,6 +70,7 @@ class Classifier:
     (pixel - mean) / std of pixels from 0 to 1; without them it is taken for pixels. `categories`: a name per class, or
     none. `weights`: where the parameters are from. `packages`: whose code the model is, by name; none where the user's.
     `meaning`: of its outputs, as far as the program does not tell.
+    `notes`: what people should know of how it was loaded, in lines. `reading`: how image files are read.
     """
 
     name: str
@@ -59,6 +82,8 @@ class Classifier:
     weights: str = ""
     packages: tuple[str, ...] = ()
     meaning: Meaning = field(default_factory=Meaning)
+    notes: tuple[str, ...] = ()
+    reading: Reading = Reading()  # noqa: RUF009 (a constant)
 
     def pixels(self, x: Tensor) -> Tensor:
         """Inputs (N, C, H, W) as people see them, from 0 to 1."""

