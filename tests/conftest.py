@@ -6,6 +6,7 @@ import torch
 from lrpfunc import digits
 from lrpfunc.pictures import classifiers
 from tests import versions
+from tests.browsers import axe, browser, firefox, opened  # noqa: F401 (fixtures)
 
 # Most tests work on small tensors, for which a second thread only waits, and on a busy machine for long.
 torch.set_num_threads(1)

@@ -466,6 +466,19 @@ def test_limits_of_the_system_are_one_line(folder, tmp_path):
         assert sorted(tmp_path.iterdir()) == there
 
 
+def test_report_sets_two_runs_side_by_side(folder, tmp_path):
+    for name, composite, shard in (("a", "epsilon_plus", "1/1"), ("b", "epsilon", "1/2"), ("c", "epsilon", "2/2")):
+        out = tmp_path / f"{name}.h5"
+        fine("dataset", folder, "-m", "digits", "-c", composite, "--shard", shard, "-o", out, "--workers", 0)
+    beside = [argument for name in "bc" for argument in ("--with", tmp_path / f"{name}.h5")]
+    answer = fine("report", tmp_path / "a.h5", *beside, "-o", tmp_path / "x.html")
+    assert ": 40 samples," in answer.stdout
+    text = (tmp_path / "x.html").read_text()
+    assert "Which pixels decide? epsilon_plus beside epsilon on digits" in text
+    assert "They differ in composite." in " ".join(text.split())
+    complaint(lrp("report", tmp_path / "a.h5", "--with", tmp_path / "absent.h5"), cli.BAD_PATH)
+
+
 def test_digits_are_written_once(folder, tmp_path):
     answer = fine("digits", tmp_path / "new" / "digits")
     assert answer.stdout == f"{tmp_path / 'new' / 'digits'}: 40 images in 10 folders\n"

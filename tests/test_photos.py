@@ -174,7 +174,7 @@ def test_image_explains_a_photo(folder, tmp_path):
     assert "espresso" in shown
     assert "95." in shown
     (panel,) = (tmp_path / "out").glob("*.panel.png")
-    assert panel.name.startswith("coffee.967-espresso")
+    assert panel.name.startswith("coffee.efficientnet_lite0.epsilon_plus.967-espresso")
 
 
 def test_inspect_lists_its_layers():

@@ -14,10 +14,8 @@ from lrpfunc.errors import LrpError
 from tests.test_documents import blocks_in
 
 ROOT = Path(__file__).parents[1]
-PAGES = (
-    "lrpfunc",
-    *(f"lrpfunc.{name}" for name in ("rules", "composites", "canonizers", "attributors", "heatmaps", "text", "errors")),
-)
+FOLDERS = ("rules", "composites", "canonizers", "attributors", "circuits", "heatmaps", "text", "errors")
+PAGES = ("lrpfunc", *(f"lrpfunc.{name}" for name in FOLDERS))
 
 
 def documented(page: str) -> list[str]:

@@ -16,9 +16,10 @@ from PIL import Image
 from lrpfunc.errors import FileError, InputError
 from lrpfunc.pictures import hdf5
 from lrpfunc.pictures.report import page as report_page
+from lrpfunc.pictures.report import rows as report_rows
 
 HOSTILE = "</script><img src=x onerror=alert(1)>&amp;'\"{{ 7 * 7 }}"
-FIELDS = ("index", "file", "label", "target", "logit", "sum", "probability", "top", "probabilities", "largest")
+FIELDS = ("target", "logit", "sum", "probability", "truth", "top", "numbers", "largest", "result")
 VOID = {"meta", "link", "input", "img"}
 
 
@@ -34,7 +35,7 @@ def write_run(path, attribution, *, details=None, categories=(), failures=(), **
         "label": prediction.argmax(1) if n else [],
         "index": np.arange(n),
         "target": target,
-        "logit": prediction[np.arange(n), target],
+        "logit": prediction[np.arange(n), np.minimum(target, prediction.shape[1] - 1)],  # of one logit, for
         "relevance_sum": attribution.sum(axis=(1, 2, 3)),
         "data": np.zeros(attribution.shape, dtype=np.uint8),
         "file": [f"{i}.png" for i in range(n)],
@@ -60,10 +61,10 @@ class Page(HTMLParser):
         super().__init__()
         self.elements, self.scripts, self.styles, self.texts, self._open = [], [], [], [], []
         self.feed(text)
-        self.rows = [dict(zip(FIELDS, row, strict=True)) for block in self.json("class", "rows") for row in block]
-        pictures = [text.split(" ") for attrs, text in self.scripts if attrs.get("class") == "picture"]
-        self.images = [decoded_image(image) for image, _ in pictures]
-        self.levels = [decoded_levels(packed) for _, packed in pictures]
+        self.rows = [row_of(row) for block in self.json("class", "rows") for row in block]
+        self.pictures = [text.split(" ") for attrs, text in self.scripts if attrs.get("class") == "picture"]
+        self.images = [decoded_image(image) for image, *_ in self.pictures]
+        self.levels = [decoded_levels(packed) for *_, packed in self.pictures]
 
     def handle_starttag(self, tag, attrs):
         self.elements.append((tag, dict(attrs)))
@@ -99,8 +100,11 @@ class Page(HTMLParser):
 
     @property
     def means(self):
+        """Of each class: its number, and of each side (side, count, largest, levels)."""
         (means,) = self.json("id", "mean-maps")
-        return means
+        return [
+            (target, [(*each, decoded_levels(packed).tolist()) for *each, packed in found]) for target, found in means
+        ]
 
     def maps(self):
         """The relevance that the page shows."""
@@ -109,6 +113,16 @@ class Page(HTMLParser):
             (levels.reshape(shape) - 128.0) / 127 * row["largest"]
             for levels, row in zip(self.levels, self.rows, strict=True)
         ]
+
+
+def row_of(values):
+    """A row by names; what the other run of a comparison says of it is under "other"."""
+    index, file, label, explanation, *other = values
+    row = {"index": index, "file": file, "label": label, **dict(zip(FIELDS, explanation, strict=True))}
+    if other:
+        row["other"] = dict(zip(FIELDS, other[0], strict=True))
+        row["correlation"], row["cosine"] = other[1:]
+    return row
 
 
 def decoded_image(url):
@@ -153,7 +167,7 @@ def test_every_row_is_there_with_its_numbers(tmp_path):
         "logit": [1.5, -2.25, 1e-9, 123456.7],
         "sum": relevance().sum(axis=(1, 2, 3)),
         "probability": probabilities[torch.arange(4), torch.tensor(target)],
-        "probabilities": best.values,
+        "numbers": best.values,
     }
     for name, values in expected.items():
         np.testing.assert_allclose([row[name] for row in page.rows], values, rtol=1e-6, atol=0)
@@ -194,7 +208,7 @@ def test_relevance_of_zero_is_zero(tmp_path):
     page = report(tmp_path, write_run(tmp_path / "run.h5", np.zeros((1, 1, 2, 2))))
     assert page.levels[0].tolist() == [128] * 4
     assert page.rows[0]["largest"] == 0
-    assert page.means[0][:3] == [0, 1, 0]
+    assert page.means == [(0, [(0, 1, 0, [128] * 4)])]
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])
@@ -226,11 +240,10 @@ def test_means_of_classes_by_hand(tmp_path):
     attribution[2, 1] = [100, 50, 0]  # of another class: 1, 0.5, 0
     attribution[3, 0] = [np.nan, 1, 1]  # no part of any mean
     path = write_run(tmp_path / "run.h5", attribution, target=[2, 2, 0, 0])
-    (first, one, largest, packed), (second, two, larger, other) = report(tmp_path, path).means
-    assert (first, one, largest) == (0, 1, 1)
-    assert decoded_levels(packed).tolist() == [255, 192, 128]
-    assert (second, two, larger) == (2, 2, 0.5)  # 0.5, -0.5, 0.5
-    assert decoded_levels(other).tolist() == [255, 1, 255]
+    assert report(tmp_path, path).means == [
+        (0, [(0, 1, 1, [255, 192, 128])]),
+        (2, [(0, 2, 0.5, [255, 1, 255])]),  # 0.5, -0.5, 0.5
+    ]
 
 
 def test_what_is_not_finite_has_no_number(tmp_path):
@@ -259,7 +272,7 @@ def test_several_files_make_one_page(tmp_path):
 def test_rows_read_one_by_one_give_the_same_page(tmp_path, monkeypatch):
     path, calls = write_run(tmp_path / "run.h5", relevance(5), target=[0, 1, 1, 2, 0]), []
     whole = report(tmp_path, path)
-    monkeypatch.setattr(report_page, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(report_rows, "BLOCK_BYTES", 1)
     page = report(tmp_path, path, overwrite=True, progress=lambda done, of: calls.append((done, of)))
     assert (page.rows, page.means) == (whole.rows, whole.means)
     assert [each.tolist() for each in page.levels] == [each.tolist() for each in whole.levels]
@@ -303,7 +316,7 @@ def test_title_details_and_errors_are_shown(tmp_path):
 def test_no_errors_no_list_of_them(tmp_path):
     page = report(tmp_path, write_run(tmp_path / "run.h5", relevance()))
     assert "could not be explained" not in page.text
-    assert "Explanations of net" in page.text
+    assert "Which pixels decide? LRP on net" in page.text
 
 
 def test_hostile_names_are_text(tmp_path):
@@ -322,14 +335,14 @@ def test_hostile_names_are_text(tmp_path):
     # As many and the same elements as with tame names, so nothing was taken for markup.
     assert [tag for tag, _ in page.elements] == [tag for tag, _ in calm.elements]
     assert [attrs for _, attrs in page.elements] == [attrs for _, attrs in calm.elements]
-    assert page.rows[0]["file"] == page.facts["categories"][0] == HOSTILE
+    assert page.rows[0]["file"] == page.facts["names"][0] == HOSTILE
     assert page.rows[1]["file"] == "<!--<script>"
     assert page.text.count(HOSTILE) == 5  # window, heading, details, file and reason of the error
 
 
 def test_names_that_are_no_text_do_not_stop_the_page(tmp_path):
     page = report(tmp_path, write_run(tmp_path / "run.h5", relevance(), details={"model": "net-\udcff"}))
-    assert "Explanations of net-?" in page.text
+    assert "Which pixels decide? LRP on net-?" in page.text
 
 
 def test_the_page_asks_nothing_of_any_network(tmp_path):

@@ -1,23 +1,14 @@
 """A report in a browser: a script goes through everything by mouse and keyboard and looks at what has changed."""
 
-import base64
-import io
-import shutil
-
 import numpy as np
 import pytest
 from matplotlib import colormaps
-from PIL import Image
 
 from lrpfunc.pictures.report import page as report_page
+from tests.browsers import decoded
 from tests.test_report import HOSTILE, relevance, write_run
 
 pytestmark = pytest.mark.dev
-
-sync_api = pytest.importorskip("playwright.sync_api")
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-if BROWSER is None:
-    pytest.skip("there is no Chromium", allow_module_level=True)
 
 CLASSES = ["zero", "one", "two", "three"]
 N = 12
@@ -29,38 +20,6 @@ TARGET = np.where(np.arange(N) == 5, 3, PREDICTED)
 CONFIDENT = 1 + np.array([3, 8, 1, 10, 0, 7, 11, 2, 9, 4, 6, 5])  # the predicted logit: the order of confidence
 MAPS = relevance(N, 1, 8, 8) * (1 + np.arange(N))[:, None, None, None]
 MAPS[:, 0, 0, 0] = 0
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def opened(browser):
-    """Opens a file in a window of its own; at the end, that there were no errors and no requests but for that file."""
-    contexts, wrong, requests = [], [], []
-
-    def goto(path, width=1280, height=900, **options):
-        context = browser.new_context(viewport={"width": width, "height": height}, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: wrong.append(message.text))
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("dialog", lambda dialog: wrong.append(dialog.message))
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto(path.as_uri())
-        return page
-
-    yield goto
-    for context in contexts:
-        context.close()
-    assert wrong == []
-    assert all(url.startswith(("file://", "data:")) for url in requests)
-    assert sum(url.startswith("file://") for url in requests) == len(contexts)
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +51,12 @@ def files(page):
     return [int(text[4:6]) for text in page.locator("#gallery .file").all_text_contents()]
 
 
+def search(page, text):
+    """Type, and wait until the typing is taken to have stopped."""
+    page.fill("#search", text)
+    page.wait_for_function("() => document.getElementById('gallery').ariaBusy === 'false'")
+
+
 def tallied(page):
     return page.text_content("#count")
 
@@ -100,8 +65,7 @@ def pixels(page, selector):
     """A canvas's pixels (H, W, 4), once it is painted."""
     page.wait_for_function("selector => document.querySelector(selector).width > 0", arg=selector)
     url = page.eval_on_selector(selector, "canvas => canvas.toDataURL()")  # as PNG, which is exact
-    with Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))) as image:
-        return np.asarray(image.convert("RGBA")).astype(int)
+    return decoded(url)
 
 
 def heat(page, row):
@@ -128,9 +92,9 @@ def test_all_rows_are_shown_in_the_order_of_the_data_set(page):
     card = page.locator("#gallery .card").nth(N - 1 - 7)
     confidence = np.exp(CONFIDENT[7]) / (np.exp(CONFIDENT[7]) + 3)
     assert card.locator(".verdict").text_content() == f"✗ wrong: three {confidence:.1%}, is zero"
-    assert "wrong" in card.get_attribute("class")
-    assert page.locator(".card.wrong").count() == 2
-    assert page.locator(".card.unknown .verdict").all_text_contents()[0].startswith("? unknown: one")
+    assert "wrong" in card.locator(".verdict").get_attribute("class")
+    assert page.locator(".verdict.wrong").count() == 2
+    assert page.locator(".verdict.unknown").all_text_contents()[0].startswith("? unknown: one")
 
 
 def test_filters_leave_what_fits(page):
@@ -157,14 +121,64 @@ def test_filters_leave_what_fits(page):
         page.select_option("#result", result)
         assert files(page) == expected(rows[fits])
     page.select_option("#result", "")
-    page.fill("#search", " PIC-1")
+    search(page, " PIC-1")
     assert files(page) == [11, 10]
+
+
+def test_a_search_takes_several_words_of_files_and_classes(page):
+    search(page, "three PIC-0")
+    assert files(page) == expected([3, 5, 7, 2])  # predicted, explained or true
+    search(page, "  zero   08 ")
+    assert files(page) == [8]
+    search(page, "zero pic-09")
+    assert files(page) == []
+    search(page, "unknown")
+    assert files(page) == [9]
+
+
+def test_names_are_found_however_their_accents_are_written(opened, tmp_path):
+    path = write_run(tmp_path / "run.h5", relevance(2), file=["Zu\u0308rich.png", "Z\u00fcrich-2.png"])
+    page = opened(report_page.write([path], tmp_path / "report.html").path)
+    for text in ("z\u00fcrich", "ZU\u0308RICH"):
+        search(page, text)
+        assert page.locator("#gallery .card").count() == 2
+
+
+def test_nothing_happens_while_one_types_and_all_when_one_stops(browser, written):
+    context = browser.new_context()
+    page = context.new_page()
+    page.clock.install()
+    page.goto(written.as_uri())
+    page.clock.run_for(10)
+    page.focus("#search")
+    for letter in "pic-03":
+        page.keyboard.type(letter)
+        page.clock.run_for(100)
+        assert len(files(page)) == N
+    assert page.get_attribute("#gallery", "aria-busy") == "true"
+    page.clock.run_for(60)
+    assert files(page) == [3]
+    assert page.get_attribute("#gallery", "aria-busy") == "false"
+    page.keyboard.type("x")
+    page.keyboard.press("Enter")  # waits for nothing
+    assert files(page) == []
+    page.fill("#search", "pic-0")
+    page.keyboard.press("Enter")
+    page.keyboard.type("3")
+    page.click("#gallery .card")  # before the search has begun: what is shown stays until the dialog is closed
+    page.clock.run_for(1000)
+    assert len(files(page)) == 10
+    assert page.text_content("#dialog-title") == "pic-09.png"
+    page.keyboard.press("Escape")
+    assert files(page) == [3]
+    assert focused(page, "title") == "pic-03.png"
+    context.close()
 
 
 def test_show_all_clears_the_filters_and_nothing_else(page):
     for control, value in (("label", "1"), ("predicted", "1"), ("target", "1"), ("result", "right")):
         page.select_option(f"#{control}", value)
-    page.fill("#search", "01")
+    search(page, "01")
     others = {"sort": "sum", "direction": "-1", "colors": "bwr", "range": "positive", "scale": "one"}
     for control, value in others.items():
         page.select_option(f"#{control}", value)
@@ -221,7 +235,7 @@ def test_one_scale_for_all_follows_what_is_shown(page):
     page.select_option("#scale", "one")
     np.testing.assert_allclose(heat(page, 8)[..., :3], coloured(MAPS[8, 0], largest.max())[..., :3], atol=6)
     assert f"m is {largest.max():.4g} for samples" in page.text_content("#meaning")
-    page.fill("#search", "pic-08")
+    search(page, "pic-08")
     alone = pixels(page, "#gallery li:nth-child(1) .heat")[..., :3]
     np.testing.assert_allclose(alone, coloured(MAPS[8, 0], largest[8])[..., :3], atol=6)
 
@@ -261,18 +275,24 @@ def test_a_class_mean_is_its_mean_and_filters_the_gallery(page):
 
 
 def plotted(page):
+    page.wait_for_function("() => document.getElementById('plot').ariaBusy === 'false'")
     return pixels(page, "#plot")
 
 
+def ratio(page):
+    plotted(page)
+    return page.text_content("#ratio")
+
+
 def test_the_plot_follows_the_filter_and_opens_samples(page):
-    assert page.text_content("#ratio") == "Median of sum / logit: 0.5."
+    assert ratio(page) == "Median of sum / logit: 0.5."
     everything = plotted(page)
     page.select_option("#result", "wrong")
     wrong = plotted(page)
     assert (everything != wrong).any()
     page.click("text=Show all")
-    page.fill("#search", "pic-03")
-    assert page.text_content("#ratio") == "Median of sum / logit: 0.1."
+    search(page, "pic-03")
+    assert ratio(page) == "Median of sum / logit: 0.1."
     # Where the only mark is: its colour is that of what is right.
     colour = page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--right')")
     rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
@@ -289,6 +309,7 @@ def test_the_plot_follows_the_filter_and_opens_samples(page):
 
 
 def test_the_plot_by_keyboard(page):
+    plotted(page)
     page.focus("#plot")
     order = np.argsort(2 * MAPS.sum(axis=(1, 2, 3)) * np.where(np.arange(N) == 3, 5, 1))
     page.keyboard.press("ArrowRight")
@@ -312,9 +333,9 @@ def test_a_sample_by_keyboard(page):
     assert facts["True class"] == "two"
     assert float(facts["Relevance sum"]) == pytest.approx(MAPS[10].sum(), rel=1e-5)
     assert facts["Sum / logit"] == "0.5"
-    assert page.locator("#top td:first-child").all_text_contents() == ["two", "zero", "one", "three"]
+    assert page.locator(".top td:first-child").all_text_contents() == ["two", "zero", "one", "three"]
     confidence = np.exp(CONFIDENT[10]) / (np.exp(CONFIDENT[10]) + 3)
-    assert page.locator("#top td:last-child").first.text_content() == f"{confidence:.1%}"
+    assert page.locator(".top td:last-child").first.text_content() == f"{confidence:.1%}"
     values = MAPS[10, 0]
     shown = pixels(page, "#dialog .heat")[..., :3]
     np.testing.assert_allclose(shown, coloured(values, np.abs(values).max())[..., :3], atol=6)
@@ -420,10 +441,10 @@ def test_thousands_of_samples(opened, many):
     pixels(page, f"#gallery li:nth-child({first}) .heat")  # decoded, being on screen
     page.wait_for_function("document.querySelector('#gallery .heat').width === 0")  # and let go, being far from it
     assert made.count() < 3000
-    page.fill("#search", "2999")
+    search(page, "2999")
     assert made.count() == 1
     assert tallied(page) == "showing 1 of 3,000"
-    page.fill("#search", "")
+    search(page, "")
     page.select_option("#label", "2")
     expected_count = int((np.arange(3000) % 7 % 3 == 2).sum())
     assert tallied(page) == f"showing {expected_count:,} of 3,000"
@@ -493,8 +514,9 @@ def test_hostile_names_are_shown_and_do_nothing(opened, tmp_path):
     assert page.locator("#means .name").all_text_contents()[:2] == [f"{HOSTILE} (0)", f"{HOSTILE} (1)"]
     page.locator("#gallery .card").first.click()
     assert page.text_content("#dialog-title") == HOSTILE
-    assert page.locator("#top td").first.text_content() == f"{HOSTILE} (0)"
+    assert page.locator(".top td").first.text_content() == f"{HOSTILE} (0)"
     page.keyboard.press("Escape")
+    plotted(page)
     page.focus("#plot")
     page.keyboard.press("ArrowRight")
     assert HOSTILE in page.text_content("#point")

@@ -321,15 +321,14 @@ def no_relevance(value: Tensor) -> Tensor:
 # -- ends -------------------------------------------------------------------------------------------------------------
 
 
-def at_output(passed: Passed, relevance) -> dict[str, Flow]:
-    """The relevance of the output as what enters at its variables."""
+def at_output(passed: Passed, tree, form: str = "relevance") -> dict[str, Flow]:
+    """What enters at the output's variables: a relevance or a coefficient in the output's structure."""
     program = passed.plan.program
     flows: dict[str, Flow] = {}
     active = facts(program).active
-    leaves = optree.tree_leaves(relevance, namespace=NAMESPACE)
-    for variable, share in zip(program.output_leaves, leaves, strict=True):
+    for variable, share in zip(program.output_leaves, optree.tree_leaves(tree, namespace=NAMESPACE), strict=True):
         if isinstance(variable, Variable) and variable.name in active:
-            add(flows, variable.name, Flow(relevance=share), passed.segments[-1].values)
+            add(flows, variable.name, Flow(**{form: share}), passed.segments[-1].values)
     return flows
 
 

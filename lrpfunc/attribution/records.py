@@ -110,14 +110,14 @@ class Trail:
         return {name: contiguous(self._passed.values[variable]) for name, variable in self._passed.at.items()}
 
     def pull(
-        self, target: Target | Mapping[str, Any] = None, form: str = RELEVANCE, edit: Edits | None = None
+        self, target: Target | Flow | Mapping[str, Any] = None, form: str = RELEVANCE, edit: Edits | None = None
     ) -> tuple[Any, dict[str, Tensor]]:
         """The relevance of the inputs, in their structure, and of the layers that `at` names.
 
         Args:
-            target: what enters: any target that `attribute` takes, the relevance of the output (a pytree like it), or
-                {name: relevance} at layers that `at` names, several at once. In place of a relevance there may be a
-                function of the value, or a `Flow`.
+            target: what enters: any target that `attribute` takes; the relevance of the output, a pytree like it, or a
+                `Flow` of one; or {name: relevance} at layers that `at` names, several at once. There, too, a function
+                of the value or a `Flow` may stand for the relevance.
             form: "relevance", or "coefficient": c with R = value * c, for which nothing is divided. Where a rule gives
                 relevance only, it is divided by the stabilized value, with a warning that names the place.
             edit: what becomes of what passes at layers that `at` names, what entered there included: a tensor or a
@@ -168,6 +168,9 @@ class Trail:
         program, output = self._passed.plan.program, self.output
         if isinstance(target, Mapping) and not self._is_output(target):
             return {self._place(name): self._seed(name, given) for name, given in target.items()}
+        if isinstance(target, Flow):
+            form = RELEVANCE if target.is_relevance else COEFFICIENT
+            return at_output(self._passed, check_relevance(target.tensor, output), form)
         if self._is_output(target):
             return at_output(self._passed, check_relevance(target, output))
         return at_output(self._passed, seed(output, target, has_batch(program)))

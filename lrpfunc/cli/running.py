@@ -163,16 +163,25 @@ def report(
     files: Annotated[
         list[Path], typer.Argument(metavar="FILE.h5...", help="What `lrpfunc dataset` wrote; all shards.")
     ],
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--with",
+            metavar="FILE.h5",
+            help="Another run on the same data set, to be shown side by side: another composite, other weights or "
+            "targets. Given again for each of its shards.",
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("report.html"),
     title: Annotated[str, typer.Option(help="The page's title.")] = "",
     size: Annotated[int, typer.Option(help="Pixels of the longer side of each picture.")] = 128,
     overwrite: Overwrite = False,
 ) -> None:
-    """Make a page to look through: one HTML file with all pictures in it."""
+    """Make a page to look through: one HTML file with all pictures in it, of a run or of two side by side."""
     from lrpfunc.pictures.report import page
 
     with ProgressBar("writing") as bar:
-        summary = page.write(files, out, title=title, size=size, overwrite=overwrite, progress=bar)
+        summary = page.write(files, out, title=title, size=size, overwrite=overwrite, progress=bar, beside=beside or [])
     if summary.missing:
         notes([f"the page shows a part of the run: {summary.missing}"])
     output().print(f"{summary.path}: {counted(summary.samples, 'sample')}, {summary.bytes / 1e6:.1f} MB", markup=False)
