@@ -13,7 +13,6 @@ import argparse
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageOps
 
 import lrpfunc
@@ -117,13 +116,14 @@ def main(arguments=None):
     out.mkdir(parents=True, exist_ok=True)
     classifier = classifiers.load("efficientnet_lite0")
     model = lrpfunc.canonize(*lrpfunc.functionalize(classifier.model, preprocessed(classifier, [collage()])))
-    found = {
+    drawn = {
         "contrasts": contrasts(classifier, model),
         "similar": similar(classifier, model),
         "pairs": alike(classifier, model, options.dimensions),
     }
-    for name, figure in found.items():
+    for name, (figure, _) in drawn.items():
         heatmaps.save(figure, out / f"{name}.png", dpi=90)
+    return {name: rows for name, (_, rows) in drawn.items()}
 
 
 def preprocessed(classifier, images):
@@ -169,16 +169,16 @@ def contrasts(classifier, model):
         for name, this, that in ((CAT, cat, cup), (CUP, cup, cat)):
             targets = {
                 "by itself": this,
-                "cat against cup": difference(this, that),
+                "against the other": difference(this, that),
                 "CLRP": against_others(this),
                 "SGLRP": softmax_gradient(this),
             }
             maps = [lrpfunc.attribute(model.fmodel, model.params, x, composite, target) for target in targets.values()]
-            rows[f"{name}, {head} at the head"] = dict(zip(targets, map(share_at_the_left, maps), strict=True))
+            rows[f"{name}, {head.label} at the head"] = dict(zip(targets, map(share_at_the_left, maps), strict=True))
             drawn.append([picture, *(heatmaps.overlay(picture, one[0], quantile=0.99) for one in maps)])
     report("of what is positive, at the cat's side", rows)
     columns = ("", "by itself", "against\nthe other", "against all\n(CLRP)", "against rivals\n(SGLRP)")
-    return heatmaps.figure(drawn[:2], columns, rows=(CAT, CUP))
+    return heatmaps.figure(drawn[:2], columns, rows=(CAT, CUP)), rows
 
 
 def similar(classifier, model):
@@ -198,7 +198,7 @@ def similar(classifier, model):
         rows[name] = dict(zip(targets, map(share_at_the_left, maps), strict=True))
         drawn.append([one, picture, *(heatmaps.overlay(picture, one[0], quantile=0.99) for one in maps)])
     report("of what is positive, at the cat's side", rows)
-    return heatmaps.figure(drawn, ("the given photo", "the picture", "alike by\nthe cosine", "turns towards it"))
+    return heatmaps.figure(drawn, ("the given photo", "the picture", "alike by\nthe cosine", "turns towards it")), rows
 
 
 def alike(classifier, model, most=None):
@@ -216,7 +216,7 @@ def alike(classifier, model, most=None):
         rows[name] = {"one place": connect(axis, photos, each)}
         axis.set_title(name, fontsize=9)
     report(f"of {LINES} pairs", rows)
-    return figure
+    return figure, rows
 
 
 def connect(axis, photos, paired):
