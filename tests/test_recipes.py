@@ -153,7 +153,7 @@ def test_contrasts_are_a_map_less_that_of_all_others(classes, contrast):
     y = model(x).detach()
     if contrast is recipes.against_others:
         score = y[:, [1]]
-        one, others = torch.tensor([0, 1.0, 0, 0]) * score, torch.tensor([1, 0, 1, 1]) / 3 * score
+        one, others = torch.eye(4)[1] * score, (1 - torch.eye(4)[1]) * score / 3
     else:
         p = y.softmax(1)
         one, others = torch.zeros_like(p), p[:, [1]] * p
