@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -429,6 +430,54 @@ def test_report_makes_a_page(folder, tmp_path):
     assert re.fullmatch(rf"{re.escape(str(tmp_path / 'x.html'))}: 40 samples, \d+\.\d MB\n", answer.stdout)
     assert "My &lt;digits&gt;" in (tmp_path / "x.html").read_text()
     complaint(lrp("report", tmp_path / "absent.h5", "-o", tmp_path / "y.html"), cli.BAD_PATH)
+
+
+def test_merge_joins_shards_and_names_a_missing_one(folder, tmp_path):
+    shards = [tmp_path / f"{number}.h5" for number in (1, 2, 3)]
+    for number, shard in enumerate(shards, start=1):
+        fine("dataset", folder, "-m", "digits", "-o", shard, "--shard", f"{number}/3", "--workers", 0)
+    answer = fine("merge", *shards, "-o", tmp_path / "all.h5")
+    assert (answer.stdout, answer.stderr) == (f"{tmp_path / 'all.h5'}: 40 explanations\n", "")
+    line = complaint(lrp("merge", *shards[1:], "-o", tmp_path / "some.h5"), cli.BAD_PATH)
+    assert line == (
+        "error: shard 1/3 is missing: have 2 and 3. Give all shards, or --incomplete to merge what there is."
+    )
+    answer = fine("merge", *shards[1:], "-o", tmp_path / "some.h5", "--incomplete")
+    assert answer.stderr == "note: the file has a part of the run: shard 1/3 is missing: have 2 and 3.\n"
+    answer = fine("report", *shards[1:], "-o", tmp_path / "some.html")
+    assert answer.stderr == "note: the page shows a part of the run: shard 1/3 is missing: have 2 and 3.\n"
+
+
+def test_merge_tells_of_samples_that_failed(broken, tmp_path):
+    Image.new("L", (8, 8)).save(broken / "d.png")
+    for number in (1, 2):
+        out = tmp_path / f"{number}.h5"
+        lrp("dataset", broken, "-m", "digits", "-o", out, "--shard", f"{number}/2", "--workers", 0)
+    answer = fine("merge", tmp_path / "1.h5", tmp_path / "2.h5", "-o", tmp_path / "all.h5")
+    assert answer.stderr == f"note: 1 sample could not be explained: see 'errors' in {tmp_path / 'all.h5'}\n"
+
+
+def test_limits_of_the_system_are_one_line(folder, tmp_path):
+    """No file may be larger than 8 KB (ulimit -f)."""
+    for number in (1, 2):
+        fine("dataset", folder, "-m", "digits", "-o", tmp_path / f"{number}.h5", "--shard", f"{number}/2", "-t", "top2")
+    there = sorted(tmp_path.iterdir())
+    commands = {
+        "x.h5.part.new": ("dataset", folder, "-m", "digits", "--workers", 0, "-o", tmp_path / "x.h5"),
+        "y.h5.part.copy": ("merge", tmp_path / "1.h5", tmp_path / "2.h5", "-o", tmp_path / "y.h5"),
+        "z.html": ("report", tmp_path / "1.h5", "-o", tmp_path / "z.html"),
+    }
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for name, command in commands.items():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
+        try:
+            answer = lrp(*command)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        line = "The file would be larger than files may be here: see ulimit -f."
+        assert answer.exit_code == cli.BAD_PATH, answer.output
+        assert answer.stderr.splitlines()[-1] == f"error: {tmp_path / name}: File too large. {line}"
+        assert sorted(tmp_path.iterdir()) == there
 
 
 def test_report_sets_two_runs_side_by_side(folder, tmp_path):

@@ -156,7 +156,9 @@ def test_every_public_function_has_an_example_that_runs(name):
     (example,) = doctest.DocTestFinder(recurse=False).find(function, name, globs={})
     assert example.examples, "an example is missing: >>> import lrpfunc, torch"
     out: list[str] = []
-    doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE).run(example, out=out.append)
+    doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE).run(
+        example, out=out.append
+    )
     assert not out, "".join(out)
 
 

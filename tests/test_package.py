@@ -72,7 +72,9 @@ def test_the_wheel_holds_the_package_and_nothing_else(built):
     names = set(in_wheel(built[1]))
     ours = {name for name in names if ".dist-info/" not in name}
     assert ours == in_tree(ROOT / "lrpfunc")
-    expected = "py.typed text/page.html.jinja pictures/report/page.js digits/data/digits.safetensors rules/README.md"
+    expected = (
+        "py.typed text/page.html.jinja pictures/report/script/plot.js digits/data/digits.safetensors rules/README.md"
+    )
     assert {f"lrpfunc/{name}" for name in expected.split()} <= ours
     assert [name for name in names if name.endswith("licenses/LICENSE")]
 

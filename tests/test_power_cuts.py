@@ -12,7 +12,7 @@ from lrpfunc.pictures import hdf5, runs
 from lrpfunc.pictures.classifiers import Standard
 from lrpfunc.pictures.hdf5 import reading
 from tests.examinations import examined_here
-from tests.power_cuts import Disk, by_chance, everything, nothing, the_last
+from tests.power_cuts import Disk, by_chance, nothing, the_last
 
 NAMES = ["1/001.png", "3/003.png", "5/005.png", "6/006.png", "8/008.png"]
 BATCH = 2
@@ -90,7 +90,7 @@ def cut_everywhere(source, tmp_path, run, kinds, cuts=1):
 def test_a_power_cut_at_any_moment_costs_a_batch_at_most(broken, folder, run, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # nothing but the watched disk need last
     monkeypatch.setattr(os, "fdatasync", lambda descriptor: None)
-    kinds = [("nothing", nothing), ("everything", everything), ("the last", the_last), ("some", by_chance(0))]
+    kinds = [("nothing", nothing), ("the last", the_last), ("some", by_chance(0))]  # all: as killed, in test_runs.py
     cut_everywhere(images(folder, tmp_path / "source", broken), tmp_path, run, kinds)
 
 

@@ -167,6 +167,27 @@ def test_a_file_that_took_the_name_during_the_run_is_kept(folder, classifier, tm
     assert runs.run(folder, out, classifier, resume=True).written == 0
 
 
+def test_what_came_between_at_the_names_of_side_files_is_kept(broken, classifier, tmp_path, monkeypatch):  # noqa: F811
+    out = tmp_path / "run.h5"
+    copy, part = tmp_path / "run.h5.part.copy", tmp_path / "run.h5.part"
+    with pytest.raises(FileError, match=r"part\.copy is no HDF5 file, or a damaged one\. It is in the way"):
+        runs.run(broken, out, classifier, progress=lambda *_: copy.write_bytes(THESIS))
+    assert copy.read_bytes() == THESIS
+    copy.unlink()
+    assert runs.run(broken, out, classifier, resume=True).written == 0
+    made = hdf5.made
+
+    def late(*arguments):
+        part.write_bytes(THESIS)
+        return made(*arguments)
+
+    monkeypatch.setattr(hdf5, "made", late)
+    with pytest.raises(FileError, match=r"part is in the way: it is something that has come into being meanwhile, no"):
+        runs.run(broken, out, classifier, overwrite=True)
+    assert part.read_bytes() == THESIS
+    assert left_behind(out) == ["run.h5", "run.h5.journal", "run.h5.part"]
+
+
 def test_what_was_to_be_overwritten_is_so_by_the_resumed_run_too(folder, classifier, tmp_path):
     out = tmp_path / "run.h5"
     out.write_bytes(THESIS)

@@ -446,6 +446,7 @@ MAY_LIST = {
     ("rules/__init__.py", "clamp"): "rules that have the names of operations",
     ("pictures/runs.py", "std"): "the names of a classifier's mean and standard deviation",
     ("pictures/workfile.py", "std"): "the names of a classifier's mean and standard deviation",
+    ("pictures/shards.py", "std"): "the names of a classifier's mean and standard deviation",
 }
 
 

@@ -16,6 +16,7 @@ from lrpfunc.errors import FileError, InputError
 from lrpfunc.pictures import hdf5, sidefiles
 from lrpfunc.pictures.hdf5 import Columns, Failure, Run, Schema, Writer
 from lrpfunc.pictures.journal import Journal, locked
+from lrpfunc.pictures.sidefiles import InTheWayError
 
 COPIED_BYTES = 1 << 26
 
@@ -86,10 +87,14 @@ class Workfile:
         self._stack.callback(os.close, writer.descriptor)
         try:
             writer.seal()
+            is_ours = self._work is not None and sidefiles.is_at(self.work, self._work.descriptor)
+            if os.path.lexists(self.work) and not is_ours:
+                raise InTheWayError(self.work, "something that has come into being meanwhile")
             os.replace(self.new, self.work)
-            sidefiles.sync_folder(self.work.parent)
-        finally:
+        except BaseException:
             self.new.unlink(missing_ok=True)
+            raise
+        sidefiles.sync_folder(self.work.parent)
         file = self._stack.enter_context(io.FileIO(writer.descriptor, "rb", closefd=False))
         self._work = Run(self.work, file, writer.contents)
         writer.path = self.work
@@ -120,11 +125,13 @@ class Workfile:
         blocks: Iterable[tuple[int, Columns]],
     ) -> None:
         """Write the whole file at once, under another name until it is whole. Errors: as `finish`."""
+        _discard(self.copy)  # again, as a run takes long
+        hdf5.write(self.copy, schema, details, categories, failures, blocks)
         try:
-            hdf5.write(self.copy, schema, details, categories, failures, blocks)
             self._move(self.copy)
-        finally:
+        except BaseException:
             self.copy.unlink(missing_ok=True)
+            raise
 
     def _move(self, path: Path) -> None:
         if os.path.lexists(self.out) and not self._overwrite:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import sys
 import time
@@ -201,7 +202,7 @@ def _details(file: h5py.File) -> dict[str, Any]:
     if len(text) > DETAILS_BYTES:
         raise _not(f"its attribute '{DETAILS}' is longer than {DETAILS_BYTES} bytes")
     try:
-        details = json.loads(text, parse_constant=_no_number)
+        details = json.loads(text, parse_constant=_number, parse_float=_number)
     except (ValueError, RecursionError):
         raise _not(f"its attribute '{DETAILS}' is no JSON") from None
     if not isinstance(details, dict) or _depth(details) > DEPTH:
@@ -224,8 +225,12 @@ def _is_meaning(output: Any) -> bool:
     )
 
 
-def _no_number(text: str) -> None:
-    raise ValueError(text)
+def _number(text: str) -> float:
+    """A number in JSON. Errors: `ValueError` if it is none, or larger than any."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
 
 
 def _depth(value: Any, limit: int = DEPTH) -> int:
