@@ -288,7 +288,7 @@ def picture(found: Mapping[str, Sequence[Row]]):
             for row in found[network]:
                 if (row.unit, row.tested) == (unit, tested):
                     _draw(axis, row)
-            axis.set_title(f"{network}, {tested}: {unit} pruned", fontsize=8)
+            axis.set_title(f"{network}: {unit} pruned\n{tested}", fontsize=8)
             axis.spines[["top", "right"]].set_visible(False)
         axes[0].set_ylabel("right answers")
     for axis in grid[-1]:
