@@ -235,8 +235,13 @@ def truth(fmodel, params, runs: Runs) -> dict[str, Tensor]:
 
 def estimates(fmodel, params, runs: Runs, steps: int = 10) -> dict[str, dict[str, Tensor]]:
     """What each method says of all nodes, by method and kind."""
+    margins = margin(runs)
+
+    def explained(output: Tensor) -> Tensor:
+        return output * margins(output)
+
     found = {
-        method: circuits.patching(fmodel, params, runs.clean, runs.corrupted, margin(runs), composite, at=AT)
+        method: circuits.patching(fmodel, params, runs.clean, runs.corrupted, explained, composite, at=AT)
         for method, composite in METHODS.items()
     }
     found[INTEGRATED] = integrated(fmodel, params, runs, steps)

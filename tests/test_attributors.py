@@ -47,7 +47,7 @@ def test_the_gradient_is_zennits_and_captums(net):
     products = captum.InputXGradient(model).attribute(leaf, target=2)
     close(gradient(fmodel, params, x, 2, times_input=True), products.detach())
     close(gradient(fmodel, params, x), gradient(fmodel, params, x, model(x).argmax(1)))
-    close(gradient(fmodel, params, x, lambda y: 3 * one_hot(y)), 3 * got)
+    close(gradient(fmodel, params, x, lambda y: 3 * y * one_hot(y)), 3 * got)
 
 
 @pytest.mark.parametrize("samples", [1, 5])

@@ -111,6 +111,28 @@ def test_patching_of_a_model_whose_output_is_a_structure():
     torch.testing.assert_close(found.sum(1), expected[[0, 1], best])
 
 
+def test_a_function_as_target_is_that_of_attribute():
+    """Of a difference of two logits, whatever these are."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3)).double()
+    clean, corrupted = torch.randn(2, 5, 4, dtype=torch.float64)
+    fmodel, params = lrpfunc.functionalize(model, clean)
+    signs = torch.tensor([1.0, 0.0, -1.0], dtype=torch.float64)
+    found = circuits.patching(fmodel, params, clean, corrupted, lambda y: y * signs, rules.epsilon(0), at="0")["0"]
+    close(found.sum(1), ((model(clean) - model(corrupted)) @ signs).detach())
+
+
+def test_the_inputs_are_not_asked_for(recwarn):
+    fmodel, params, x = subject("branches")
+    circuits.patching(fmodel, params, x, x.flip(0), 1, composites.epsilon_plus_flat(), at="narrow")
+    assert not recwarn.list
+    trail = lrpfunc.record(fmodel, params, x, composites.epsilon_plus_flat(), at="narrow")
+    nothing, inner = trail.pull(1, inputs=False)
+    several, inside = trail.pull_each([1, 2], inputs=False)
+    assert nothing is several is None
+    close(inside["narrow"][0], inner["narrow"])
+
+
 def test_runs_of_other_shapes():
     fmodel, params = lrpfunc.functionalize(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.ones(2, 4))
     with pytest.raises(InputError, match=r"runs of the same shapes, but '0' is \(2, 3\) in the clean run and \(5, 3\)"):

@@ -110,7 +110,11 @@ class Trail:
         return {name: contiguous(self._passed.values[variable]) for name, variable in self._passed.at.items()}
 
     def pull(
-        self, target: Target | Flow | Mapping[str, Any] = None, form: str = RELEVANCE, edit: Edits | None = None
+        self,
+        target: Target | Flow | Mapping[str, Any] = None,
+        form: str = RELEVANCE,
+        edit: Edits | None = None,
+        inputs: bool = True,
     ) -> tuple[Any, dict[str, Tensor]]:
         """The relevance of the inputs, in their structure, and of the layers that `at` names.
 
@@ -123,10 +127,12 @@ class Trail:
                 such as token ids, have no coefficient, and are given their relevance.
             edit: what becomes of what passes at layers that `at` names, what entered there included: a tensor or a
                 number multiplies it, a function maps relevance to relevance. What is returned for the layer is edited.
+            inputs: whether the inputs' is wanted; None stands for it otherwise.
 
         Errors: `TargetError`, `RuleError`, `InputError`.
         """
-        return self._finished(backward(self._passed, self._entering(target), self._edits(edit)), form)
+        _check_form(form)
+        return self._finished(backward(self._passed, self._entering(target), self._edits(edit)), form, inputs)
 
     def pull_each(
         self,
@@ -134,6 +140,7 @@ class Trail:
         form: str = RELEVANCE,
         edit: Edits | None = None,
         chunk_size: int | None = None,
+        inputs: bool = True,
     ) -> tuple[Any, dict[str, Tensor]]:
         """As `pull` for each of several targets, all in one batch: the results have a first dimension for the targets.
 
@@ -142,9 +149,11 @@ class Trail:
             form: as `pull` takes it.
             edit: as `pull` takes it; the same for all targets.
             chunk_size: how many targets to pull back at once, to save memory; None: all.
+            inputs: as `pull` takes it.
 
         Errors: those of `pull`; `TargetError` if there is no target, or targets enter at different places.
         """
+        _check_form(form)
         check_chunk_size(chunk_size)
         entering = [self._entering(target) for target in several(targets)]
         places = list(entering[0])
@@ -156,7 +165,7 @@ class Trail:
 
         def back(*tensors):  # vmap takes and gives nothing but tensors
             flows = {name: entering[0][name].moved(one) for name, one in zip(places, tensors, strict=True)}
-            found = self._finished(backward(self._passed, flows, edits), form)
+            found = self._finished(backward(self._passed, flows, edits), form, inputs)
             template[:] = [found]
             return tuple(leaf for leaf in optree.tree_leaves(found, namespace=NAMESPACE) if isinstance(leaf, Tensor))
 
@@ -203,15 +212,15 @@ class Trail:
     def _edits(self, edit: Edits | None) -> dict[str, Edit]:
         return {self._place(name): _edit(name, given) for name, given in (edit or {}).items()}
 
-    def _finished(self, found: tuple[dict[str, Flow], dict[str, Flow | None]], form: str) -> tuple[Any, dict]:
+    def _finished(
+        self, found: tuple[dict[str, Flow], dict[str, Flow | None]], form: str, inputs: bool
+    ) -> tuple[Any, dict]:
         """Flows as what was asked for."""
-        if form not in FORMS:
-            raise RuleError(f"form must be {' or '.join(map(repr, FORMS))}, but is {form!r}.")
         flows, inner = found
         read = _as_relevance if form == RELEVANCE else _as_coefficient
         passed = self._passed
         kept = {name: contiguous(read(name, inner[v], passed.values[v])) for name, v in passed.at.items()}
-        return at_inputs(passed, flows, read), kept
+        return (at_inputs(passed, flows, read) if inputs else None), kept
 
     def __repr__(self) -> str:
         leaves = optree.tree_leaves(self.output, namespace=NAMESPACE)
@@ -280,6 +289,11 @@ def check_chunk_size(chunk_size: int | None) -> None:
     """Errors: `TargetError` for what is no number of targets."""
     if chunk_size is not None and (type(chunk_size) is not int or chunk_size < 1):
         raise TargetError(f"chunk_size must be a number of targets >= 1, but is {chunk_size!r}.")
+
+
+def _check_form(form: str) -> None:
+    if form not in FORMS:
+        raise RuleError(f"form must be {' or '.join(map(repr, FORMS))}, but is {form!r}.")
 
 
 def _relevance(tensor: Tensor) -> Flow:

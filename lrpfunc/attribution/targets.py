@@ -30,12 +30,35 @@ def seed(output: Any, target: Target, has_batch: bool = True) -> Any:
     """
     if callable(target) and not isinstance(target, Tensor):
         return check_relevance(target(output), output)
+    return _marked(output, target, has_batch, lambda logits, chosen: logits * chosen)
+
+
+def _marked(output: Any, target: Target, has_batch: bool, mark: Callable[[Tensor, Tensor], Tensor]) -> Any:
+    """Zeros in the structure of an output, but for what `mark` makes of the logits and of where they are explained."""
     leaves, structure = optree.tree_flatten(output, namespace=NAMESPACE)
     position = _explained(leaves)
     logits = leaves[position]
-    seeds = [torch.zeros_like(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-    seeds[position] = logits * (_one_hot(logits, target) if has_batch else _one_hot(logits[None], target)[0])
-    return optree.tree_unflatten(structure, seeds)
+    marked = [torch.zeros_like(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    marked[position] = mark(logits, _one_hot(logits, target) if has_batch else _one_hot(logits[None], target)[0])
+    return optree.tree_unflatten(structure, marked)
+
+
+def cotangent(output: Any, target: Target, has_batch: bool = True) -> Any:
+    """One at what a target explains, zero elsewhere, in the structure of `output`: the derivative of what is explained.
+
+    A function `output -> R_out` gives R_out / output, zero where the output is: of a difference of two logits 1 and -1.
+    Errors: those of `seed`.
+    """
+    if not callable(target) or isinstance(target, Tensor):
+        return _marked(output, target, has_batch, lambda logits, chosen: chosen.to(logits.dtype))
+    given, structure = optree.tree_flatten(seed(output, target, has_batch), namespace=NAMESPACE)
+    pairs = zip(given, optree.tree_leaves(output, namespace=NAMESPACE), strict=True)
+    return optree.tree_unflatten(structure, [_quotient(r, y) if isinstance(y, Tensor) else r for r, y in pairs])
+
+
+def _quotient(relevance: Tensor, value: Tensor) -> Tensor:
+    is_zero = value == 0
+    return torch.where(is_zero, 0.0, relevance / torch.where(is_zero, 1.0, value))
 
 
 def has_batch(program: Program) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrpfunc.attribution import Target, has_batch, seed
+from lrpfunc.attribution import Target, cotangent, has_batch
 from lrpfunc.errors import InputError, TargetError
 from lrpfunc.program import Program
 
@@ -20,8 +20,7 @@ def gradient(fmodel: Program, params, x: Tensor, target: Target = None, times_in
         fmodel: a program.
         params: its parameters.
         x: one input, a floating-point tensor.
-        target: what is explained, as `attribute` takes it: the gradient of a class's logit. A function `output -> g`
-            gives the cotangent itself.
+        target: what is explained, as `attribute` takes it: a class, or a function output -> R_out.
         times_input: x * gradient, which is LRP-0 on a piecewise linear network.
 
     Errors: `TargetError`, `InputError`.
@@ -34,7 +33,7 @@ def gradient(fmodel: Program, params, x: Tensor, target: Target = None, times_in
     """
     check_input(x)
     output, pullback = _vjp(lambda x: fmodel(params, x), x)
-    moved = pullback(_cotangent(fmodel, output, target))[0]
+    moved = pullback(_chosen(fmodel, output, target))[0]
     return x * moved if times_input else moved
 
 
@@ -57,7 +56,7 @@ def score(fmodel: Program, params, x: Tensor, target: Target = None) -> Callable
     """
     check_input(x)
     with torch.no_grad():
-        chosen = _cotangent(fmodel, fmodel(params, x), target)
+        chosen = _chosen(fmodel, fmodel(params, x), target)
 
     def explained(x: Tensor) -> Tensor:
         return (fmodel(params, x) * chosen).flatten(1).sum(1)
@@ -69,19 +68,11 @@ def _vjp(function: Callable, x: Tensor) -> Any:
     return torch.func.vjp(function, x)
 
 
-def _cotangent(fmodel: Program, output: Any, target: Target) -> Tensor:
-    """One at the explained output, zero elsewhere."""
+def _chosen(fmodel: Program, output: Any, target: Target) -> Tensor:
     if not isinstance(output, Tensor):
-        raise TargetError(
-            f"the output must be one tensor, but is {type(output).__name__}: trace a function that picks."
-        )
-    if callable(target) and not isinstance(target, Tensor):
-        return seed(output, target)
-    return seed(torch.ones_like(output), target if target is not None else _best(output), has_batch(fmodel))
-
-
-def _best(output: Tensor) -> Target:
-    return output.argmax(1) if output.dim() == 2 else None
+        got = type(output).__name__
+        raise TargetError(f"the output must be one tensor, but is {got}: trace a function that picks one.")
+    return cotangent(output, target, has_batch(fmodel))
 
 
 def check_input(x: Any) -> None:

@@ -148,5 +148,5 @@ def _jacobians(trail, sources: Sequence[str], final: str, position: int, chunk_s
         start = torch.zeros_like(value)
         start[:, position, i] = 1
         starts.append({final: Flow(coefficient=start)})
-    _, inner = trail.pull_each(starts, form="coefficient", chunk_size=chunk_size)
+    _, inner = trail.pull_each(starts, form="coefficient", chunk_size=chunk_size, inputs=False)
     return torch.stack([inner[name][:, :, position].movedim(0, 1) for name in sources])

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-import optree
-import torch
 from torch import Tensor
 
-from lrpfunc.attribution import Target, has_batch, record, seed
+from lrpfunc.attribution import Target, cotangent, has_batch, record
 from lrpfunc.attribution.interpreter import unpack
 from lrpfunc.attribution.places import outputs_named
 from lrpfunc.composites import Entries
 from lrpfunc.errors import InputError
-from lrpfunc.program import NAMESPACE, Program
+from lrpfunc.program import Program
 from lrpfunc.rules import Flow
 
 
@@ -38,8 +36,7 @@ def patching(
         params: its parameters.
         clean: inputs, as `attribute` takes them.
         corrupted: inputs of the same shapes.
-        target: what is explained, a class (or position and token), or a function output -> its cotangent, one where
-            `attribute` would have the logit.
+        target: what is explained, as `attribute` takes it: a class, (position, class), or a function output -> R_out.
         rules: a composite, a mapping or a rule, which is for layers: what is no layer keeps its usual rule.
         at: names of layers, as `record` takes them: "*.self_attn:heads", "*.mlp:neurons", "layers.*:residual".
 
@@ -63,25 +60,9 @@ def patching(
                 f"patching needs runs of the same shapes, but '{name}' is {tuple(shape)} in the clean run and "
                 f"{tuple(value.shape)} in the corrupted one."
             )
-    start = Flow(coefficient=_cotangent(fmodel, bad.output, target))
-    _, coefficients = bad.pull(start, form="coefficient")
+    start = Flow(coefficient=cotangent(bad.output, target, has_batch(fmodel)))
+    _, coefficients = bad.pull(start, form="coefficient", inputs=False)
     return {name: (good.values[name] - value) * coefficients[name] for name, value in bad.values.items()}
-
-
-def _cotangent(fmodel: Program, output, target: Target):
-    """One at the explained output; what a function gives."""
-    if callable(target) and not isinstance(target, Tensor):
-        return target(output)
-    if target is None:
-        return _each(seed(output, None, has_batch(fmodel)), lambda leaf: (leaf != 0).to(leaf.dtype))
-    return seed(_each(output, torch.ones_like), target, has_batch(fmodel))
-
-
-def _each(output, function: Callable[[Tensor], Tensor]):
-    """An output, which may be a model's own structure, with other tensors in it."""
-    leaves, structure = optree.tree_flatten(output, namespace=NAMESPACE)
-    changed = [function(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-    return optree.tree_unflatten(structure, changed)
 
 
 def patched(fmodel: Program, params, x, values: Mapping[str, Tensor]):
