@@ -703,6 +703,14 @@ def test_any_encoding_will_do(encoding, folder, tmp_path):
     assert (shown.returncode, shown.stderr) == (0, b"")
 
 
+@pytest.fixture
+def interruptible():
+    """Where tests run in the background, a shell has had ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize(
     ("command", "advice"),
@@ -712,7 +720,9 @@ def test_any_encoding_will_do(encoding, folder, tmp_path):
         ("inspect", "Nothing was written; the same command begins anew."),
     ],
 )
-def test_who_stops_a_command_is_told_how_to_go_on(sign, code, command, advice, folder, tmp_path, monkeypatch):
+def test_who_stops_a_command_is_told_how_to_go_on(
+    sign, code, command, advice, folder, tmp_path, monkeypatch, interruptible
+):
     def stop(*arguments, **options):
         os.kill(os.getpid(), sign)
         raise AssertionError("never here: the signal is dealt with first")

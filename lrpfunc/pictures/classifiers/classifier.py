@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 IMAGENET_MEAN, IMAGENET_STD, IMAGENET_SIZE = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224
+REACH = 3  # pixels that Lanczos, the widest of the filters, sees on each side
 STRIP = 16  # the longer side in shorter ones, of pictures of which only the middle is resized
 
 
@@ -55,11 +57,15 @@ class Standard:
         whole = int(resized * long / short)  # as torchvision rounds
         kept = min(whole, self.size)
         start = round((whole - kept) / 2)
-        ends = start * long / whole, (start + kept) * long / whole
+        margin = math.ceil(REACH * max(1, whole / long)) + 1  # since Pillow 13 a filter sees nothing beyond the box
+        first, last = max(0, start - margin), min(whole, start + kept + margin)
         is_wide = image.width == long
+        ends = first * long / whole, last * long / whole
         box = (ends[0], 0, ends[1], short) if is_wide else (0, ends[0], short, ends[1])
-        size = (kept, resized) if is_wide else (resized, kept)
-        return image.resize(size, Image.Resampling[self.interpolation.upper()], box)
+        size = (last - first, resized) if is_wide else (resized, last - first)
+        made = image.resize(size, Image.Resampling[self.interpolation.upper()], box)
+        begin = start - first
+        return made.crop((begin, 0, begin + kept, resized) if is_wide else (0, begin, resized, begin + kept))
 
 
 @dataclass(frozen=True)
