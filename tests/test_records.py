@@ -398,6 +398,35 @@ def test_edits_that_do_not_fit(edit, error, message, trail):
         trail.pull(1, edit=edit)
 
 
+def test_edits_and_seeds_that_are_no_mapping_or_nothing(trail):
+    with pytest.raises(InputError, match=r"edits are \{name: mask or function\}, but got list"):
+        trail.pull(1, edit=[0.5])
+    with pytest.raises(TargetError, match="nothing enters: give the relevance of one layer at least"):
+        trail.pull({})
+
+
+def test_one_layer_by_two_names():
+    model = nn.Sequential(nn.Sequential(nn.Linear(4, 5), nn.ReLU()), nn.Linear(5, 3)).double()
+    x = torch.randn(2, 4, dtype=torch.float64)
+    fmodel, params = lrpfunc.functionalize(model, x)
+    trail = lrpfunc.record(fmodel, params, x, composites.epsilon(), at=["0", "0.1"])
+    seed = trail.values["0"]
+    close(trail.pull({"0": seed, "0.1": seed})[0], 2 * trail.pull({"0": seed})[0])
+    with pytest.raises(InputError, match=r"some of '0', '0\.1' are one layer: edit it once"):
+        trail.pull(1, edit={"0": 0.5, "0.1": 0.5})
+
+
+def test_masks_of_another_dtype():
+    model, x = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)).bfloat16(), torch.randn(2, 4).bfloat16()
+    fmodel, params = lrpfunc.functionalize(model, x)
+    trail = lrpfunc.record(fmodel, params, x, composites.epsilon(), at="1")
+    expected, _ = trail.pull(1, edit={"1": 0.5})
+    for mask in (torch.full((2, 5), 0.5), torch.full((5,), 0.5, dtype=torch.float64)):
+        assert torch.equal(trail.pull(1, edit={"1": mask})[0], expected)
+    whole, _ = trail.pull(1)
+    assert torch.equal(trail.pull(1, edit={"1": torch.ones(5, dtype=torch.bool)})[0], whole)
+
+
 def test_batches_that_are_none(trail):
     with pytest.raises(TargetError, match="targets must be a sequence of at least one target or an index tensor"):
         trail.pull_each([])

@@ -14,6 +14,7 @@ from torch import Tensor
 from lrpfunc.attribution.interpreter import (
     Edit,
     Passed,
+    add,
     at_inputs,
     at_output,
     backward,
@@ -177,13 +178,22 @@ class Trail:
         """The flows that enter, by the variables they enter at."""
         program, output = self._passed.plan.program, self.output
         if isinstance(target, Mapping) and not self._is_output(target):
-            return {self._place(name): self._seed(name, given) for name, given in target.items()}
+            return self._entering_at(target)
         if isinstance(target, Flow):
             form = RELEVANCE if target.is_relevance else COEFFICIENT
             return at_output(self._passed, check_relevance(target.tensor, output), form)
         if self._is_output(target):
             return at_output(self._passed, check_relevance(target, output))
         return at_output(self._passed, seed(output, target, has_batch(program)))
+
+    def _entering_at(self, given: Mapping[str, Any]) -> dict[str, Flow]:
+        if not given:
+            raise TargetError("nothing enters: give the relevance of one layer at least, {name: relevance}.")
+        flows: dict[str, Flow] = {}
+        for name, one in given.items():
+            place = self._place(name)
+            add(flows, place, self._seed(name, one), self._passed.values)
+        return flows
 
     def _is_output(self, target: Any) -> bool:
         """Whether a target is the relevance of the output itself, tensors in its structure."""
@@ -210,7 +220,12 @@ class Trail:
         return flow or _relevance(entering)
 
     def _edits(self, edit: Edits | None) -> dict[str, Edit]:
-        return {self._place(name): _edit(name, given) for name, given in (edit or {}).items()}
+        if edit is not None and not isinstance(edit, Mapping):
+            raise InputError(f"edits are {{name: mask or function}}, but got {type(edit).__name__}.")
+        edits = {self._place(name): _edit(name, given) for name, given in (edit or {}).items()}
+        if len(edits) < len(edit or {}):
+            raise InputError(f"some of {', '.join(map(repr, edit or {}))} are one layer: edit it once.")
+        return edits
 
     def _finished(
         self, found: tuple[dict[str, Flow], dict[str, Flow | None]], form: str, inputs: bool
@@ -329,7 +344,8 @@ def _edit(name: str, given: Any) -> Edit:
                 f"{who} multiplies what passes there, {tuple(value.shape)}, which a mask {tuple(given.shape)} would "
                 "give another shape."
             )
-        return flow.moved(flow.tensor * given)
+        mask = given.to(no_relevance(value).dtype) if isinstance(given, Tensor) else given
+        return flow.moved(flow.tensor * mask)
 
     if isinstance(given, bool) or not isinstance(given, (Tensor, int, float)):
         raise InputError(f"{who} must be a tensor, a number, or a function of a relevance, but is {given!r}.")
