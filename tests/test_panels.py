@@ -250,6 +250,20 @@ def test_names_of_classes_are_made_fit_for_files(folder, classifier, tmp_path):
     assert [s.label for s in done] == [names[0], names[1], ""]
 
 
+def test_long_names_that_begin_alike_stay_different():
+    names = [f"mypackage_explanations_composites:{name}" for name in ("epsilon_plus", "epsilon_flat")]
+    short = [panels._short(name) for name in names]
+    assert len(set(short)) == 2
+    assert all(len(name) <= panels.LETTERS for name in short)
+    assert panels._short("epsilon") == "epsilon"
+
+
+def test_a_sheet_of_other_images_stands_beside_an_earlier_one(folder, classifier, tmp_path):
+    for number in (3, 5):
+        panels.write([folder / str(number) / f"00{number}.png"], tmp_path, classifier, ("epsilon", "epsilon_plus"))
+    assert len(list(tmp_path.glob("comparison-?.digits.epsilon+epsilon_plus.png"))) == 2
+
+
 def test_a_class_wanted_twice_is_one(folder, classifier, tmp_path):
     path = folder / "3" / "003.png"
     done, *_ = panels.write([path, path], tmp_path / "out", classifier, targets=["3", "top", "top2", "3"])

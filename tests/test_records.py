@@ -457,3 +457,15 @@ def test_patterns_are_several_layers():
     trail = lrpfunc.record(fmodel, params, x, composites.epsilon(), at=["0.*e", "0", "2"])
     assert list(trail.values) == ["0.side", "0", "2"]
     torch.testing.assert_close(trail.values["0"], model[0](x).detach())
+
+
+def test_leaves_keep_their_places_in_compiled_code():
+    """Also where a dict is not in the order of its keys."""
+    fmodel, params, x = subject("dense")
+    params, rule = dict(reversed(params.items())), composites.epsilon()
+
+    def explained(params, x):
+        return lrpfunc.parameter_relevance(fmodel, params, x, rule, 1)
+
+    compiled = torch.compile(explained, fullgraph=True, backend="eager")
+    close(compiled(params, x), explained(params, x))

@@ -53,7 +53,7 @@ LIMITS = (
     Limit(
         (2, 12),
         r"test_compiling\.py|test_a_prepared_explanation_compiles|test_targets_compile|test_torch_compile_|"
-        r"test_a_canonical_attribution_compiles|test_a_record_compiles",
+        r"test_a_canonical_attribution_compiles|test_a_record_compiles|in_compiled_code",
         "its compiler cannot follow frozen dataclasses, named tuples told by identity and optree",
     ),
     Limit((2, 9), r"test_complex_values_move\[(filter|spectral)", "its vmap of real Fourier transforms fails in MKL"),

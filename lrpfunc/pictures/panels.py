@@ -6,6 +6,7 @@ and its file.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -122,7 +123,7 @@ class _Job:
         self.found: list[Found] = []
         self.files: list[Path] = []
         self.said = Notices()
-        beginning = f"{_slug(classifier.name)}.{'+'.join(map(_slug, composites))[:80]}"
+        beginning = f"{_short(classifier.name)}.{'+'.join(map(_short, composites))[:80]}"
         self.sheets = Sheets(out, beginning, composites, style, overwrite)
 
     def explain(self, path: Path, name: str) -> None:
@@ -141,7 +142,7 @@ class _Job:
             raise _Unusable(str(error)) from error
         picture = picture_of(self.classifier.pixels(x)[0])
         for one in found:
-            stem = f"{name}.{_slug(self.classifier.name)}.{_slug(one.composite)}.{_class(one)}"
+            stem = f"{name}.{_short(self.classifier.name)}.{_short(one.composite)}.{_class(one)}"
             self.files += draw(one, picture, self.out / stem, self.style, self.overwrite, self.relevance)
         self.found += found
         if len(self.composites) > 1:
@@ -203,6 +204,13 @@ def _class(one: Found) -> str:
 
 def _slug(label: str) -> str:
     return re.sub(r"[^\w-]+", "_", label)[:LETTERS]
+
+
+def _short(name: str) -> str:
+    """As `_slug`, but names that begin alike stay different."""
+    slug = _slug(name)
+    is_cut = len(name) > LETTERS
+    return f"{slug[: LETTERS - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}" if is_cut else slug
 
 
 def table(written: Written, console: Console) -> None:

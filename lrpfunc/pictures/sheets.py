@@ -48,11 +48,20 @@ class Sheets:
     def finish(self) -> None:
         """Write what is left. Errors: `FileError` for a sheet that exists; `OSError`."""
         if self._rows:
-            path = self._out / f"comparison-{len(self.files) + 1}.{self._beginning}.png"
+            path = self._free()
             with outfile(path, self._overwrite) as part:
                 heatmaps.save(self._figure(), part, dpi=120, about=self._about())
             self.files.append(path)
             self._rows = []
+
+    def _free(self) -> Path:
+        """The next name; without `overwrite` one that no earlier run has taken for other images."""
+        number = len(self.files) + 1
+        while True:
+            path = self._out / f"comparison-{number}.{self._beginning}.png"
+            if path not in self.files and (self._overwrite or not path.exists()):
+                return path
+            number += 1
 
     def _about(self) -> dict[str, str]:
         version = f"lrpfunc {lrpfunc.__version__}"

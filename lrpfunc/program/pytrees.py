@@ -36,8 +36,9 @@ def label_inputs(names: Sequence[str], inputs: tuple) -> list[str]:
 
 def refilled(tree, tensors: Sequence[Tensor]):
     """A pytree with other tensors in the place of its own."""
-    filled = iter(tensors)
-    return optree.tree_map(lambda leaf: next(filled) if isinstance(leaf, Tensor) else leaf, tree, namespace=NAMESPACE)
+    leaves, structure = optree.tree_flatten(tree, namespace=NAMESPACE)
+    filled = iter(tensors)  # leaf by leaf: torch.compile goes through a tree_map in another order
+    return optree.tree_unflatten(structure, [next(filled) if isinstance(leaf, Tensor) else leaf for leaf in leaves])
 
 
 # -- dataclasses ------------------------------------------------------------------------------------------------------
