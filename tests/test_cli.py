@@ -221,6 +221,12 @@ def test_methods_stand_beside_composites(folder, tmp_path):
     )
 
 
+def test_a_run_has_one_explanation(folder, tmp_path):
+    options = ("-m", "digits", "-o", tmp_path / "x.h5", "-c", "epsilon", "--method", "gradient")
+    line = complaint(lrp("dataset", folder, *options))
+    assert line == "error: a run has one explanation: give --composite or --method, and a second run for the other."
+
+
 def test_several_composites_make_a_sheet(folder, tmp_path):
     files = [folder / str(i) / f"00{i}.png" for i in range(5)]
     options = ("-m", "digits", "-c", "epsilon", "-c", "epsilon_plus", "-t", "top2", "-o", tmp_path / "out")

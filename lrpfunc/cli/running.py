@@ -33,6 +33,7 @@ from lrpfunc.cli.options import (
     reading_of,
 )
 from lrpfunc.cli.words import counted, notes, output
+from lrpfunc.errors import InputError
 from lrpfunc.pictures import DEFAULT_COMPOSITE
 from lrpfunc.pictures.progress import ProgressBar
 
@@ -89,6 +90,8 @@ def dataset(
     """
     from lrpfunc.pictures import runs, workfile
 
+    if method and composite != DEFAULT_COMPOSITE:
+        raise InputError("a run has one explanation: give --composite or --method, and a second run for the other.")
     part = runs.shard(shard)
     workfile.check_workfile(out, resume, overwrite)  # before a model is loaded, or even downloaded
     meaning = meaning_of(multi_label, regression, unit, as_is)

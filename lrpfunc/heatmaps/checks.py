@@ -20,6 +20,7 @@ PLAIN_TYPES = (str, bytes, bool, int, float, complex, type(None))  # those whose
 
 
 def refuse(who: str, needed: str, value: Any, hint: str = "") -> NoReturn:
+    """Raise `InputError`: who needed what, and what came."""
     raise InputError(f"{who} must be {needed}, but is {described(value)}." + f" {hint}" * bool(hint))
 
 
@@ -35,12 +36,14 @@ def described(value: Any) -> str:
 
 
 def text(who: str, value: Any) -> str:
+    """A text. Errors: `InputError`."""
     if not isinstance(value, str):
         refuse(who, "text", value)
     return value
 
 
 def flag(who: str, value: Any) -> bool:
+    """True or False. Errors: `InputError`."""
     if not isinstance(value, bool | np.bool_):
         refuse(who, "True or False", value)
     return bool(value)
@@ -69,12 +72,14 @@ def number(
 
 
 def whole(who: str, value: Any) -> int:
+    """A whole number. Errors: `InputError`."""
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or abs(int(value)) >= 2**31:
         refuse(who, "a whole number (of 32 bits)", value)
     return int(value)
 
 
 def pair(who: str, value: Any) -> tuple[Any, Any]:
+    """Two values. Errors: `InputError`."""
     if not isinstance(value, tuple | list) or len(value) != 2:
         refuse(who, "None or a pair (low, high)", value)
     return value[0], value[1]
@@ -86,6 +91,7 @@ def printable(path: Path) -> str:
 
 
 def file_path(who: str, value: Any) -> Path:
+    """A path. Errors: `InputError`."""
     if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
         refuse(who, "a str or a pathlib.Path", value)
     if "\0" in os.fspath(value):
@@ -94,6 +100,7 @@ def file_path(who: str, value: Any) -> Path:
 
 
 def texts_by_name(who: str, value: Any) -> Mapping[str, str]:
+    """Texts by names that are texts. Errors: `InputError`."""
     if not isinstance(value, Mapping):
         refuse(who, "a mapping of names to texts", value)
     for name, words in value.items():
