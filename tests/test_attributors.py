@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.func import jvp, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
 from zennit import attribution as zennit
 
 import lrpfunc
@@ -217,9 +218,12 @@ IMAGE = torch.ones(2, 3, 4, 4)
     [
         (lambda: smooth_grad(lambda x: x, IMAGE, 0), "samples must be a number >= 1, but is 0"),
         (lambda: smooth_grad(lambda x: x, IMAGE, True), "samples must be a number >= 1, but is True"),
-        (lambda: smooth_grad(lambda x: x, IMAGE, level=-1), "the level of noise must be >= 0, but is -1"),
-        (lambda: smooth_grad(lambda x: x, IMAGE, level=float("nan")), "the level of noise must be >= 0, but is nan"),
-        (lambda: smooth_grad(lambda x: x, IMAGE, noise=torch.ones(3, 4)), r"noise must have shape \(samples, 2, 3"),
+        (lambda: smooth_grad(lambda x: x, IMAGE, level=-1), "the level of noise must be a number >= 0, but is -1"),
+        (lambda: smooth_grad(lambda x: x, IMAGE, level=float("nan")), "must be a number >= 0, but is nan"),
+        (lambda: smooth_grad(lambda x: x, IMAGE, level=None), "the level of noise must be a number >= 0, but is None"),
+        (lambda: smooth_grad(lambda x: x, IMAGE, noise=[IMAGE]), r"must be a tensor \(samples, 2, .* but is list"),
+        (lambda: smooth_grad(lambda x: x, torch.ones(3)), r"an input must be \(batch, ...\), but is \(3,\): give it"),
+        (lambda: smooth_grad(lambda x: x, IMAGE, noise=torch.ones(3, 4)), r"noise must be a tensor \(samples, 2, 3"),
         (lambda: smooth_grad(lambda x: x.sum(), IMAGE, 2), r"must give a tensor like its input, .* but gave \(\)"),
         (lambda: smooth_grad(lambda x: None, IMAGE, 2), "but gave NoneType"),
         (lambda: smooth_grad(lambda x: x, IMAGE, chunk_size=0), "chunk_size must be a number >= 1"),
@@ -236,6 +240,11 @@ IMAGE = torch.ones(2, 3, 4, 4)
         (lambda: occlusion(lambda x: x.sum((1, 2, 3)), IMAGE, (1, 1, 1, 1)), "one for each of the last axes of"),
         (lambda: occlusion(lambda x: x.sum((1, 2, 3)), IMAGE, 2, (1, 1, 1)), "window and stride must be a number each"),
         (lambda: occlusion(lambda x: x.sum((1, 2, 3)), IMAGE, 2, fill=torch.ones(7)), "what covers must be a number"),
+        (lambda: occlusion(lambda x: x.sum((1, 2, 3)), IMAGE, 2.0), "must be a number each, .* but are 2.0 and None"),
+        (lambda: occlusion(lambda x: x.sum((1, 2, 3)), IMAGE, None), "must be a number each, .* but are None and None"),
+        (lambda: occlusion(lambda x: x.sum((1, 2, 3)), IMAGE, True), "must be a number each, .* but are True and None"),
+        (lambda: occlusion(lambda x: x.sum((1, 2, 3)), IMAGE, (2.0, 2)), "must be a number each, .* but are"),
+        (lambda: occlusion(lambda x: x.sum((1, 2, 3)), IMAGE, 2, 1.0), "must be a number each, .* but are 2 and 1.0"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit(call, message):
@@ -247,6 +256,60 @@ def test_outputs_of_several_tensors():
     fmodel, params = lrpfunc.trace(lambda p, x: (x, 2 * x), {}, torch.ones(1, 2))
     with pytest.raises(TargetError, match="the output must be one tensor, but is tuple: trace a function that picks"):
         gradient(fmodel, params, torch.ones(1, 2))
+
+
+def test_a_function_is_explained_by_its_derivative_also_where_the_output_is_zero():
+    """R_out / output says nothing of an output of zero, such as a logit after a ReLU."""
+    weight, x = torch.tensor([[1.0, -2.0], [3.0, 1.0]], dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64)
+    x[0, 0] = 2.0  # so that the first output is zero
+    fmodel, params = lrpfunc.trace(lambda p, x: {"y": x @ p.T}["y"], weight, x)
+    assert fmodel(params, x)[0, 0] == 0
+    mask = torch.tensor([[1.0, -1.0]], dtype=torch.float64)
+    close(gradient(fmodel, params, x, lambda y: y * mask), mask @ weight)
+    close(gradient(fmodel, params, x, lambda y: y**2 * mask), 2 * (x @ weight.T * mask) @ weight)
+    batches = torch.func.vmap(lambda x: gradient(fmodel, params, x[None], lambda y: y * mask)[0])(x)
+    close(batches, mask @ weight)
+
+
+def test_a_score_of_a_function_is_its_sum_wherever_it_is_asked():
+    fmodel, params = lrpfunc.trace(lambda p, x: x @ p, torch.eye(2).double(), torch.ones(1, 2).double())
+    x = torch.tensor([[3.0, 5.0]], dtype=torch.float64)
+    squares = attributors.score(fmodel, params, x, lambda y: y**2)
+    close(squares(2 * x), torch.tensor([136.0], dtype=torch.float64))
+
+
+def test_a_score_of_one_number_a_sample_and_of_no_batch():
+    fmodel, params = lrpfunc.trace(lambda p, x: x @ p, torch.ones(2), torch.ones(3, 2))
+    close(attributors.score(fmodel, params, torch.ones(3, 2))(torch.eye(3, 2)), torch.tensor([1.0, 1.0, 0.0]))
+    layer = nn.Linear(2, 3)
+    fmodel, params = lrpfunc.functionalize(layer, torch.ones(2))
+    close(attributors.score(fmodel, params, torch.ones(2), 1)(torch.ones(2)), layer(torch.ones(2))[1].detach())
+
+
+@pytest.mark.parametrize("target", [torch.ones_like, lambda y: (y > 0) * torch.ones(2), lambda y: y.detach()])
+def test_a_function_that_does_not_depend_on_the_output(target):
+    fmodel, params = lrpfunc.trace(lambda p, x: x @ p, torch.eye(2), torch.ones(1, 2))
+    with pytest.raises(TargetError, match="does not depend on the output: let it multiply the output"):
+        gradient(fmodel, params, torch.ones(1, 2), target)
+
+
+class _Largest(TorchDispatchMode):
+    """How many values the largest tensor has that is made meanwhile."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor):
+            self.size = max(self.size, made.numel())
+        return made
+
+
+def test_occlusion_holds_no_more_masks_than_it_covers_at_once():
+    x = torch.zeros(1, 1, 64, 64)
+    with _Largest() as largest:
+        occlusion(lambda x: x.sum((1, 2, 3)), x, 16, 8, chunk_size=4)
+    assert largest.size == 4 * x.numel()
 
 
 def test_a_module_is_left_alone(net):

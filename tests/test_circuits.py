@@ -122,6 +122,16 @@ def test_a_function_as_target_is_that_of_attribute():
     close(found.sum(1), ((model(clean) - model(corrupted)) @ signs).detach())
 
 
+def test_a_function_as_target_where_the_output_is_zero():
+    """The corrupted run's logit is zero: what the clean values would add is not."""
+    model = nn.Sequential(nn.Linear(4, 5, bias=False), nn.Linear(5, 3, bias=False)).double()
+    clean, corrupted = torch.ones(2, 4, dtype=torch.float64), torch.zeros(2, 4, dtype=torch.float64)
+    fmodel, params = lrpfunc.functionalize(model, clean)
+    signs = torch.tensor([1.0, 0.0, -1.0], dtype=torch.float64)
+    found = circuits.patching(fmodel, params, clean, corrupted, lambda y: y * signs, rules.epsilon(0), at="0")["0"]
+    close(found.sum(1), (model(clean) @ signs).detach())
+
+
 def test_the_inputs_are_not_asked_for(recwarn):
     fmodel, params, x = subject("branches")
     circuits.patching(fmodel, params, x, x.flip(0), 1, composites.epsilon_plus_flat(), at="narrow")
@@ -141,10 +151,14 @@ def test_runs_of_other_shapes():
 
 def test_values_that_do_not_fit():
     fmodel, params = lrpfunc.functionalize(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.ones(2, 4))
-    with pytest.raises(InputError, match=r"what '0' gives instead must be a tensor \(2, 3\), but is \(3,\)"):
+    with pytest.raises(InputError, match=r"'0' gives instead must be a .* torch.float32 \(2, 3\), but is .* \(3,\)"):
         circuits.patched(fmodel, params, torch.ones(2, 4), {"0": torch.ones(3)})
     with pytest.raises(InputError, match="but is NoneType"):
         circuits.patched(fmodel, params, torch.ones(2, 4), {"0": None})
+    with pytest.raises(InputError, match=r"must be a tensor torch.float32 \(2, 3\), but is torch.float64 \(2, 3\)"):
+        circuits.patched(fmodel, params, torch.ones(2, 4), {"0": torch.ones(2, 3).double()})
+    with pytest.raises(InputError, match="must be a mapping of names to tensors, but is list"):
+        circuits.patched(fmodel, params, torch.ones(2, 4), ["0"])
     with pytest.raises(RuleError, match="no layer is called '7'"):
         circuits.patched(fmodel, params, torch.ones(2, 4), {"7": torch.ones(2, 3)})
 
@@ -223,6 +237,13 @@ def test_under_a_composite_a_row_is_a_pullback(stream):
         start[:, 1, i] = 1
         _, inner = trail.pull({"layers.2": lrpfunc.Flow(coefficient=start)}, form="coefficient")
         close(found.J[0, i], inner["layers.0"][:, 1].mean(0))
+
+
+@pytest.mark.parametrize("position", [7, -5, 1.5, None, True])
+def test_a_position_that_there_is_not(stream, position):
+    _, fmodel, params, prompts = stream
+    with pytest.raises(InputError, match=f"a number from -4 to 3 at 'layers.0', but is {position}"):
+        circuits.lens(fmodel, params, [prompts], composites.cp_lrp(), at=NAMES, position=position)
 
 
 def test_a_lens_is_saved_and_read(stream, tmp_path):

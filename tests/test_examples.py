@@ -193,7 +193,7 @@ def test_virelay_opens_the_project_of_a_run(tmp_path, shards):
                 folder = file["file"][row].decode().split("/")[0]
                 expected = "unknown" if folder == "not a class" else folder
                 for labels in (sample.labels, attribution.labels):
-                    assert [getattr(label, "name", label) for label in labels] == [expected]  # words alone in virelay 0.4
+                    assert [getattr(label, "name", label) for label in labels] == [expected]  # words in virelay 0.4
                 assert attribution.render_heatmap("black-fire-red").shape[:2] == (8, 8)
     assert seen == 40
     with pytest.raises(LookupError):

@@ -28,7 +28,7 @@ def seed(output: Any, target: Target, has_batch: bool = True) -> Any:
     Errors: `TargetError` for anything out of range, of another shape, or ambiguous. An index tensor whose values are
     not known (under vmap or torch.compile) and that is out of range gives zeros.
     """
-    if callable(target) and not isinstance(target, Tensor):
+    if is_function(target):
         return check_relevance(target(output), output)
     return _marked(output, target, has_batch, lambda logits, chosen: logits * chosen)
 
@@ -46,19 +46,61 @@ def _marked(output: Any, target: Target, has_batch: bool, mark: Callable[[Tensor
 def cotangent(output: Any, target: Target, has_batch: bool = True) -> Any:
     """One at what a target explains, zero elsewhere, in the structure of `output`: the derivative of what is explained.
 
-    A function `output -> R_out` gives R_out / output, zero where the output is: of a difference of two logits 1 and -1.
-    Errors: those of `seed`.
+    Of a function `output -> R_out` it is the derivative of sum(R_out): of a difference of two logits 1 and -1.
+    Errors: those of `seed`; `TargetError` for a function that has no derivative, as what it gives is fixed.
     """
-    if not callable(target) or isinstance(target, Tensor):
+    if not is_function(target):
         return _marked(output, target, has_batch, lambda logits, chosen: chosen.to(logits.dtype))
-    given, structure = optree.tree_flatten(seed(output, target, has_batch), namespace=NAMESPACE)
-    pairs = zip(given, optree.tree_leaves(output, namespace=NAMESPACE), strict=True)
-    return optree.tree_unflatten(structure, [_quotient(r, y) if isinstance(y, Tensor) else r for r, y in pairs])
+    leaves, structure = optree.tree_flatten(output, namespace=NAMESPACE)
+    places = [place for place, leaf in enumerate(leaves) if _is_differentiable(leaf)]
+
+    def filled(tensors: Sequence[Tensor], others: Sequence) -> Any:
+        given = list(others)
+        for place, tensor in zip(places, tensors, strict=True):
+            given[place] = tensor
+        return optree.tree_unflatten(structure, given)
+
+    def explained(*tensors: Tensor) -> tuple[Tensor, Any]:
+        relevance = seed(filled(tensors, leaves), target, has_batch)
+        return _total(relevance), relevance
+
+    found: Any = torch.func.vjp(explained, *(leaves[place] for place in places), has_aux=True)
+    value, pullback, relevance = found
+    derivatives = pullback(torch.ones_like(value))
+    if _has_value(relevance, unknown=False) and not _has_value(derivatives, unknown=True):
+        raise TargetError(
+            "the function given as target has no derivative, as what it gives does not depend on the output: "
+            "let it multiply the output, as lambda output: output * mask."
+        )
+    return filled(derivatives, [torch.zeros_like(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves])
 
 
-def _quotient(relevance: Tensor, value: Tensor) -> Tensor:
-    is_zero = value == 0
-    return torch.where(is_zero, 0.0, relevance / torch.where(is_zero, 1.0, value))
+def is_function(target: Target) -> bool:
+    """Whether a target is a function `output -> R_out`."""
+    return callable(target) and not isinstance(target, Tensor)
+
+
+def _is_differentiable(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
+
+
+def _differentiable(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in optree.tree_leaves(tree, namespace=NAMESPACE) if _is_differentiable(leaf)]
+
+
+def _total(relevance: Any) -> Tensor:
+    parts = [leaf.real.sum() for leaf in _differentiable(relevance)]
+    return sum(parts[1:], start=parts[0])
+
+
+def _has_value(tree: Any, unknown: bool) -> bool:
+    """Whether any tensor of a pytree is not zero; `unknown` where values are not known, as under vmap."""
+    if torch.compiler.is_compiling():
+        return unknown
+    try:
+        return any(bool((leaf != 0).any()) for leaf in _differentiable(tree))
+    except RuntimeError:
+        return unknown
 
 
 def has_batch(program: Program) -> bool:

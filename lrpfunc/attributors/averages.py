@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Real
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lrpfunc.attribution import is_int
 from lrpfunc.attributors.gradients import check_input
 from lrpfunc.errors import InputError
 
@@ -46,20 +48,28 @@ def smooth_grad(
     """
     check_input(x)
     check_count("samples", samples)
-    if noise is None:
-        if not level >= 0:
-            raise InputError(f"the level of noise must be >= 0, but is {level!r}.")
-        axes = tuple(range(1, x.dim()))
-        size = level * (x.amax(axes, keepdim=True) - x.amin(axes, keepdim=True)) if axes else x.new_zeros(())
-        generator = np.random.default_rng(seed)  # torch's own may not draw under vmap
-        drawn = torch.from_numpy(generator.standard_normal((samples - 1, 1, *x.shape[1:]))).to(x.device, x.dtype)
-        noise = torch.cat([drawn * size, torch.zeros_like(x)[None]])  # so that a batch is its samples
-    if noise.shape[1:] != x.shape or not len(noise):
-        raise InputError(
-            f"noise must have shape (samples, {', '.join(map(str, x.shape))}), but has {tuple(noise.shape)}."
-        )
+    noise = _drawn(x, samples, level, seed) if noise is None else noise
+    if not isinstance(noise, Tensor) or noise.shape[1:] != x.shape or not len(noise):
+        got = f"has {tuple(noise.shape)}" if isinstance(noise, Tensor) else f"is {type(noise).__name__}"
+        raise InputError(f"noise must be a tensor (samples, {', '.join(map(str, x.shape))}), but {got}.")
     shares = [1 / len(noise)] * len(noise)
     return _mean(explain, x, lambda k: x + noise[k], shares, chunk_size, progress)
+
+
+def _drawn(x: Tensor, samples: int, level: float, seed: int) -> Tensor:
+    """(samples, *x.shape), zero at last."""
+    if isinstance(level, bool) or not isinstance(level, Real) or not level >= 0:
+        raise InputError(f"the level of noise must be a number >= 0, but is {level!r}.")
+    if x.dim() < 2:
+        raise InputError(
+            f"noise is drawn in units of a sample's range, so an input must be (batch, ...), but is {tuple(x.shape)}: "
+            "give it a batch of one by x[None], or the noise itself."
+        )
+    axes = tuple(range(1, x.dim()))
+    size = level * (x.amax(axes, keepdim=True) - x.amin(axes, keepdim=True))
+    generator = np.random.default_rng(seed)  # torch's own may not draw under vmap
+    drawn = torch.from_numpy(generator.standard_normal((samples - 1, 1, *x.shape[1:]))).to(x.device, x.dtype)
+    return torch.cat([drawn * size, torch.zeros_like(x)[None]])  # so that a batch is its samples
 
 
 def integrated_gradients(
@@ -154,5 +164,5 @@ def _checked(found: Tensor, x: Tensor, *first: int) -> Tensor:
 
 def check_count(name: str, value: int) -> None:
     """Errors: `InputError` for what is no number >= 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if not is_int(value) or value < 1:
         raise InputError(f"{name} must be a number >= 1, but is {value!r}.")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrpfunc.attribution import Target, cotangent, has_batch
+from lrpfunc.attribution import Target, cotangent, has_batch, is_function, seed
 from lrpfunc.errors import InputError, TargetError
 from lrpfunc.program import Program
 
@@ -40,11 +40,14 @@ def gradient(fmodel: Program, params, x: Tensor, target: Target = None, times_in
 def score(fmodel: Program, params, x: Tensor, target: Target = None) -> Callable[[Tensor], Tensor]:
     """The explained output as a function of inputs like x that gives one number a sample; the class is that of x.
 
+    Of a program without a batch it gives one number.
+
     Args:
         fmodel: a program.
         params: its parameters.
         x: one input; without a target, each sample's arg-max there is explained, wherever the function is called.
-        target: what is explained, as `gradient` takes it.
+        target: what is explained, as `gradient` takes it. The function is the sum of R_out, if it is one: asked anew
+            wherever the score is, so let it take no arg-max of its own.
 
     Errors: `TargetError`, `InputError`.
 
@@ -59,7 +62,9 @@ def score(fmodel: Program, params, x: Tensor, target: Target = None) -> Callable
         chosen = _chosen(fmodel, fmodel(params, x), target)
 
     def explained(x: Tensor) -> Tensor:
-        return (fmodel(params, x) * chosen).flatten(1).sum(1)
+        output = fmodel(params, x)
+        relevance = seed(output, target) if is_function(target) else output * chosen
+        return relevance.reshape(len(output), -1).sum(1) if has_batch(fmodel) else relevance.sum()
 
     return explained
 

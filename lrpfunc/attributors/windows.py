@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lrpfunc.attribution import is_int
 from lrpfunc.attributors.averages import Progress, check_count
 from lrpfunc.attributors.gradients import check_input
 from lrpfunc.errors import InputError
@@ -49,18 +51,18 @@ def occlusion(
     check_count("chunk_size", chunk_size)
     sizes, strides = _sizes(x, window, stride)
     cover = _cover(x, fill)
-    masks = _masks(x, sizes, strides)
+    corners = _corners(x, sizes, strides)
     whole = torch.zeros(len(x), dtype=x.dtype, device=x.device) if keep else _checked(score(x), len(x))
-    total, counts = torch.zeros_like(x), torch.zeros(masks.shape[1:], dtype=x.dtype, device=x.device)
-    for first in range(0, len(masks), chunk_size):
-        chunk = masks[first : first + chunk_size]
+    total, counts = torch.zeros_like(x), torch.zeros(x.shape[1:], dtype=x.dtype, device=x.device)
+    for first in range(0, len(corners), chunk_size):
+        chunk = torch.stack([_mask(x, corner, sizes) for corner in corners[first : first + chunk_size]])
         scores = _scores(score, x, cover, chunk if not keep else ~chunk)
         worth = scores if keep else whole - scores
         weights = chunk.to(x.dtype)
-        total = total + torch.tensordot(worth, weights, ([0], [0])).reshape(len(x), *masks.shape[1:])
+        total = total + torch.tensordot(worth, weights, ([0], [0])).reshape(x.shape)
         counts = counts + weights.sum(0)
         if progress is not None:
-            progress(min(first + chunk_size, len(masks)), len(masks))
+            progress(min(first + chunk_size, len(corners)), len(corners))
     return total / counts
 
 
@@ -81,21 +83,28 @@ def _checked(found: Tensor, *shape: int) -> Tensor:
 
 def _sizes(x: Tensor, window: int | Sequence[int], stride: int | Sequence[int] | None) -> tuple[list[int], list[int]]:
     """Windows and strides of the last axes. Errors: `InputError`."""
-    axes = min(2, max(1, x.dim() - 2)) if isinstance(window, int) else len(window)
-    sizes = [window] * axes if isinstance(window, int) else list(window)
-    strides = sizes if stride is None else [stride] * axes if isinstance(stride, int) else list(stride)
-    if x.dim() < 2 or not 1 <= axes < x.dim() or len(strides) != axes:
+    axes = min(2, max(1, x.dim() - 2)) if is_int(window) else None
+    sizes = _each(window, axes)
+    strides = sizes if stride is None else _each(stride, len(sizes))
+    if x.dim() < 2 or not 1 <= len(sizes) < x.dim() or len(strides) != len(sizes):
         raise InputError(
             f"window and stride must be a number each, or one for each of the last axes of an input {tuple(x.shape)} "
             f"but for the batch, but are {window!r} and {stride!r}."
         )
-    for size, step, full in zip(sizes, strides, x.shape[-axes:], strict=True):
+    for size, step, full in zip(sizes, strides, x.shape[-len(sizes) :], strict=True):
         if not (1 <= size <= full and 1 <= step <= size):
             raise InputError(
                 f"a window must have 1 to {full} values along an axis of {full}, and a stride 1 to the window's size, "
                 f"but they are {size} and {step}."
             )
     return sizes, strides
+
+
+def _each(given: Any, axes: int | None) -> list[int]:
+    """A number for each axis; none for what is no number nor a list of them."""
+    numbers = [given] * axes if axes is not None and is_int(given) else given
+    is_list = isinstance(numbers, (list, tuple)) and all(is_int(number) for number in numbers)
+    return [int(number) for number in numbers] if is_list else []
 
 
 def _cover(x: Tensor, fill: float | Tensor | Callable[[Tensor], Tensor]) -> Tensor:
@@ -106,18 +115,19 @@ def _cover(x: Tensor, fill: float | Tensor | Callable[[Tensor], Tensor]) -> Tens
         raise InputError(f"what covers must be a number or broadcast to {tuple(x.shape)}, but is {cover!r}.") from error
 
 
-def _masks(x: Tensor, sizes: Sequence[int], strides: Sequence[int]) -> Tensor:
-    """(windows, *sample): where each window is. The last one along an axis reaches its end."""
-    full = x.shape[-len(sizes) :]
+def _corners(x: Tensor, sizes: Sequence[int], strides: Sequence[int]) -> list[tuple[int, ...]]:
+    """Where each window starts. The last one along an axis reaches its end."""
     starts = []
-    for size, stride, length in zip(sizes, strides, full, strict=True):
+    for size, stride, length in zip(sizes, strides, x.shape[-len(sizes) :], strict=True):
         starts.append([start for start in range(0, length - size + stride, stride) if start < length])
-    masks = []
-    for corner in itertools.product(*starts):
-        mask = torch.zeros(x.shape[1:], dtype=torch.bool, device=x.device)
-        covered = mask
-        for axis, (start, size) in enumerate(zip(corner, sizes, strict=True), start=-len(sizes)):
-            covered = covered.narrow(axis, start, min(size, covered.shape[axis] - start))
-        covered.fill_(True)
-        masks.append(mask)
-    return torch.stack(masks)
+    return list(itertools.product(*starts))
+
+
+def _mask(x: Tensor, corner: Sequence[int], sizes: Sequence[int]) -> Tensor:
+    """(*sample): where a window is. At the far end it is cut off."""
+    mask = torch.zeros(x.shape[1:], dtype=torch.bool, device=x.device)
+    covered = mask
+    for axis, (start, size) in enumerate(zip(corner, sizes, strict=True), start=-len(sizes)):
+        covered = covered.narrow(axis, start, min(size, covered.shape[axis] - start))
+    covered.fill_(True)
+    return mask

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lrpfunc.attribution import record
+from lrpfunc.attribution import is_int, record
 from lrpfunc.attribution.places import outputs_named
 from lrpfunc.composites import Entries
 from lrpfunc.errors import FileError, InputError
@@ -109,7 +109,7 @@ def lens(
         position: of the token, counted from the end if it is negative.
         chunk_size: how many coordinates at once, to save memory.
 
-    Errors: those of `record`; `InputError` for no prompts, and streams of another shape.
+    Errors: those of `record`; `InputError` for no prompts, streams of another shape, and a position outside.
 
     >>> import lrpfunc, torch
     >>> from lrpfunc import circuits, rules
@@ -142,6 +142,10 @@ def _jacobians(trail, sources: Sequence[str], final: str, position: int, chunk_s
         if len(shape) != 3 or shape[-1] != value.shape[-1]:
             raise InputError(
                 f"residual streams must be (batch, length, {value.shape[-1]}), but '{name}' is {tuple(shape)}."
+            )
+        if not is_int(position) or not -shape[1] <= position < shape[1]:
+            raise InputError(
+                f"the position must be a number from {-shape[1]} to {shape[1] - 1} at '{name}', but is {position!r}."
             )
     starts = []
     for i in range(value.shape[-1]):

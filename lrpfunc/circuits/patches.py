@@ -74,7 +74,7 @@ def patched(fmodel: Program, params, x, values: Mapping[str, Tensor]):
         x: inputs, as `attribute` takes them.
         values: what layers give instead, by name; what depends on them is computed anew.
 
-    Errors: `RuleError` for a name that there is not; `InputError` for a value of another shape.
+    Errors: `RuleError` for a name that there is not; `InputError` for a value of another shape or dtype.
 
     >>> import lrpfunc, torch
     >>> from lrpfunc import circuits
@@ -83,6 +83,10 @@ def patched(fmodel: Program, params, x, values: Mapping[str, Tensor]):
     >>> circuits.patched(fmodel, params, torch.ones(4, 2), {"0": -torch.ones(4, 3)}).sum()
     tensor(0.)
     """
+    if not isinstance(values, Mapping):
+        raise InputError(
+            f"what layers give instead must be a mapping of names to tensors, but is {type(values).__name__}."
+        )
     places = outputs_named(fmodel, list(values))
     replaced = {places[name]: value for name, value in values.items()}
     found = fmodel.bind(params, unpack(fmodel, x)[0])
@@ -97,7 +101,9 @@ def patched(fmodel: Program, params, x, values: Mapping[str, Tensor]):
 
 
 def _fitting(name: str, value: Tensor, computed: Tensor) -> Tensor:
-    if not isinstance(value, Tensor) or value.shape != computed.shape:
-        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise InputError(f"what '{name}' gives instead must be a tensor {tuple(computed.shape)}, but is {got}.")
+    if not isinstance(value, Tensor) or value.shape != computed.shape or value.dtype != computed.dtype:
+        got = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise InputError(
+            f"what '{name}' gives instead must be a tensor {computed.dtype} {tuple(computed.shape)}, but is {got}."
+        )
     return value
