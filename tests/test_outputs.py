@@ -172,6 +172,61 @@ def test_outputs_that_sum_to_one_are_probabilities(end):
     torch.testing.assert_close(found.meaning.probabilities(prediction).sum(1), torch.ones(3))
 
 
+NO_LOGITS = {
+    "per cent": (4, Do(lambda z: z.softmax(1) * 100), "softmax and a scale or a shift"),
+    "sharpened": (4, Do(lambda z: 2 * z.sigmoid() - 1), "sigmoid and a scale or a shift"),
+    "against": (1, Do(lambda z: 1 - z.sigmoid()), "sigmoid and a scale or a shift"),
+    "against, as a vector": (1, Do(lambda z: 1 - z.sigmoid()[:, 0]), "sigmoid and a scale or a shift"),
+    "logarithm of a loss": (4, Do(lambda z: -z.log_softmax(1)), "log_softmax and a scale or a shift"),
+    "expected": (
+        1,
+        Do(lambda z: (torch.cat([z, -z], 1).softmax(1) * torch.tensor([1.0, 5.0])).sum(1)),
+        "softmax and a",
+    ),
+    "relu6": (4, Do(lambda z: F.relu6(z + 3) / 6), "relu6"),
+    "hardtanh": (4, nn.Hardtanh(), "hardtanh"),
+    "tanh": (4, nn.Tanh(), "tanh"),
+    "counts": (1, nn.Softplus(), "softplus"),
+    "rates": (1, Do(torch.exp), "exp"),
+    "relu": (1, nn.ReLU(), "relu"),
+    "bounded grades": (1, Do(lambda z: z.clamp(0, 10)), "clamp"),
+}
+
+
+@pytest.mark.parametrize("name", NO_LOGITS)
+def test_what_is_no_logit_has_no_probability(name):
+    outputs, end, said = NO_LOGITS[name]
+    found = ready(Net(outputs, end))
+    assert (found.meaning.kind, found.choices) == (VALUES, outputs)
+    assert f"mine ends in {said}" in found.notes[0]
+    assert "what comes out is no logit: it is taken for values." in found.notes[0]
+    results = found.attribute(IMAGES, [Wanted("class", 0)])
+    torch.testing.assert_close(results.prediction, end(Net(outputs)(IMAGES)).detach().reshape(3, outputs))
+
+
+@pytest.mark.parametrize("outputs", [1, 4])
+@pytest.mark.parametrize(
+    "end", [nn.Hardsigmoid(), Do(lambda z: z.clamp(0, 1)), Do(lambda z: (z / 6 + 0.5).clamp(0, 1))]
+)
+def test_bounds_of_zero_and_one_are_those_of_probabilities(outputs, end):
+    found = ready(Net(outputs, end))
+    assert (found.meaning.kind, found.meaning.are_probabilities) == (LABELS if outputs > 1 else BINARY, True)
+    assert "what comes out of it is explained." in found.notes[0]
+    results = found.attribute(IMAGES, [Wanted("class", 0)])
+    torch.testing.assert_close(results.prediction, end(Net(outputs)(IMAGES)).detach())
+
+
+@pytest.mark.parametrize("end", [Do(lambda z: z.clamp(-50, 50)), Do(lambda z: 3 * z + 1), nn.LeakyReLU(), nn.ReLU()])
+def test_logits_that_are_scaled_or_bounded_are_logits(end):
+    found = ready(Net(4, end))
+    assert (found.meaning.kind, found.meaning.are_probabilities, found.notes) == (CLASSES, False, ())
+
+
+def test_shares_of_a_smoothed_softmax_are_probabilities():
+    found = ready(Net(4, Do(lambda z: z.softmax(1) * 0.9 + 0.025)))
+    assert (found.meaning.kind, found.meaning.are_probabilities) == (CLASSES, True)
+
+
 def test_a_softmax_inside_or_over_samples_is_no_end():
     inside = ready(Net(4, Do(lambda z: z.softmax(1) @ torch.eye(4) * 3)))
     samples = ready(Net(4, Do(lambda z: z.softmax(0) - 2)))

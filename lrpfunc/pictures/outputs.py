@@ -6,8 +6,10 @@ many as there are outputs, but of one logit there are two, against (0) and for (
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -15,10 +17,10 @@ from torch import Tensor
 
 from lrpfunc.errors import ModelError
 from lrpfunc.operations import facts
-from lrpfunc.operations.kinds import SOFTMAX
+from lrpfunc.operations.kinds import ACTIVATION, AFFINE, SOFTMAX
 from lrpfunc.operations.row import ALL, FIRST
 from lrpfunc.operations.table import row_of
-from lrpfunc.program import Program, Variable
+from lrpfunc.program import Equation, Program, Variable
 
 CLASSES, BINARY, LABELS, VALUES = "classes", "binary", "labels", "values"
 KINDS = (CLASSES, BINARY, LABELS, VALUES)
@@ -149,14 +151,15 @@ def settle(program: Program, wish: Meaning, example: Tensor, who: str) -> Settle
     outputs = example.shape[1]
     if wish.kind == BINARY and outputs != 1:
         raise ModelError(f"{who} has {outputs} outputs, but one logit for or against a class is one.")
-    end = None if wish.kind == VALUES else _end(program)
-    kind = wish.kind or _kind(end, outputs)
+    end = None if wish.kind == VALUES else _end(program, outputs)
+    kind = wish.kind or (end.kind if end is not None else BINARY if outputs == 1 else CLASSES)
     settled = replace(wish, kind=kind)
+    is_open = end is None or end.kind == VALUES
+    if is_open and wish.kind in (None, CLASSES) and outputs > 1 and _sum_to_one(example):
+        said = f"the outputs of {who} are probabilities (they sum to 1): they are explained as they are."
+        return Settled(program, replace(settled, kind=CLASSES, are_probabilities=True), (said,))
     if end is not None:
         return _settled_end(program, settled, end, who)
-    if kind == CLASSES and outputs > 1 and _sum_to_one(example):
-        said = f"the outputs of {who} are probabilities (they sum to 1): they are explained as they are."
-        return Settled(program, replace(settled, are_probabilities=True), (said,))
     if wish.kind is None and kind == BINARY:
         said = f"{who} has one output: it is taken for {WORDS[BINARY]}. If it is a value, say so by --regression."
         return Settled(program, settled, (said,))
@@ -167,20 +170,18 @@ def _settled_end(program: Program, meaning: Meaning, end: _End, who: str) -> Set
     if end.logits is not None and not meaning.as_is:
         said = f"{who} ends in {end.name}: the logit in front of it is explained; --as-is explains what comes out."
         return Settled(program.replace(output=end.logits), meaning, (said,))
-    why = "what comes out of it is explained" if meaning.as_is else "a part of it comes out, and is explained as it is"
+    why = "a part of it comes out, and is explained as it is"
+    if end.kind == VALUES:
+        why = f"what comes out is no logit: it is taken for {WORDS[meaning.kind or VALUES]}"
+    elif meaning.as_is or not end.is_part:
+        why = "what comes out of it is explained"
     if end.is_probability:
         meaning = replace(meaning, are_probabilities=True)
-    elif meaning.kind != CLASSES:  # logarithms of probabilities are logits to a softmax, but to no sigmoid
+    elif (
+        end.kind != VALUES and meaning.kind != CLASSES
+    ):  # logarithms of probabilities are logits to a softmax, but to no sigmoid
         meaning = replace(meaning, kind=VALUES, unit=meaning.unit or "log probability")
     return Settled(program, meaning, (f"{who} ends in {end.name}: {why}.",))
-
-
-def _kind(end: _End | None, outputs: int) -> str:
-    if end is not None and end.is_softmax:
-        return CLASSES if outputs > 1 else BINARY
-    if outputs == 1:
-        return BINARY
-    return LABELS if end is not None else CLASSES
 
 
 def _sum_to_one(outputs: Tensor) -> bool:
@@ -188,31 +189,58 @@ def _sum_to_one(outputs: Tensor) -> bool:
 
 
 class _End(NamedTuple):
-    """What turned logits into probabilities at the end of a program; `logits` are None if only a part of it comes out.
+    """What a program ends in that gives no logits, and what that makes of its outputs.
 
-    `is_probability`: and not its logarithm.
+    `kind`: as of a Meaning. `logits`: what a softmax or sigmoid turned into probabilities, None if there are none or
+    only a part comes out (`is_part`). `is_probability`: and not its logarithm.
     """
 
     name: str
-    logits: Variable | None
-    is_softmax: bool
-    is_probability: bool
+    kind: str
+    logits: Variable | None = None
+    is_probability: bool = False
+    is_part: bool = False
 
 
-def _end(program: Program) -> _End | None:
-    """The softmax or sigmoid that a program ends in; changes of the shape, copies and bounds may follow it."""
-    value, is_whole = program.output, True
+def _end(program: Program, outputs: int) -> _End | None:
+    """What a program ends in: changes of the shape, copies, bounds, scales and shifts may follow it."""
+    value, bounded = program.output, None
+    is_whole, is_scaled = True, False
     while isinstance(value, Variable) and (maker := program.producers.get(value.name)) is not None:
-        row = row_of(maker)
-        first = maker.arguments[0]
+        row, kind = row_of(maker), facts(program).kind_of(maker)
         if row.is_probability:
-            is_softmax = facts(program).kind_of(maker) == SOFTMAX
-            axes = maker.arguments[1] if is_softmax else 1
-            if [axis % len(first.shape) for axis in (axes if isinstance(axes, list) else [axes])] != [1]:
-                return None  # over samples
-            return _End(maker.operator, first if is_whole else None, is_softmax, row.is_gate)
-        if not (row.is_clamp or row.moves_ids in (ALL, FIRST)):
-            return None
+            return _probability(maker, kind, outputs, is_whole, is_scaled)
+        is_affine = kind == AFFINE or (row.reduces and outputs == 1)
+        if not (row.is_clamp or is_affine or row.moves_ids in (ALL, FIRST)):
+            return bounded or _bounded(maker, kind, outputs, is_scaled)
+        if row.is_clamp:
+            bounded = bounded or _bounded(maker, kind, outputs, is_scaled)
         is_whole = is_whole and (row.keeps_values or row.is_clamp)
-        value = first
-    return None
+        is_scaled = is_scaled or is_affine
+        value = next(iter(facts(program).inputs_of(maker)), None)
+    return bounded
+
+
+def _probability(maker: Equation, kind: str, outputs: int, is_whole: bool, is_scaled: bool) -> _End | None:
+    """Of a softmax over classes, not over samples, or of a sigmoid."""
+    is_softmax = kind == SOFTMAX
+    first = maker.arguments[0]
+    axes = maker.arguments[1] if is_softmax else 1
+    if [axis % len(first.shape) for axis in (axes if isinstance(axes, list) else [axes])] != [1]:
+        return None
+    if is_scaled:
+        return _End(f"{maker.operator} and a scale or a shift", VALUES)
+    kind = BINARY if outputs == 1 else CLASSES if is_softmax else LABELS
+    return _End(maker.operator, kind, first if is_whole else None, row_of(maker).is_gate, not is_whole)
+
+
+def _bounded(maker: Equation, kind: str, outputs: int, is_scaled: bool) -> _End | None:
+    """Of what keeps its results within bounds, as no logit is. Clamps may be mere guards, unless they start at zero."""
+    row = row_of(maker)
+    low, high, slope = (row.bounds and row.bounds(maker)) or (None, None, None)
+    is_positive = row.sign is not None and row.sign(maker, lambda given: isinstance(given, Real) and given >= 0)
+    is_gate = row.is_gate and kind == ACTIVATION
+    if not is_scaled and ((is_gate and is_positive) or (low, high, slope) == (0, 1, 0)):
+        return _End(maker.operator, LABELS if outputs > 1 else BINARY, is_probability=True)
+    is_finite = slope == 0 and isinstance(high, Real) and math.isfinite(high) and (is_positive or not row.is_clamp)
+    return _End(maker.operator, VALUES) if is_gate or is_finite or (is_positive and outputs == 1) else None
