@@ -207,6 +207,20 @@ def test_pictures_that_exist_stay_without_overwrite(folder, tmp_path):
     assert len(list((tmp_path / "out").iterdir())) == 6
 
 
+def test_an_image_whose_picture_exists_is_left_out_and_the_others_are_told(folder, tmp_path):
+    first, second = folder / "3" / "003.png", folder / "4" / "004.png"
+    options = ("-m", "digits", "-o", tmp_path / "out", "-c", "epsilon", "-c", "epsilon_plus")
+    fine("image", first, *options[:-2])
+    next((tmp_path / "out").glob("*heatmap.png")).unlink()  # one of three is enough
+    answer = lrp("image", first, second, *options)
+    assert answer.exit_code == cli.INCOMPLETE
+    assert "004.png" in answer.stdout
+    assert "003.png" not in answer.stdout
+    assert len(list((tmp_path / "out").glob("003*"))) == 2
+    assert "003.png is left out, as " in answer.stderr
+    assert answer.stderr.endswith("overlay.png exists: choose another --out, or give --overwrite.\n")
+
+
 def test_methods_stand_beside_composites(folder, tmp_path):
     path, out = folder / "3" / "003.png", tmp_path / "out"
     answer = fine("image", path, "-m", "digits", "-c", "epsilon", "--method", "occlusion", "-o", out)

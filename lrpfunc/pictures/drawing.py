@@ -15,7 +15,7 @@ import lrpfunc
 from lrpfunc import heatmaps
 from lrpfunc.pictures import images
 from lrpfunc.pictures.explainers import Explainer
-from lrpfunc.pictures.outfiles import check_outfile, outfile
+from lrpfunc.pictures.outfiles import outfile
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -122,27 +122,30 @@ def maker(model: str, weights: str) -> str:
     return images.printable(f"{model} ({weights})" if weights else model)
 
 
+def names(stem: Path, relevance: str | None) -> list[Path]:
+    """The files that `draw` writes, whose names begin as `stem`."""
+    endings = ["heatmap.png", "overlay.png", "panel.png", *([] if relevance is None else [f"relevance.{relevance}"])]
+    return [stem.with_name(f"{stem.name}.{ending}") for ending in endings]
+
+
 def draw(
     one: Found, picture: Image.Image, stem: Path, style: Style, overwrite: bool, relevance: str | None
 ) -> list[Path]:
     """Write the files of what was found, whose names begin as `stem`. Errors: `FileError` if one exists; `OSError`."""
-    writers: dict[str, Callable[[Path], Any]] = {}
     heatmap, overlay = _pictures(one, picture, style)
     about = one.about()
-    writers["heatmap.png"] = lambda path: heatmaps.save(heatmap, path, about=about)
-    writers["overlay.png"] = lambda path: heatmaps.save(overlay, path, about=about)
-    writers["panel.png"] = lambda path: heatmaps.save(
-        _panel(one, lookable(picture), heatmap, overlay, style), path, dpi=180, about=about
-    )
-    if relevance is not None:
-        writers[f"relevance.{relevance}"] = lambda path: _save(one, path)
-    files = {stem.with_name(f"{stem.name}.{ending}"): write for ending, write in writers.items()}
-    for path in files:
-        check_outfile(path, overwrite)
-    for path, write in files.items():
+    panel = _panel(one, lookable(picture), heatmap, overlay, style)
+    writers: list[Callable[[Path], Any]] = [
+        lambda path: heatmaps.save(heatmap, path, about=about),
+        lambda path: heatmaps.save(overlay, path, about=about),
+        lambda path: heatmaps.save(panel, path, dpi=180, about=about),
+        lambda path: _save(one, path),
+    ]
+    files = names(stem, relevance)
+    for path, write in zip(files, writers, strict=False):  # the last one, if relevance is wanted
         with outfile(path, overwrite) as part:
             write(part)
-    return list(files)
+    return files
 
 
 def _pictures(one: Found, picture: Image.Image, style: Style) -> tuple[Image.Image, Image.Image]:

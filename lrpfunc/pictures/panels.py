@@ -20,9 +20,10 @@ from lrpfunc import heatmaps
 from lrpfunc.errors import FileError, InputError, LrpError, ModelError
 from lrpfunc.pictures import images
 from lrpfunc.pictures.classifiers import Classifier
-from lrpfunc.pictures.drawing import FORMATS, Found, Style, draw, lookable, picture_of
+from lrpfunc.pictures.drawing import FORMATS, Found, Style, draw, lookable, names, picture_of
 from lrpfunc.pictures.explainers import CLASS, DEFAULT_COMPOSITE, Explainer, Wanted
 from lrpfunc.pictures.explainers import explainer as made_ready
+from lrpfunc.pictures.outfiles import check_outfile
 from lrpfunc.pictures.outputs import VALUES, Meaning
 from lrpfunc.pictures.samples import Notices, preprocessed
 from lrpfunc.pictures.sheets import Sheets
@@ -67,10 +68,10 @@ def write(
     """Explain image files, page by page, and write the pictures into the folder `out`, which is made.
 
     `relevance`: the format, npy or npz, in which relevance is written beside the pictures.
-    An image that cannot be read, or whose preprocessing gives another size than the first one's, is among the failed.
-    Errors: `FileError` for a folder among the images, for a picture that exists (without `overwrite`), and if no image
-    can be read; `InputError` for an unknown format; those of `explainers.explainer`, `explainers.wanted_classes` and
-    `heatmaps.heatmap`; `OSError`.
+    An image is among the failed that cannot be read, whose preprocessing gives another size than the first one's, or
+    of which a picture exists (without `overwrite`).
+    Errors: `FileError` for a folder among the images, and if no image can be explained; `InputError` for an unknown
+    format; those of `explainers.explainer`, `explainers.wanted_classes` and `heatmaps.heatmap`; `OSError`.
     """
     for path in paths:
         if os.path.isdir(path):  # says no where it cannot tell
@@ -79,15 +80,15 @@ def write(
         raise InputError(f"relevance is saved as {' or '.join(FORMATS)}, but '{relevance}' was asked for.")
     heatmaps.heatmap(torch.zeros(1, 1), style.colors, quantile=style.quantile)  # complain before, not after long work
     job = _Job(out, classifier, list(dict.fromkeys(composites)), targets, canonize, device, style, overwrite, relevance)
-    names = _names(images.expanded(paths))
+    named = _names(images.expanded(paths))
     failed: list[Failed] = []
-    for number, (path, name) in enumerate(names.items(), start=1):
+    for number, (path, name) in enumerate(named.items(), start=1):
         try:
             job.explain(path, name)
         except _Unusable as error:
             failed.append(Failed(path, str(error)))
         if progress is not None:
-            progress(number, len(names), len(failed))
+            progress(number, len(named), len(failed))
     if not job.found:
         raise FileError(
             f"none of the images can be explained: {images.printable(failed[0].image)} {failed[0].reason.rstrip('.')}."
@@ -141,12 +142,23 @@ class _Job:
         except LrpError as error:  # another size than the first one's, relevance that is not finite
             raise _Unusable(str(error)) from error
         picture = picture_of(self.classifier.pixels(x)[0])
-        for one in found:
-            stem = f"{name}.{_short(self.classifier.name)}.{_short(one.composite)}.{_class(one)}"
-            self.files += draw(one, picture, self.out / stem, self.style, self.overwrite, self.relevance)
+        model = _short(self.classifier.name)
+        stems = [self.out / f"{name}.{model}.{_short(one.composite)}.{_class(one)}" for one in found]
+        self._check(stems)
+        for one, stem in zip(found, stems, strict=True):
+            self.files += draw(one, picture, stem, self.style, self.overwrite, self.relevance)
         self.found += found
         if len(self.composites) > 1:
             self.sheets.add(found, lookable(picture))
+
+    def _check(self, stems: Sequence[Path]) -> None:
+        """Classes are in names, so they are known by now. Errors: `_Unusable`, before any of an image's is written."""
+        for stem in stems:
+            for file in names(stem, self.relevance):
+                try:
+                    check_outfile(file, self.overwrite)
+                except FileError as error:
+                    raise _Unusable(f"is left out, as {error}") from error
 
     @property
     def notes(self) -> tuple[str, ...]:
