@@ -14,7 +14,7 @@ import contextlib
 import functools
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch._dispatch.python import enable_python_dispatcher as enable_python_dis
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import _ModuleStackTracer
 from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from lrpfunc.errors import VersionError
 
@@ -152,6 +153,56 @@ def has_hooks(module: nn.Module) -> bool:
 def hooks_before(module: nn.Module) -> list[Callable]:
     """The hooks that run before a module's forward."""
     return list(module._forward_pre_hooks.values())
+
+
+# -- oneDNN -----------------------------------------------------------------------------------------------------------
+
+
+PACKED = ("_reorder_convolution_weight", "_reorder_convolution_transpose_weight")
+PACKED += ("_convolution_pointwise", "_convolution_transpose_pointwise")
+
+
+def has_packed_convolutions() -> bool:
+    """Whether oneDNN is there and on, and takes weights that were laid out beforehand."""
+    return torch._C._get_mkldnn_enabled() and _knows_packed_convolutions()
+
+
+@functools.cache
+def _knows_packed_convolutions() -> bool:
+    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in PACKED)
+
+
+def pack_convolution(weight: Tensor, padding, stride, dilation, groups: int, size: Sequence[int]) -> Tensor:
+    """A weight in the layout in which oneDNN convolves inputs of a size with it."""
+    return torch.ops.mkldnn._reorder_convolution_weight(weight, padding, stride, dilation, groups, size)
+
+
+def packed_convolution(x: Tensor, packed: Tensor, bias, padding, stride, dilation, groups: int) -> Tensor:
+    """`conv2d` with a weight of `pack_convolution`; the result has channels last."""
+    operator = torch.ops.mkldnn._convolution_pointwise
+    return operator(x, packed, bias, padding, stride, dilation, groups, "none", [], "")
+
+
+def pack_transposed(weight: Tensor, padding, left_over, stride, dilation, groups: int, size: Sequence[int]) -> Tensor:
+    """As `pack_convolution`, for `conv_transpose2d`."""
+    operator = torch.ops.mkldnn._reorder_convolution_transpose_weight
+    return operator(weight, padding, left_over, stride, dilation, groups, size)
+
+
+def packed_transposed(x: Tensor, packed: Tensor, bias, padding, left_over, stride, dilation, groups: int) -> Tensor:
+    """`conv_transpose2d` with a weight of `pack_transposed`; the result has channels last."""
+    operator = torch.ops.mkldnn._convolution_transpose_pointwise
+    return operator(x, packed, bias, padding, left_over, stride, dilation, groups, "none", [], "")
+
+
+class TensorTable(WeakTensorKeyDictionary):
+    """Values by tensors, which the table does not keep alive. It is copied and pickled empty."""
+
+    def __deepcopy__(self, memo):
+        return type(self)()
+
+    def __reduce__(self):
+        return type(self), ()
 
 
 # -- compiling and exporting ------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lrpfunc.operations import kernels
 from lrpfunc.operations.row import Slot
 
 if TYPE_CHECKING:
@@ -25,6 +26,22 @@ aten = torch.ops.aten
 def _broadcast(value, dimensions: int) -> list[int]:
     value = list(value) if isinstance(value, (list, tuple)) else [value]
     return value * dimensions if len(value) == 1 else value
+
+
+def convolution(operation: Operation, x: Tensor) -> Tensor | None:
+    """The value of a convolution by a faster kernel."""
+    if len(operation.arguments) < 7 or operation.keywords:
+        return None
+    _, weight, bias, stride, padding, dilation, groups = operation.arguments
+    return kernels.convolve(operation.packs, x, weight, bias, stride, padding, dilation, groups)
+
+
+def transposed(operation: Operation, x: Tensor) -> Tensor | None:
+    """As `convolution`, of a transposed one."""
+    if len(operation.arguments) < 8 or operation.keywords:
+        return None
+    _, weight, bias, stride, padding, left_over, groups, dilation = operation.arguments
+    return kernels.convolve_transposed(operation.packs, x, weight, bias, stride, padding, left_over, groups, dilation)
 
 
 def convolution_adjoint(operation: Operation, s: Tensor) -> Tensor | None:
@@ -42,15 +59,21 @@ def convolution_adjoint(operation: Operation, s: Tensor) -> Tensor | None:
             sizes, s.shape[-dimensions:], stride, padding, dilation, weight.shape[2:], strict=True
         )
     ]
+    geometry = (stride, padding, left_over, groups, dilation)
+    moved = kernels.convolve_transposed(operation.packs, s, weight, None, *geometry)
+    if moved is not None:
+        return moved
     transpose = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[dimensions - 1]
-    return transpose(s, weight, None, stride, padding, left_over, groups, dilation)
+    return transpose(s, weight, None, *geometry)
 
 
 def transposed_adjoint(operation: Operation, s: Tensor) -> Tensor | None:
     weight = operation.weight
     _, _, _, stride, padding, _, groups, dilation = operation.arguments
-    convolve = (F.conv1d, F.conv2d, F.conv3d)[weight.dim() - 3]
-    moved = convolve(s, weight, None, stride, padding, dilation, groups)
+    moved = kernels.convolve(operation.packs, s, weight, None, stride, padding, dilation, groups)
+    if moved is None:
+        convolve = (F.conv1d, F.conv2d, F.conv3d)[weight.dim() - 3]
+        moved = convolve(s, weight, None, stride, padding, dilation, groups)
     # A transposed convolution with output_padding has rows that reach no input; the convolution may then see one more.
     for axis, size in enumerate(operation.shapes[0][2 - weight.dim() :], start=2 - weight.dim()):
         moved = moved.narrow(axis, 0, size)

@@ -12,6 +12,7 @@ import optree
 import torch
 from torch import Tensor
 
+from lrpfunc.compat import TensorTable
 from lrpfunc.errors import RuleError
 from lrpfunc.operations.facts import facts
 from lrpfunc.operations.kinds import CONVOLUTION, MAX_POOL, MOVEMENT, OTHER, Activity
@@ -47,8 +48,9 @@ class Operation:
 
     `row`: what the table knows of it. `kind`: what it is to relevance here. `constant`: the factor of a product (0 or
     1) that may count as a constant. `shapes`, `dtypes`, `device`: of the inputs. `sample_shape`: that of the first one
-    without its first dimension. The rest is its `Context`, field by field. `bind` and `bind_function` make it, and
-    nobody changes it.
+    without its first dimension. `hoists`: what was made of the parameters beforehand; `packs`: weights as their kernels
+    want them, of prepared explanations. The rest is its `Context`, field by field. `bind` and `bind_function` make it,
+    and nobody changes it.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Operation:
     device: torch.device | None = None
     sample_shape: Sequence = ()
     hoists: Mapping[Callable, Any] = field(default_factory=dict)
+    packs: TensorTable | None = None
 
     def at(self, inputs: Sequence[Tensor], is_final: bool = False) -> Operation:
         """The operation at inputs of these shapes."""
@@ -85,6 +88,10 @@ class Operation:
         return other
 
     def __call__(self, *inputs: Tensor):
+        if self.row.kernel is not None and len(inputs) == 1:
+            output = self.row.kernel(self, *inputs)
+            if output is not None:
+                return output
         return self.function(*_fill(self.arguments, inputs), **self.keywords)
 
     def with_factor(self, position: int, value: Tensor) -> Operation:
@@ -115,7 +122,7 @@ class Operation:
 
     def hoisting(self, makes: Sequence[Callable[[Operation], Any]]) -> Operation:
         """The operation with what these make of its parameters made beforehand; each may use those before it."""
-        operation = self
+        operation = self.copy(packs=TensorTable())
         for make in makes:
             operation = operation.copy(hoists={**operation.hoists, make: make(operation)})
         return operation

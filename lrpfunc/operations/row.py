@@ -62,8 +62,10 @@ class Row(NamedTuple):
     How it moves relevance:
         `is_linear`: in all its inputs together; `is_multilinear`: in each of them while the others are fixed.
         `adjoint`: the transposed map with one active input (or linear in all). `pullback`: the vector-Jacobian product
-        at two, without a forward pass. `remember` and `recall`: for what is linear around its input and can say at
-        which entries, as maximum pooling can. `smooth`: the same function in operations with derivatives of any order.
+        at two, without a forward pass. `kernel`: a faster way to its value at one input, where no transform or
+        derivative sees it; None where it does not apply. `remember` and `recall`: for what is linear around its input
+        and can say at which entries, as maximum pooling can. `smooth`: the same function in operations with derivatives
+        of any order.
         `ratio`: f(x) / x of an activation, with f'(0) at 0. `rectifies`: the ReLU. `form`: how it normalizes.
         `takes_complex`: its kind holds for complex values as well, though its `ratio` is of signs or sizes.
         `outputs`: counts the outputs of a layer that have a bias each; `biased`: the layer with
@@ -98,6 +100,7 @@ class Row(NamedTuple):
     is_multilinear: bool = False
     adjoint: Callable[[Operation, Any], Any] | None = None
     pullback: Callable[[Operation, Sequence[Tensor], Tensor], tuple[Tensor, ...] | None] | None = None
+    kernel: Callable[[Operation, Tensor], Tensor | None] | None = None
     remember: Callable[..., tuple[Tensor, Any] | None] | None = None
     recall: Callable[[Operation, Any, Tensor], Tensor] | None = None
     smooth: Callable[..., Any] | None = None
