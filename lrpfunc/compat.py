@@ -158,8 +158,12 @@ def hooks_before(module: nn.Module) -> list[Callable]:
 # -- oneDNN -----------------------------------------------------------------------------------------------------------
 
 
-PACKED = ("_reorder_convolution_weight", "_reorder_convolution_transpose_weight")
-PACKED += ("_convolution_pointwise", "_convolution_transpose_pointwise")
+PACKED = (
+    "_reorder_convolution_weight",
+    "_convolution_pointwise",
+    "_reorder_convolution_transpose_weight",
+    "_convolution_transpose_pointwise",
+)
 
 
 def has_packed_convolutions() -> bool:

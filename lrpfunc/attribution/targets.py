@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from numbers import Integral
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import optree
@@ -75,7 +75,7 @@ def cotangent(output: Any, target: Target, has_batch: bool = True) -> Any:
     return filled(derivatives, [torch.zeros_like(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves])
 
 
-def is_function(target: Target) -> bool:
+def is_function(target: Target) -> TypeGuard[Callable]:
     """Whether a target is a function `output -> R_out`."""
     return callable(target) and not isinstance(target, Tensor)
 

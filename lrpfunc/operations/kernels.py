@@ -25,7 +25,7 @@ def convolve(packs: compat.TensorTable | None, x, weight, bias, stride, padding,
     """`conv2d` of its arguments. `packs`: where weights in another layout are kept."""
     if isinstance(padding, str) or not _fits(packs, x, weight, bias):
         return None
-    geometry = *map(_pair, (padding, stride, dilation)), groups
+    geometry = _pair(padding), _pair(stride), _pair(dilation), groups
     packed = _packed(packs, "convolve", x, weight, lambda: compat.pack_convolution(weight, *geometry, x.shape))
     return compat.packed_convolution(x, packed, bias, *geometry)
 
@@ -36,14 +36,14 @@ def convolve_transposed(
     """`conv_transpose2d` of its arguments, as `convolve` does it. `left_over`: its output_padding."""
     if not _fits(packs, x, weight, bias):
         return None
-    geometry = *map(_pair, (padding, left_over, stride, dilation)), groups
+    geometry = _pair(padding), _pair(left_over), _pair(stride), _pair(dilation), groups
     packed = _packed(packs, "transposed", x, weight, lambda: compat.pack_transposed(weight, *geometry, x.shape))
     return compat.packed_transposed(x, packed, bias, *geometry)
 
 
 def _pair(value: int | Sequence[int]) -> list[int]:
-    value = list(value) if isinstance(value, (list, tuple)) else [value]
-    return value * 2 if len(value) == 1 else value
+    values = [value] if isinstance(value, int) else list(value)
+    return values * 2 if len(values) == 1 else values
 
 
 def _fits(packs: compat.TensorTable | None, x, weight, bias) -> bool:

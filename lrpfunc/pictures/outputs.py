@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -238,9 +237,11 @@ def _bounded(maker: Equation, kind: str, outputs: int, is_scaled: bool) -> _End 
     """Of what keeps its results within bounds, as no logit is. Clamps may be mere guards, unless they start at zero."""
     row = row_of(maker)
     low, high, slope = (row.bounds and row.bounds(maker)) or (None, None, None)
-    is_positive = row.sign is not None and row.sign(maker, lambda given: isinstance(given, Real) and given >= 0)
+    is_positive = row.sign is not None and row.sign(maker, lambda given: isinstance(given, (int, float)) and given >= 0)
     is_gate = row.is_gate and kind == ACTIVATION
     if not is_scaled and ((is_gate and is_positive) or (low, high, slope) == (0, 1, 0)):
         return _End(maker.operator, LABELS if outputs > 1 else BINARY, is_probability=True)
-    is_finite = slope == 0 and isinstance(high, Real) and math.isfinite(high) and (is_positive or not row.is_clamp)
+    is_finite = (
+        slope == 0 and isinstance(high, (int, float)) and math.isfinite(high) and (is_positive or not row.is_clamp)
+    )
     return _End(maker.operator, VALUES) if is_gate or is_finite or (is_positive and outputs == 1) else None
