@@ -25,7 +25,7 @@ ORDER = [
     {"attributors"},
     {"storage"},
     {"heatmaps"},
-    {"text", "circuits", "concepts"},
+    {"text", "targets", "circuits", "concepts"},
     {"pictures"},
     {"cli"},
     {"__main__"},
