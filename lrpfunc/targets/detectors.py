@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from lrpfunc.errors import TargetError
@@ -24,10 +26,12 @@ class Heads(nn.Module):
     (torch.Size([1, 85, 3]), torch.Size([1, 85, 4]))
     """
 
-    def __init__(self, detector: nn.Module):
+    def __init__(self, detector: Any):
         super().__init__()
-        self.backbone, self.head = detector.backbone, detector.head
-        self.anchor_generator, self._coder = detector.anchor_generator, detector.box_coder
+        self.backbone: nn.Module = detector.backbone
+        self.head: nn.Module = detector.head
+        self.anchor_generator: nn.Module = detector.anchor_generator
+        self._coder = detector.box_coder
 
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
         """`logits` (batch, candidates, classes), `boxes` (batch, candidates, 4) in pixels, and other results."""
