@@ -110,6 +110,20 @@ def test_stabilizers_of_complex_values():
     torch.testing.assert_close(lrpfunc.stabilizer(10.0, clip=True)(z), torch.tensor([6 + 8j, 10], dtype=z.dtype))
 
 
+def test_a_complex_layer_leaves_its_bias_out():
+    """Also where relevance arrives, or a coefficient that nobody foresaw, and where an epsilon is there."""
+    given = {"w": random(3, 4, dtype=torch.complex128), "b": torch.zeros(3, dtype=torch.complex128)}
+    fmodel, params = lrpfunc.trace(lambda p, x: F.linear(x.to(torch.complex128), p["w"], p["b"]).real, given, X)
+    name = "w"  # of its weight
+    for epsilon in (0, 1e-9):
+        found = []
+        for zero_bias in (False, True):
+            trail = lrpfunc.record(fmodel, params, X, rules.epsilon(epsilon, zero_bias=zero_bias), at=name)
+            found.append([trail.pull(lambda y: y)[0], trail.pull({name: trail.values[name].abs()})[0]])
+        torch.testing.assert_close(found[1], found[0], rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(found[0][0], by_gradient(fmodel, params, X)[0], rtol=1e-4, atol=1e-5)
+
+
 def test_complex_layers_have_no_signs():
     fmodel, params = lrpfunc.trace(lambda p, x: (torch.fft.rfft(x) @ p).real, random(3, 2, dtype=torch.complex128), X)
     with pytest.raises(RuleError, match=r"has complex values, which have no signs: give it the epsilon rule"):

@@ -75,6 +75,33 @@ def test_torch_compile_takes_name_patterns():
     assert_compiles("convolutional", entries, backend="eager")
 
 
+def test_torch_compile_takes_attention_that_is_written_out():
+    x, params = torch.randn(2, 3, 4), {"w": torch.randn(4, 2)}
+    fmodel, _ = lrpfunc.trace(lambda p, x: torch.softmax(x @ x.mT, -1) @ x @ p["w"], params, x)
+    rules = composites.attn_lrp()
+
+    def explained(params, x):
+        return lrpfunc.attribute(fmodel, params, x, rules, lambda y: y)
+
+    close(torch.compile(explained, fullgraph=True, backend="eager")(params, x), explained(params, x))
+
+
+def test_torch_compile_takes_parameters_on_their_way_to_the_input():
+    x, params = torch.randn(2, 3, 4), {"w": torch.randn(4, 2), "scale": torch.randn(2), "token": torch.randn(1, 1, 4)}
+
+    def network(p, x):
+        x = torch.cat([p["token"].expand(x.shape[0], -1, -1), x], 1)
+        return (x @ (p["scale"] * p["w"] / p["w"].norm(dim=0))).relu(), p["scale"]
+
+    fmodel, _ = lrpfunc.trace(network, params, x)
+    rules = composites.epsilon()
+
+    def explained(params, x):
+        return lrpfunc.parameter_relevance(fmodel, params, x, rules, lambda y: y)
+
+    close(torch.compile(explained, fullgraph=True, backend="eager")(params, x), explained(params, x))
+
+
 @pytest.mark.slow
 def test_torch_compile_takes_a_pattern_for_everything():
     entries = {"s*": rules.gamma(), "block": rules.zplus(), "*": rules.epsilon()}

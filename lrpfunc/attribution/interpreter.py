@@ -322,12 +322,15 @@ def no_relevance(value: Tensor) -> Tensor:
 
 
 def at_output(passed: Passed, tree, form: str = "relevance") -> dict[str, Flow]:
-    """What enters at the output's variables: a relevance or a coefficient in the output's structure."""
+    """What enters at the output's variables: a relevance or a coefficient in the output's structure.
+
+    It stays where it enters if the variable depends on parameters alone. Integers have none but if they are ids.
+    """
     program = passed.plan.program
     flows: dict[str, Flow] = {}
     active = facts(program).active
     for variable, share in zip(program.output_leaves, optree.tree_leaves(tree, namespace=NAMESPACE), strict=True):
-        if isinstance(variable, Variable) and variable.name in active:
+        if isinstance(variable, Variable) and (variable.is_differentiable or variable.name in active):
             add(flows, variable.name, Flow(**{form: share}), passed.segments[-1].values)
     return flows
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import optree
 import torch
 from torch import Tensor
 
-from lrpfunc.attribution.checks import checked_pair
-from lrpfunc.attribution.plans import Plan, make_plan
-from lrpfunc.attribution.records import recorded
+from lrpfunc.attribution.checks import checked_range
+from lrpfunc.attribution.interpreter import add, no_relevance
+from lrpfunc.attribution.plans import Naming, Plan, Step, bound_operation, make_plan
+from lrpfunc.attribution.records import followed
 from lrpfunc.attribution.targets import Target
-from lrpfunc.composites import Composite, Entries, assign
-from lrpfunc.operations import InputRange, Operation, active_equations, forms, row_of
-from lrpfunc.operations.row import Slot
-from lrpfunc.program import NAMESPACE, Equation, Program, Variable, refilled, substitute
-from lrpfunc.rules import Flow, Rule
+from lrpfunc.composites import Entries
+from lrpfunc.errors import RuleError
+from lrpfunc.operations import MOVEMENT, InputRange, Operation, bind, facts, forms, is_constant, row_of
+from lrpfunc.program import NAMESPACE, Equation, Program, Variable, refilled, variables_in
+from lrpfunc.rules import Flow, stabilizer
+
+EXACT = stabilizer(0)
 
 
 def parameter_relevance(
@@ -34,13 +37,15 @@ def parameter_relevance(
     A layer's relevance is shared among its weights and its bias by the terms that its rule shares by: under epsilon
     R_W = W * (s x^T) and R_b = b * s, with s = R / S(z); under zplus W+ x+, W- x- and b+; under flat all weights alike.
     So it sums to what arrived at the layer, less the stabilizer, for every rule that conserves. What is no layer (a
-    scale, a shift, a norm, a table) gets its value times the derivative of what is shared. Running statistics and
+    scale, a shift, a norm, a table) gets its value times the derivative of what is shared, and so does a parameter of
+    what it makes before that meets the inputs: a weight that is normalized, a token that is expanded, queries that pass
+    layers of their own. Of a complex parameter the relevance is real, Re(w conj(c)). Buffers, running statistics and
     integers get zeros. Per sample by `vmap` over samples.
 
     Args:
         fmodel, params, x, rules, target, strict, input_range: as `attribute` takes them.
 
-    Errors: those of `attribute`.
+    Errors: those of `attribute`; `RuleError` where torch has no derivative of what parameters pass.
     Source: Yeom et al. 2021, doi:10.1016/j.patcog.2021.107899, who prune by what arrives at a filter.
 
     >>> import lrpfunc, torch
@@ -50,164 +55,122 @@ def parameter_relevance(
     >>> lrpfunc.parameter_relevance(fmodel, params, torch.tensor([[3.0, 1.0]]), lrpfunc.rules.epsilon(0))
     {'weight': tensor([[ 6., -1.]]), 'bias': tensor([0.5000])}
     """
-    found: dict[str, Tensor] = {}
-    plan = make_plan(fmodel, params, _watching(rules, found), strict, input_range)
-    recorded(plan, x, None, None, once=True).pull(target)
-    _to_parameters(plan, found)
-    names = iter(fmodel.parameters.values())
-    leaves = [_of_leaf(found, next(names), leaf) for leaf in optree.tree_leaves(params, namespace=NAMESPACE)]
-    return refilled(params, leaves)
+    plan = make_plan(fmodel, params, rules, strict, input_range)
+    reading = _reading(fmodel)
+    names = dict.fromkeys(v.name for equation, _ in reading for v in (*equation.reads, *equation.outputs))
+    values, flows = followed(plan, x, names, target)
+    steps = {step.equation.name: step for step in plan.steps if step.rule is not None}
+    for equation, reads in reversed(reading):
+        arrived = {v.name: flows[v.name] for v in equation.outputs if v.name in flows}
+        if arrived:
+            shares = _shares(plan, steps.get(equation.name), equation, reads, values, arrived)
+            for variable, flow in zip(reads, shares, strict=True):
+                if flow is not None:
+                    add(flows, variable.name, flow, values)
+    leaves = zip(fmodel.parameters.items(), optree.tree_leaves(params, namespace=NAMESPACE), strict=True)
+    learned = ((flows.get(v.name) if name not in fmodel.buffers else None, leaf) for (name, v), leaf in leaves)
+    return refilled(params, [_of_leaf(flow, leaf) for flow, leaf in learned])
 
 
-def _of_leaf(found: Mapping[str, Tensor], variable: Variable, leaf: Tensor) -> Tensor:
-    relevance = found.get(variable.name)
-    return torch.zeros_like(leaf) if relevance is None else relevance
+def _of_leaf(flow: Flow | None, leaf: Tensor) -> Tensor:
+    """The relevance of a leaf. What is infinite in it, as in masks, contributes nothing where nothing depends on it."""
+    if flow is None:
+        return no_relevance(leaf)
+    if not flow.is_relevance:
+        leaf = leaf.masked_fill(leaf.isinf() & (flow.tensor == 0), 0)
+    relevance = checked_range(flow.relevance(leaf))
+    return relevance.real if relevance.is_complex() else relevance
 
 
-# -- at the equations that read parameters ----------------------------------------------------------------------------
+# -- what reads parameters --------------------------------------------------------------------------------------------
 
 
-class _Read(NamedTuple):
-    """A parameter, or what is made of parameters alone, among an equation's arguments: which leaf, of what name."""
+def _reading(program: Program) -> list[tuple[Equation, list[Variable]]]:
+    """The equations that read parameters, or what was made of them before it met an input, and what they read of that.
 
-    position: int
-    name: str
-
-
-def _watching(rules: Entries, found: dict[str, Tensor]) -> Composite:
-    """The same rules, which also note the relevance of the parameters that their equations read."""
-
-    def composite(program: Program):
-        assigned = dict(assign(program, rules))
-        made = _made_of_parameters(program)
-        for equation in active_equations(program):
-            reads = _reads(equation, made)
-            if reads and equation.name in assigned:
-                assigned[equation.name] = _watched(assigned[equation.name], reads, found)
-        return assigned
-
-    return composite
-
-
-def _made_of_parameters(program: Program) -> set[str]:
-    """The names of floating-point variables that are parameters or depend on nothing else."""
-    made = {v.name for v in program.parameters.values()}
+    What is made of parameters may be made of other things as well that relevance does not come to: sizes, masks, what
+    is detached.
+    """
+    known = facts(program)
+    made = {v.name for name, v in program.parameters.items() if v.is_differentiable and name not in program.buffers}
+    reading = []
     for equation in program.equations:
-        if equation.reads and all(v.name in made for v in equation.reads):
-            made.update(v.name for v in equation.outputs)
-    return made
-
-
-def _leaves(arguments) -> list:
-    return optree.tree_leaves(list(arguments), is_leaf=lambda node: isinstance(node, Slot), namespace=NAMESPACE)
-
-
-def _reads(equation: Equation, made: set[str]) -> list[_Read]:
-    """Statistics of a batch norm are no parameters that contribute."""
-    last = 3 if row_of(equation).form is forms.BATCH_NORM else None
-    leaves = _leaves(equation.arguments)[:last]
-    return [
-        _Read(i, leaf.name)
-        for i, leaf in enumerate(leaves)
-        if isinstance(leaf, Variable) and leaf.is_floating and leaf.name in made
-    ]
-
-
-def _watched(rule: Rule, reads: list[_Read], found: dict[str, Tensor]) -> Rule:
-    def forward(operation, *inputs):
-        output, residuals = checked_pair(rule.forward(operation, *inputs))
-        return output, (inputs, output, residuals)
-
-    def backward(operation, residuals, flow):
-        inputs, output, kept = residuals
-        for name, share in _shares(rule, operation, reads, inputs, output, flow):
-            found[name] = share if name not in found else found[name] + share
-        return rule.backward(operation, kept, flow)
-
-    return rule._replace(forward=forward, backward=backward)
-
-
-def _shares(rule: Rule, operation: Operation, reads: list[_Read], inputs, output, flow: Flow):
-    """The relevance of each parameter that an equation reads."""
-    if rule.parameters is not None and operation.is_weighted and isinstance(output, Tensor):
-        shares = rule.parameters(operation, inputs, output, flow.relevance(output))
-        by_tensor = dict(zip((id(operation.weight), id(operation.bias)), shares, strict=True))
-        leaves = _leaves(operation.arguments)
-        known = [(read.name, by_tensor.get(id(leaves[read.position]))) for read in reads]
-        return [(name, share) for name, share in known if share is not None]
-    return _by_derivative(operation, reads, inputs, output, flow)
-
-
-def _by_derivative(operation: Operation, reads: list[_Read], inputs, output, flow: Flow):
-    """Value times derivative of what is shared, for what has no terms of its own."""
-    leaves = _leaves(operation.arguments)
-    values = [leaves[read.position] for read in reads]
-
-    def function(*given):
-        filled = list(leaves)
-        for read, value in zip(reads, given, strict=True):
-            filled[read.position] = value
-        structure = optree.tree_structure(
-            list(operation.arguments), is_leaf=lambda node: isinstance(node, Slot), namespace=NAMESPACE
-        )
-        arguments = optree.tree_unflatten(structure, filled)
-        return operation.copy(arguments=arguments, hoists={})(*inputs)
-
-    found: Any = torch.func.vjp(function, *values)
-    outputs, pullback = found
-    moved = pullback(_coefficient(flow, output, outputs))
-    return [(read.name, value * c) for read, value, c in zip(reads, values, moved, strict=True)]
-
-
-def _coefficient(flow: Flow, output, outputs):
-    """c with R = output * c, zero where the output is."""
-    if not isinstance(output, Tensor):
-        flows = [flow.moved(part) for part in flow.tensor]
-        pairs = zip(flows, output, strict=False)
-        return type(outputs)([_coefficient(one, value, value) for one, value in pairs])
-    return flow.tensor if not flow.is_relevance else _over(flow.tensor, output)
-
-
-def _over(relevance: Tensor, value: Tensor) -> Tensor:
-    is_zero = value == 0
-    return torch.where(is_zero, 0.0, relevance / torch.where(is_zero, 1.0, value))
-
-
-# -- from what is made of parameters to parameters --------------------------------------------------------------------
-
-
-def _to_parameters(plan: Plan, found: dict[str, Tensor]) -> None:
-    """Move the relevance of what parameters alone make, such as a transposed weight, to the parameters."""
-    for equation in reversed(plan.program.equations):
-        arrived = [found.pop(v.name, None) for v in equation.outputs]
-        if all(share is None for share in arrived):
+        reads = [variable for variable in _contributing(equation) if variable.name in made]
+        if not reads or is_constant(equation):
             continue
-        for name, share in _moved(plan, equation, arrived):
-            found[name] = share if name not in found else found[name] + share
+        if not known.is_active(equation):
+            made.update(variable.name for variable in equation.outputs if variable.is_differentiable)
+        reading.append((equation, reads))
+    return reading
 
 
-def _moved(plan: Plan, equation: Equation, arrived: list[Tensor | None]):
-    """A movement moves relevance as it is; anything else by value times derivative."""
-    reads = [v for v in dict.fromkeys(equation.reads) if v.is_floating and v.name in plan.values]
-    values = {v.name: plan.values[v.name] for v in equation.reads}
-
-    def function(*tensors):
-        given = values | dict(zip((v.name for v in reads), tensors, strict=True))
-        keywords = {key: substitute(value, given) for key, value in equation.keywords.items()}
-        return equation.function(*substitute(equation.arguments, given), **keywords)
-
-    primals = [values[v.name] for v in reads]
-    found: Any = torch.func.vjp(function, *primals)
-    outputs, pullback = found
-    is_movement = row_of(equation).keeps_values
-    tensors = [outputs] if isinstance(outputs, Tensor) else list(outputs)
-    seeds = [_seed(share, value, is_movement) for share, value in zip(arrived, tensors, strict=False)]
-    moved = pullback(seeds[0] if isinstance(outputs, Tensor) else type(outputs)(seeds))
-    pairs = zip(reads, primals, moved, strict=True)
-    return [(v.name, share if is_movement else value * share) for v, value, share in pairs]
+def _contributing(equation: Equation) -> Sequence[Variable]:
+    """What an equation reads; the statistics of a batch norm are no parameters that contribute."""
+    if row_of(equation).form is forms.BATCH_NORM:
+        return list(variables_in(equation.arguments[:3]))
+    return equation.reads
 
 
-def _seed(share: Tensor | None, value: Tensor, is_movement: bool) -> Tensor:
-    if share is None:
-        return torch.zeros_like(value)
-    return share if is_movement else _over(share, value)
+# -- what they get ----------------------------------------------------------------------------------------------------
+
+
+def _shares(
+    plan: Plan,
+    step: Step | None,
+    equation: Equation,
+    reads: Sequence[Variable],
+    values: Mapping[str, Any],
+    arrived: Mapping[str, Flow],
+) -> Sequence[Flow | None]:
+    """What each of the parameters gets that an equation reads, by its rule or by value times derivative."""
+    opened = bind(plan.program, equation, values, inputs=reads).at([values[v.name] for v in reads])
+    if step is not None and step.rule is not None:
+        shares = _by_rule(plan, step, opened, values, arrived) if len(opened.slots) == len(reads) else None
+        if shares is not None:
+            return shares
+        if opened.row.shifts and any(flow.is_relevance and not flow.by_value for flow in arrived.values()):
+            return [None] * len(reads)  # as the rule of what is shifted has it
+    return _by_derivative(equation, opened, reads, values, arrived)
+
+
+def _by_rule(
+    plan: Plan, step: Step, opened: Operation, values: Mapping[str, Any], arrived: Mapping[str, Flow]
+) -> Sequence[Flow | None] | None:
+    """By the terms that a rule shares by, None if it has no word on it."""
+    rule, outputs = step.rule, step.equation.outputs
+    if rule is None or rule.parameters is None or len(outputs) > 1:
+        return None
+    inputs = tuple(values[variable.name] for variable in step.inputs)
+    operation = bound_operation(plan.program, step, values, hoists=False).at(inputs)
+    with Naming(rule, step.equation):
+        return rule.parameters(operation, inputs, values[outputs[0].name], arrived[outputs[0].name], opened)
+
+
+def _by_derivative(
+    equation: Equation,
+    opened: Operation,
+    reads: Sequence[Variable],
+    values: Mapping[str, Any],
+    arrived: Mapping[str, Flow],
+) -> list[Flow | None]:
+    """Value times derivative of what is shared. What is only moved keeps its relevance, whatever its value."""
+    outputs = [variable for variable in equation.outputs if variable.is_differentiable]
+    moves = opened.kind == MOVEMENT and not any(variable.is_complex for variable in (*reads, *outputs))
+    are_relevances = moves and any(flow.is_relevance for flow in arrived.values())
+
+    def entering(variable: Variable) -> Tensor:
+        value, flow = values[variable.name], arrived.get(variable.name)
+        if flow is None:
+            return torch.zeros_like(value)
+        return flow.relevance(value) if are_relevances else flow.coefficient(value, EXACT, as_it_is=True)
+
+    seeds = [entering(variable) for variable in outputs]
+    try:
+        moved = opened.vjp([values[v.name] for v in reads], seeds[0] if len(equation.outputs) == 1 else tuple(seeds))
+    except RuleError as error:
+        raise RuleError(
+            f"torch has no derivative of '{equation.name}' ({equation.operator}), so it cannot be said what parameters "
+            "contribute there. Give it a rule with `parameters`, or make what it gives a leaf of params."
+        ) from error
+    flows = moved if isinstance(moved, tuple) else (moved,)
+    return [Flow(relevance=one) if are_relevances else Flow(coefficient=one) for one in flows]

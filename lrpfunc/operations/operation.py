@@ -46,11 +46,11 @@ class Operation:
     `operation(*inputs)` is its value. `adjoint(s)` is the transposed linear map, which needs no forward pass; it gives
     one tensor for one input and a tuple for several. `linear(weight, bias)` is the same map with other parameters.
 
-    `row`: what the table knows of it. `kind`: what it is to relevance here. `constant`: the factor of a product (0 or
-    1) that may count as a constant. `shapes`, `dtypes`, `device`: of the inputs. `sample_shape`: that of the first one
-    without its first dimension. `hoists`: what was made of the parameters beforehand; `packs`: weights as their kernels
-    want them, of prepared explanations. The rest is its `Context`, field by field. `bind` and `bind_function` make it,
-    and nobody changes it.
+    `operator`: its ATen name: `conv2d`, `add`. `row`: what the table knows of it. `kind`: what it is to relevance here.
+    `constant`: the factor of a product (0 or 1) that may count as a constant. `shapes`, `dtypes`, `device`: of the
+    inputs. `sample_shape`: that of the first one without its first dimension. `hoists`: what was made of the parameters
+    beforehand; `packs`: weights as their kernels want them, of prepared explanations. The rest is its `Context`, field
+    by field. `bind` and `bind_function` make it, and nobody changes it.
     """
 
     name: str
@@ -68,6 +68,7 @@ class Operation:
     dtypes: Sequence[torch.dtype] = ()
     device: torch.device | None = None
     sample_shape: Sequence = ()
+    operator: str = ""
     hoists: Mapping[Callable, Any] = field(default_factory=dict)
     packs: TensorTable | None = None
 
@@ -106,11 +107,6 @@ class Operation:
         return [position for position, argument in enumerate(self.arguments) if isinstance(argument, Slot)]
 
     @property
-    def operator(self) -> str:
-        """Its ATen name: `conv2d`, `add`."""
-        return operator_name(self.function)
-
-    @property
     def description(self) -> str:
         return f"'{self.name}' ({self.operator})"
 
@@ -131,7 +127,7 @@ class Operation:
 
     @property
     def is_weighted(self) -> bool:
-        if self.row.positions is None or _weight_position(self.positions, self.arguments) >= len(self.arguments):
+        if self.row.positions is None or self.weight_position >= len(self.arguments):
             return False
         return isinstance(self.weight, Tensor)
 
@@ -142,8 +138,15 @@ class Operation:
         return self.row.positions
 
     @property
+    def weight_position(self) -> int:
+        """Where its weight stands among its arguments: of a matrix product the operand that is no input."""
+        positions, arguments = self.positions, self.arguments
+        is_second = positions.input is None and positions.weight < len(arguments)
+        return positions.weight - (is_second and isinstance(arguments[positions.weight], Slot))
+
+    @property
     def weight(self) -> Tensor:
-        return self.arguments[_weight_position(self.positions, self.arguments)]
+        return self.arguments[self.weight_position]
 
     @property
     def bias(self) -> Tensor | None:
@@ -153,7 +156,7 @@ class Operation:
     def linear(self, weight: Tensor, bias: Tensor | None = None) -> Operation:
         """The operation with another weight and bias (None: no bias). Errors: `RuleError` if it has no weight."""
         arguments, positions = list(self.arguments), self.positions
-        arguments[_weight_position(positions, arguments)] = weight
+        arguments[self.weight_position] = weight
         if positions.bias is not None and positions.bias < len(arguments):
             is_needed = positions.bias == 0  # addmm and its like cannot do without
             arguments[positions.bias] = weight.new_zeros(()) if bias is None and is_needed else bias
@@ -274,13 +277,6 @@ class Operation:
         return function(*_fill(self.arguments, inputs), **self.keywords)
 
 
-def _weight_position(positions: Positions, arguments: Sequence) -> int:
-    is_second = (
-        positions.input is None and positions.weight < len(arguments) and isinstance(arguments[positions.weight], Slot)
-    )
-    return positions.weight - 1 if is_second else positions.weight
-
-
 def _fill(template, inputs: Sequence):
     if isinstance(template, Slot):
         return inputs[template.position]
@@ -293,21 +289,29 @@ def _fill(template, inputs: Sequence):
 
 
 def bind(
-    program: Program, equation: Equation, values: Mapping[str, Any], context: Context = UNKNOWN_CONTEXT
+    program: Program,
+    equation: Equation,
+    values: Mapping[str, Any],
+    context: Context = UNKNOWN_CONTEXT,
+    inputs: Sequence[Variable] | None = None,
 ) -> Operation:
-    """The operation of an equation, with everything bound but its active inputs, which need no values yet."""
+    """The operation of an equation, with everything bound but its inputs, which need no values yet.
+
+    `inputs`: what it is a function of, by default its active ones; each has a slot wherever it stands.
+    """
     known = facts(program)
     positions = itertools.count()
-    active = {variable.name for variable in known.inputs_of(equation)}
+    inputs = known.inputs_of(equation) if inputs is None else inputs
+    free = {variable.name for variable in inputs}
 
     def fill(template):
         if isinstance(template, Variable):
-            return Slot(next(positions)) if template.name in active else values[template.name]
+            return Slot(next(positions)) if template.name in free else values[template.name]
         if isinstance(template, (list, tuple)):
             return type(template)([fill(item) for item in template])
         return template
 
-    factor, inputs = known.factor_of(equation), known.inputs_of(equation)
+    factor = known.factor_of(equation)
     return Operation(
         equation.name,
         equation.function,
@@ -318,6 +322,7 @@ def bind(
         None if factor is None else factor.factor,
         *context,
         sample_shape=inputs[0].shape[1:] if inputs else (),
+        operator=equation.operator,
     )
 
 
@@ -328,10 +333,10 @@ def bind_nothing(program: Program, equation: Equation) -> Operation:
 
 def bind_function(function: Callable, arguments: Sequence, keywords: Mapping[str, Any], x: Tensor) -> Operation:
     """The operation of a torch function of x, its first argument; the others are bound."""
-    row = row_named(operator_name(function))
-    slotted = [Slot(0), *arguments]
+    name = operator_name(function)
+    row, slotted = row_named(name), [Slot(0), *arguments]
     kind = row.kind if isinstance(row.kind, str) else row.kind(slotted, Activity((True,), 1))
-    return Operation(operator_name(function), function, slotted, keywords, row, kind).at([x])
+    return Operation(name, function, slotted, keywords, row, kind, operator=name).at([x])
 
 
 def _parts(operation: Operation) -> tuple:

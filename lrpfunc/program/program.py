@@ -40,6 +40,7 @@ class Program:
         takes_keywords: whether some inputs were given by name.
         notes: what became of equations that a pass took away, and where, by their name.
         nodes: the dataclasses among the containers of parameters, inputs and output.
+        buffers: the names of the leaves of parameters that a module keeps as buffers, which nobody learns.
 
     Of these follow: `producers`, the equation that makes a variable, by its name; `output_leaves`; `last_reads`, for
     each equation the results that nobody reads after it; `reference`, the tensor whose device and dtype rule a call:
@@ -63,6 +64,7 @@ class Program:
     takes_keywords: bool = False
     notes: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     nodes: tuple[type, ...] = ()
+    buffers: tuple[str, ...] = ()
     producers: Mapping[str, Equation] = field(init=False)
     output_leaves: tuple = field(init=False)
     last_reads: tuple[tuple[str, ...], ...] = field(init=False)
@@ -203,8 +205,10 @@ class Program:
 
     def with_parameters(self, variables: Mapping[str, Variable], params) -> Program:
         """A new program that takes parameters like `params`, whose leaves are the variables of the same names."""
-        paths = tuple(optree.tree_paths(params, namespace=NAMESPACE))
-        return replace(self, parameters={name: variables[name] for name in leaf_names(params)}, parameter_paths=paths)
+        paths, names = tuple(optree.tree_paths(params, namespace=NAMESPACE)), leaf_names(params)
+        buffers = tuple(name for name in self.buffers if name in names)
+        parameters = {name: variables[name] for name in names}
+        return replace(self, parameters=parameters, parameter_paths=paths, buffers=buffers)
 
     def __str__(self) -> str:
         rows = [equation_row(equation) for equation in self.equations if equation.outputs[0].is_tensor]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from lrpfunc.errors import RuleError
 from lrpfunc.operations import ATTENTION, EMBEDDING, SOFTMAX, Operation, of_all
 from lrpfunc.rules.flows import Flow
@@ -56,8 +58,11 @@ def attention(to: str = "all", stabilizer: StabilizerLike = 1e-6) -> Rule:
     def stops(operation):
         return [position for position, share in enumerate(_shares(operation, to)) if not share]
 
+    def parameters(operation, inputs, output, flow, opened):
+        return _of_parameters(operation, opened, flow.coefficient(output, stabilize, as_it_is=True), to)
+
     label = call("attention", *([] if to == "all" else [to]), stabilizer=stabilize)
-    return Rule(label, forward, backward, stops=stops, any_layout=True)
+    return Rule(label, forward, backward, stops=stops, any_layout=True, parameters=parameters)
 
 
 def _shares(operation: Operation, to: str) -> list[float]:
@@ -70,6 +75,21 @@ def _shares(operation: Operation, to: str) -> list[float]:
     has_scores = any(argument != VALUE for argument in active)
     shares = {QUERY: scores * both, KEY: scores * both, VALUE: 0.5 if has_scores else 1.0, MASK: scores}
     return [shares[argument] for argument in active]
+
+
+def _of_parameters(operation: Operation, opened: Operation, c: Tensor, to: str) -> list[Flow | None]:
+    """What parameters get that are to a product what a weight is to a layer: all that comes to it.
+
+    To the scores comes half where both they and the values are active, or nothing if relevance goes to="value".
+    """
+    are_both_active = VALUE in operation.slots and len(operation.slots) > 1
+    scores = (0.0 if to == "value" else 0.5) if are_both_active else 1.0
+    shares = [1.0 if argument == VALUE else scores for argument in opened.slots]
+    if not any(shares):
+        return [None] * len(shares)
+    moved = opened.vjp([operation.arguments[position] for position in opened.slots], c)
+    moved = moved if isinstance(moved, tuple) else (moved,)
+    return [Flow(coefficient=g * share) for g, share in zip(moved, shares, strict=True)]
 
 
 def softmax(stabilizer: StabilizerLike = 1e-6) -> Rule:

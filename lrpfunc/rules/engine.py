@@ -20,12 +20,15 @@ from torch import Tensor
 
 from lrpfunc.errors import RuleError
 from lrpfunc.operations import CONVOLUTION, DENSE, Operation
+from lrpfunc.operations.pullbacks import pull_back
 from lrpfunc.program import add, divide, fast_paths, multiply
 from lrpfunc.rules.flows import Flow, factors
 from lrpfunc.rules.labels import Label, remade
 from lrpfunc.rules.rule import COEFFICIENTS, Rule, as_coefficients
-from lrpfunc.rules.stabilizers import Stabilizer
+from lrpfunc.rules.stabilizers import Stabilizer, as_stabilizer
 from lrpfunc.rules.statements import ALL, NEGATIVE, ONES, POSITIVE, Branch, Make, SharedBias, Statement
+
+EXACT = as_stabilizer(0)
 
 
 class ClosedForm(NamedTuple):
@@ -217,13 +220,27 @@ def move(statement: Statement, operation: Operation, residuals: Residuals, flow:
 
 def _shared(statement: Statement, operation: Operation, branch: Branch, kept, output, flow: Flow, is_spare: bool):
     """R / S(d)."""
-    stabilize, is_spare = statement.stabilize, is_spare and operation.is_final
     if gets_coefficients(operation):
         return times(operation, kept, flow)
+    return _over_stable(statement, branch, kept, output, flow, is_spare and operation.is_final)
+
+
+def _over_stable(statement: Statement, branch: Branch, stable, output, flow: Flow, is_spare: bool = False) -> Tensor:
+    """R / S(d), where the branch shares."""
+    stabilize = statement.stabilize
+    if output is not None and output.is_complex():
+        return _over_complex(stable, output, flow)
     if stabilize.is_identity:
-        return _where(branch, output, stabilize.quotient(flow.relevance(output), kept))
+        return _where(branch, output, stabilize.quotient(flow.relevance(output), stable))
     is_spare = is_spare and stabilize.epsilon is not None  # what a user's function returns may be kept there
-    return _where(branch, output, over(flow, kept, output, is_spare))
+    return _where(branch, output, over(flow, stable, output, is_spare))
+
+
+def _over_complex(stable: Tensor, output: Tensor, flow: Flow) -> Tensor:
+    """R / S(conj(d)), or c z / S(d), as a relevance does not know the phase of a coefficient."""
+    if flow.is_relevance:
+        return EXACT.quotient(flow.tensor.to(stable.dtype), stable.conj())
+    return EXACT.quotient(output, stable) * flow.tensor
 
 
 def _where(branch: Branch, output: Tensor | None, s: Tensor) -> Tensor:
@@ -302,10 +319,14 @@ class Shares:
         self.label, self.statement = label, statement
 
     def __call__(
-        self, operation: Operation, inputs: tuple[Tensor, ...], output: Tensor, relevance: Tensor
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """The relevance of weight and bias."""
-        return of_parameters(self.statement, operation, inputs, output, relevance)
+        self, operation: Operation, inputs: tuple[Tensor, ...], output: Tensor, flow: Flow, opened: Operation
+    ) -> list[Flow | None] | None:
+        """The flows of weight and bias, None if the operation is no layer."""
+        if not operation.is_weighted:
+            return None
+        of_weight, of_bias = of_parameters(self.statement, operation, inputs, output, flow)
+        flows = {operation.weight_position: of_weight, operation.positions.bias: of_bias}
+        return [flows.get(position) for position in opened.slots]
 
     def __reduce__(self):
         return _shares_of, (self.label.name, self.label.arguments, self.label.keywords)
@@ -316,29 +337,40 @@ def _shares_of(name: str, arguments: tuple, keywords: Mapping[str, Any]) -> Any:
 
 
 def of_parameters(
-    statement: Statement, operation: Operation, inputs: tuple[Tensor, ...], output: Tensor, relevance: Tensor
-) -> tuple[Tensor | None, Tensor | None]:
-    """The relevance of weight and bias: each term of a denominator d gets its part of R / S(d), as weights' part of x.
+    statement: Statement, operation: Operation, inputs: tuple[Tensor, ...], output: Tensor, flow: Flow
+) -> tuple[Flow | None, Flow | None]:
+    """What weight and bias get: each term of a denominator d has its part of R / S(d), as weights' part of x.
 
-    With s = R / S(d) a weight w made of W gets w (s x^T), and the bias, of which b is made, b sum(s).
+    With s = R / S(d) a weight w made of W gets w (s x^T), and the bias, of which b is made, b sum(s). Of W itself s x^T
+    is the coefficient, so that what W was made of is had without a division by it.
     """
-    shares: list[Tensor] = []
-    of_bias: Tensor | None = None
-    stables = denominators(statement, operation, inputs)
-    for branch, weights, stable in zip(statement.branches, statement.weights(operation), stables, strict=True):
-        if stable is None:
-            continue
-        identity = statement.stabilize.is_identity
-        shared = statement.stabilize.quotient(relevance, stable) if identity else relevance / stable
-        s = branch.share * _where(branch, output, shared)
-        for term, weight in zip(branch.terms, weights, strict=True):
+    weights: list[Tensor] = []
+    biases: list[Tensor] = []
+    for branch, made, s in _shared_by_branches(statement, operation, inputs, output, flow):
+        for term, weight in zip(branch.terms, made, strict=True):
             parts = [_part(operation, x, term.x) for x in inputs]
-            if weight is not None:
-                shares.append(_moved(functools.partial(_by_weight, operation, parts), weight, s))
+            c = pull_back(functools.partial(_by_weight, operation, parts), (weight,), s)[0]
+            weights.append(branch.share * (c if statement.is_whole else weight * c))
         if branch.bias is not None and operation.bias is not None:
-            bias = _moved(functools.partial(_by_bias, operation, inputs), branch.bias(operation.bias), s)
-            of_bias = bias if of_bias is None else of_bias + bias
-    return (_sum(shares) if shares else None), of_bias
+            bias = branch.bias(operation.bias)
+            c = pull_back(functools.partial(_by_bias, operation, inputs), (bias,), s)[0]
+            biases.append(branch.share * (c if statement.is_whole else bias * c))
+    return _as_flow(statement, weights), _as_flow(statement, biases)
+
+
+def _shared_by_branches(statement: Statement, operation: Operation, inputs, output: Tensor, flow: Flow):
+    """The branches that relevance comes to, with their weights and R / S(d)."""
+    weights = statement.weights(operation)
+    if _shares_output(statement, operation):
+        return [(statement.branches[0], weights[0], flow.coefficient(output, statement.stabilize))]
+    branches = zip(statement.branches, weights, denominators(statement, operation, inputs), strict=True)
+    return [(b, made, _over_stable(statement, b, d, output, flow)) for b, made, d in branches if d is not None]
+
+
+def _as_flow(statement: Statement, parts: list[Tensor]) -> Flow | None:
+    if not parts:
+        return None
+    return Flow(coefficient=_sum(parts)) if statement.is_whole else Flow(relevance=_sum(parts))
 
 
 def _by_weight(operation: Operation, inputs: Sequence[Tensor], weight: Tensor) -> Tensor:
@@ -347,9 +379,3 @@ def _by_weight(operation: Operation, inputs: Sequence[Tensor], weight: Tensor) -
 
 def _by_bias(operation: Operation, inputs: Sequence[Tensor], bias: Tensor) -> Tensor:
     return operation.linear(torch.zeros_like(operation.weight), bias)(*inputs)
-
-
-def _moved(function: Callable[[Tensor], Tensor], value: Tensor, s: Tensor) -> Tensor:
-    """value * J^T s."""
-    pullback: Any = torch.func.vjp(function, value)[1]
-    return value * pullback(s)[0]

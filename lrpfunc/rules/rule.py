@@ -40,8 +40,9 @@ class Rule(NamedTuple):
         stops: `stops(operation)` names the inputs, by their positions among the active ones, that get no flow whatever
             happens, so that nothing is kept for what they were made of.
         any_layout: its functions take tensors in any memory layout, so images may be laid out with their channels last.
-        parameters: `parameters(operation, inputs, output, relevance)` gives the relevance of a layer's weight and bias,
-            None for what gets none; without it these get value * derivative of what is shared.
+        parameters: `parameters(operation, inputs, output, flow, opened)` gives what parameters get, one flow (or None)
+            for each input of `opened`, the same operation as a function of its parameters; None in place of them all,
+            as without it, stands for value * derivative of what is shared.
 
     >>> import lrpfunc, torch
     >>> def forward(operation, x):
@@ -63,7 +64,7 @@ class Rule(NamedTuple):
     gives: str = ""
     stops: Callable[[Operation], Sequence[int]] = nothing
     any_layout: bool = False
-    parameters: Callable[..., tuple[torch.Tensor | None, torch.Tensor | None]] | None = None
+    parameters: Callable[..., Sequence[Flow | None] | None] | None = None
 
     def __reduce__(self):
         """A rule that a constructor made is pickled as that call; one of somebody's own by its functions' names."""

@@ -51,8 +51,10 @@ class Builder:
 
     def __init__(self, model: nn.Module | None, same: Mapping[str, str]):
         self.same = same  # symbolic sizes that must agree with another one
-        tensors = [] if model is None else [*model.named_parameters(), *model.named_buffers()]
-        self.first_names = {id(tensor): name for name, tensor in reversed(tensors)}
+        learned = {} if model is None else dict(model.named_parameters())
+        kept = {} if model is None else dict(model.named_buffers())
+        self.first_names = {id(tensor): name for name, tensor in reversed([*learned.items(), *kept.items()])}
+        self.buffers = {self.first_names[id(tensor)] for tensor in kept.values()} - learned.keys()
         self.params: dict[str, Tensor] = {}
         self.parameters: dict[str, Variable] = {}
         self.values: dict[Any, Any] = {}

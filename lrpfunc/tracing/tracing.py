@@ -160,6 +160,7 @@ def _program(export: Export, front: Front, boundary: Boundary, model: nn.Module 
         output=boundary.output([result for result, kind in results if kind is OutputKind.USER_OUTPUT]),
         size_ranges={builder.symbols[symbol]: bounds for symbol, bounds in ranges.items() if bounds != (0, None)},
         nodes=boundary.nodes,
+        buffers=tuple(name for name in builder.parameters if name in builder.buffers),
         takes_keywords=boundary.inputs.positional < len(boundary.inputs.names),
     )
     return tidied(program, builder.origins), builder.params
