@@ -17,7 +17,7 @@ from lrpfunc.attribution.targets import Target
 from lrpfunc.composites import Entries
 from lrpfunc.errors import RuleError
 from lrpfunc.operations import MOVEMENT, InputRange, Operation, bind, facts, forms, is_constant, row_of
-from lrpfunc.program import NAMESPACE, Equation, Program, Variable, refilled, variables_in
+from lrpfunc.program import NAMESPACE, Equation, Program, Variable, is_plain, refilled, variables_in
 from lrpfunc.rules import Flow, stabilizer
 
 EXACT = stabilizer(0)
@@ -73,13 +73,17 @@ def parameter_relevance(
 
 
 def _of_leaf(flow: Flow | None, leaf: Tensor) -> Tensor:
-    """The relevance of a leaf. What is infinite in it, as in masks, contributes nothing where nothing depends on it."""
+    """The relevance of a leaf."""
     if flow is None:
         return no_relevance(leaf)
-    if not flow.is_relevance:
-        leaf = leaf.masked_fill(leaf.isinf() & (flow.tensor == 0), 0)
-    relevance = checked_range(flow.relevance(leaf))
+    relevance = checked_range(flow.relevance(leaf if flow.is_relevance else _finite(leaf, flow.tensor)))
     return relevance.real if relevance.is_complex() else relevance
+
+
+def _finite(leaf: Tensor, c: Tensor) -> Tensor:
+    """A leaf with zeros in place of infinite numbers, as masks have them, that nothing depends on."""
+    is_known = is_plain(leaf) and not leaf.is_meta and bool(leaf.sum().isfinite())
+    return leaf if is_known else leaf.masked_fill(leaf.isinf() & (c == 0), 0)
 
 
 # -- what reads parameters --------------------------------------------------------------------------------------------

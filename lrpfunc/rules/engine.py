@@ -350,21 +350,25 @@ def of_parameters(
         for term, weight in zip(branch.terms, made, strict=True):
             parts = [_part(operation, x, term.x) for x in inputs]
             c = pull_back(functools.partial(_by_weight, operation, parts), (weight,), s)[0]
-            weights.append(branch.share * (c if statement.is_whole else weight * c))
+            weights.append(c if statement.is_whole else weight * c)
         if branch.bias is not None and operation.bias is not None:
             bias = branch.bias(operation.bias)
             c = pull_back(functools.partial(_by_bias, operation, inputs), (bias,), s)[0]
-            biases.append(branch.share * (c if statement.is_whole else bias * c))
+            biases.append(c if statement.is_whole else bias * c)
     return _as_flow(statement, weights), _as_flow(statement, biases)
 
 
 def _shared_by_branches(statement: Statement, operation: Operation, inputs, output: Tensor, flow: Flow):
-    """The branches that relevance comes to, with their weights and R / S(d)."""
+    """The branches that relevance comes to, with their weights and shares of R / S(d)."""
     weights = statement.weights(operation)
     if _shares_output(statement, operation):
         return [(statement.branches[0], weights[0], flow.coefficient(output, statement.stabilize))]
-    branches = zip(statement.branches, weights, denominators(statement, operation, inputs), strict=True)
-    return [(b, made, _over_stable(statement, b, d, output, flow)) for b, made, d in branches if d is not None]
+    shared = []
+    for branch, made, d in zip(statement.branches, weights, denominators(statement, operation, inputs), strict=True):
+        if d is not None:
+            s = _over_stable(statement, branch, d, output, flow)
+            shared.append((branch, made, s if branch.share == 1 else branch.share * s))
+    return shared
 
 
 def _as_flow(statement: Statement, parts: list[Tensor]) -> Flow | None:
