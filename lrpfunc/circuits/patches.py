@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lrpfunc.attribution import Target, cotangent, has_batch, record
 from lrpfunc.attribution.interpreter import unpack
-from lrpfunc.attribution.places import outputs_named
+from lrpfunc.attribution.places import each_named
 from lrpfunc.composites import Entries
 from lrpfunc.errors import InputError
 from lrpfunc.program import Program
@@ -53,16 +53,21 @@ def patching(
     """
     good = record(fmodel, params, clean, rules, at=at)
     bad = record(fmodel, params, corrupted, rules, at=at)
-    for name, value in bad.values.items():
-        shape = good.values[name].shape
+    values, others = good.values, bad.values
+    for name, value in others.items():
+        shape = values[name].shape
         if shape != value.shape:
             raise InputError(
                 f"patching needs runs of the same shapes, but '{name}' is {tuple(shape)} in the clean run and "
                 f"{tuple(value.shape)} in the corrupted one."
             )
+        if not (value.is_floating_point() or value.is_complex()):
+            raise InputError(f"'{name}' holds integers, of which no part can be put in: name the layer that reads them.")
     start = Flow(coefficient=cotangent(bad.output, target, has_batch(fmodel)))
     _, coefficients = bad.pull(start, form="coefficient", inputs=False)
-    return {name: (good.values[name] - value) * coefficients[name] for name, value in bad.values.items()}
+    return {
+        name: Flow(coefficient=coefficients[name]).relevance(values[name] - value) for name, value in others.items()
+    }
 
 
 def patched(fmodel: Program, params, x, values: Mapping[str, Tensor]):
@@ -72,9 +77,10 @@ def patched(fmodel: Program, params, x, values: Mapping[str, Tensor]):
         fmodel: a program.
         params: its parameters.
         x: inputs, as `attribute` takes them.
-        values: what layers give instead, by name; what depends on them is computed anew.
+        values: what layers give instead, by name, as `record` takes names; what depends on them is computed anew.
 
-    Errors: `RuleError` for a name that there is not; `InputError` for a value of another shape or dtype.
+    Errors: `RuleError` for a name that there is not; `InputError` for a value of another shape or dtype, and for two of
+    one layer.
 
     >>> import lrpfunc, torch
     >>> from lrpfunc import circuits
@@ -87,8 +93,11 @@ def patched(fmodel: Program, params, x, values: Mapping[str, Tensor]):
         raise InputError(
             f"what layers give instead must be a mapping of names to tensors, but is {type(values).__name__}."
         )
-    places = outputs_named(fmodel, list(values))
-    replaced = {places[name]: value for name, value in values.items()}
+    replaced: dict[str, Tensor] = {}
+    for name, places in each_named(fmodel, list(values)).items():
+        if any(place in replaced for place in places.values()):
+            raise InputError(f"some of {', '.join(map(repr, values))} are one layer: give its value once.")
+        replaced |= dict.fromkeys(places.values(), values[name])
     found = fmodel.bind(params, unpack(fmodel, x)[0])
     for equation, dead in zip(fmodel.equations, fmodel.last_reads, strict=True):
         fmodel.store(equation, equation.evaluate(found), found)
