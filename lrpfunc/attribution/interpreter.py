@@ -18,7 +18,7 @@ from lrpfunc.attribution.checks import (
     refuse_constant_outputs,
     refuse_other_inputs,
 )
-from lrpfunc.attribution.memory import contiguous, writes
+from lrpfunc.attribution.memory import contiguous, writes, written_since
 from lrpfunc.attribution.plans import Naming, Plan, Step, bound_operation
 from lrpfunc.compat import outside_inference
 from lrpfunc.errors import InputError, RuleError
@@ -89,8 +89,7 @@ class Passed:
             raise InputError(
                 "this trail was made for one pull, which has used it up: record it again, or without once."
             )
-        written = [name for name, count in writes(self._given()).items() if count != self.writes.get(name, count)]
-        if written:
+        if written := written_since(self.writes, writes(self._given())):
             raise InputError(
                 f"{', '.join(map(repr, written))} was written to after this trail was recorded, which needs it as it "
                 "was: record it again."

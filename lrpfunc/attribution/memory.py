@@ -53,11 +53,16 @@ def apart(tree: Any, taken: Any) -> Any:
     return optree.tree_map(moved, tree, namespace=NAMESPACE)
 
 
-def writes(tensors: Mapping[str, Any]) -> dict[str, int]:
-    """How many times each tensor was written to. Where a tracer watches, writes cannot be told."""
+def writes(tensors: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """Which tensor each one is, and how many times it was written to. Where a tracer watches, it cannot be told."""
     if torch.compiler.is_compiling() or is_intercepted():
         return {}
-    return {name: writes_to(tensor) for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+    return {name: (id(t), writes_to(t)) for name, t in tensors.items() if isinstance(t, Tensor)}
+
+
+def written_since(before: Mapping[str, tuple[int, int]], now: Mapping[str, tuple[int, int]]) -> list[str]:
+    """The names of the tensors that are the same as before, and were written to."""
+    return [n for n, (tensor, count) in now.items() if n in before and before[n][0] == tensor and count > before[n][1]]
 
 
 def _memory(tensor: Tensor) -> Any:

@@ -13,7 +13,7 @@ from lrpfunc.attribution.checks import refuse_constant_outputs
 from lrpfunc.attribution.interpreter import Edit, Passed, add, at_output
 from lrpfunc.attribution.memory import own
 from lrpfunc.attribution.places import outputs_named
-from lrpfunc.attribution.targets import Target, check_relevance, has_batch, real_dtype, seed
+from lrpfunc.attribution.targets import Target, check_relevance, has_batch, is_function, real_dtype, seed
 from lrpfunc.composites import variables_seen
 from lrpfunc.errors import InputError, LrpError, RuleError, TargetError
 from lrpfunc.program import NAMESPACE
@@ -59,8 +59,8 @@ def flows_entering(passed: Passed, target: Target | Flow | Mapping[str, Any]) ->
     if isinstance(target, Mapping) or _fits(target, output):
         return at_output(passed, check_relevance(target, output))
     refuse_constant_outputs(program)
-    is_function = _is_function(target)
-    return at_output(passed, seed(own(output) if is_function else output, target, has_batch(program)))
+    given = own(output) if is_function(target) else output
+    return at_output(passed, seed(given, target, has_batch(program)))
 
 
 def _is_of_output(passed: Passed, target: Mapping) -> bool:
@@ -99,7 +99,7 @@ def _is_layer(passed: Passed, name: Any) -> bool:
 
 def _may_enter(passed: Passed, name: str, given: Any) -> bool:
     """Whether something can enter at layers, as far as that can be told without calling it."""
-    if isinstance(given, Flow) or _is_function(given):
+    if isinstance(given, Flow) or is_function(given):
         return True
     values = [passed.values[place] for place in places_named(passed, name).values()]
     return isinstance(given, Tensor) and all(given.shape == value.shape for value in values)
@@ -141,14 +141,10 @@ def _flow(name: str, given: Any, value: Tensor) -> Flow:
     flow = given if isinstance(given, Flow) else None
     if flow is not None and not flow.is_relevance and not (value.is_floating_point() or value.is_complex()):
         raise TargetError(f"'{name}' holds integers, to which nothing is proportional: give Flow(relevance=...).")
-    entering = flow.tensor if flow else given(own(value)) if _is_function(given) else given
+    entering = flow.tensor if flow else given(own(value)) if is_function(given) else given
     is_coefficient = flow is not None and not flow.is_relevance
     _check(entering, value, f"what enters at '{name}'", TargetError, is_coefficient)
     return flow.moved(entering) if flow else Flow(relevance=entering)
-
-
-def _is_function(given: Any) -> bool:
-    return callable(given) and not isinstance(given, (Tensor, Flow))
 
 
 def _check(given: Any, value: Tensor, who: str, error: type[LrpError], is_coefficient: bool = False) -> None:
@@ -206,7 +202,7 @@ def refuse_unseen(names: Sequence[str]) -> None:
 def _edit(name: str, given: Any, value: Tensor) -> Edit:
     """What an edit does with a flow and the value it is of."""
     who = f"the edit of '{name}'"
-    if _is_function(given):
+    if is_function(given):
 
         def mapped(flow: Flow, value: Tensor) -> Flow:
             relevance = flow.relevance(value)

@@ -62,7 +62,9 @@ def patching(
                 f"{tuple(value.shape)} in the corrupted one."
             )
         if not (value.is_floating_point() or value.is_complex()):
-            raise InputError(f"'{name}' holds integers, of which no part can be put in: name the layer that reads them.")
+            raise InputError(
+                f"'{name}' holds integers, of which no part can be put in: name the layer that reads them."
+            )
     start = Flow(coefficient=cotangent(bad.output, target, has_batch(fmodel)))
     _, coefficients = bad.pull(start, form="coefficient", inputs=False)
     return {
