@@ -199,13 +199,24 @@ def test_derivatives_of_seeds_and_edits_of_a_trail_from_outside(case):
             return trail.pull({layer: seed})[0].square().sum()
 
         for total in (edited, seeded):
-            expected = grad(total)(mask, record(at=name))
-            close(grad(total)(mask, record(at=name, once=True)), expected)
+            of = lambda trail, total=total: functools.partial(total, trail=trail)  # noqa: E731, captured by the transform
+            expected = grad(of(record(at=name)))(mask)
+            close(grad(of(record(at=name, once=True)))(mask), expected)
             leaf = mask.clone().requires_grad_()
             close(torch.autograd.grad(total(leaf, record(at=name, once=True)), leaf)[0], expected)
             step = 1e-6 * torch.randn(mask.shape, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
             slope = (total(mask + step, record(at=name)) - total(mask - step, record(at=name))) / 2
             close((expected * step).sum(), slope, rtol=1e-4, atol=1e-10)
+
+
+def test_residuals_are_not_written_over_where_a_transform_runs(mlp):
+    """Gamma adds to its own where it may."""
+    for at in (["3"], ["1", "3"], ["2", "3"]):
+        record = functools.partial(lrpfunc.record, *mlp, rules.gamma(0.25), at=at)
+        total = lambda mask, trail: trail.pull(1, edit={"3": mask})[0].square().sum()  # noqa: E731
+        mask = torch.rand(5, dtype=torch.float64)
+        found = [grad(functools.partial(total, trail=record(once=once)))(mask) for once in (True, False)]
+        close(*found)
 
 
 # -- names of several -------------------------------------------------------------------------------------------------
@@ -494,6 +505,7 @@ def test_functions_get_tensors_of_their_own(mlp):
     wipe(inner)
     _, inner = trail.pull({"1": lambda value: kept})
     wipe(inner)
+    trail.pull({"1": kept}, edit={"1": lambda relevance: relevance.mul_(0)})
     assert torch.equal(kept, normal(2, 5))
     close(trail.pull(1), expected)
 

@@ -51,8 +51,10 @@ def record(
     Args:
         fmodel, params, x, rules, strict, input_range, checkpoint: as `attribute` takes them.
         at: names of the layers at whose outputs relevance enters, is edited, or is wanted: a name, a module's path
-            (its last equation), or a pattern with wildcards, as `by_name` takes it.
-        once: whether it is pulled but once, and may be used up by that, which takes less memory.
+            (its last equation), or a pattern with wildcards, as `by_name` takes it. Of what is called more than once
+            all calls are meant, "act:0", "act:1", ..., each of which may be named alone.
+        once: whether it is pulled but once, and may be used up by that, which takes less memory. Copies are used up
+            with it.
 
     Errors: `ParameterError`, `InputError`, `RuleError`.
 
@@ -82,7 +84,8 @@ def recorded(
 class Trail:
     """What a forward pass under rules left behind; `record` makes it, `pull` and `pull_each` follow it back.
 
-    It is a pytree of tensors, so that it may leave and enter functions that torch transforms.
+    It is a pytree of tensors, so that it may leave and enter functions that torch transforms. What it hands out are
+    copies, which may be written over; inputs and parameters may not, as long as it is pulled.
 
     Args:
         passed: what `record` found.
@@ -119,15 +122,20 @@ class Trail:
         Args:
             target: what enters: any target that `attribute` takes; the relevance of the output, a pytree like it, or a
                 `Flow` of one; or {name: relevance} at layers that `at` names, several at once. There, too, a function
-                of the value or a `Flow` may stand for the relevance.
+                of the value or a `Flow` may stand for the relevance. A pattern, or a module that is called more than
+                once, stands for all of its layers. Relevance is real; at complex values it does not say the phase of
+                the coefficient, for which there is Flow(coefficient=...).
             form: "relevance", or "coefficient": c with R = value * c, for which nothing is divided. Where a rule gives
                 relevance only, it is divided by the stabilized value, with a warning that names the place. Integers,
                 such as token ids, have no coefficient, and are given their relevance.
             edit: what becomes of what passes at layers that `at` names, what entered there included: a tensor or a
                 number multiplies it, a function maps relevance to relevance. What is returned for the layer is edited.
+                Names are as in `target`.
             inputs: whether the inputs' is wanted; None stands for it otherwise.
 
-        Errors: `TargetError`, `RuleError`, `InputError`.
+        Errors: `TargetError`; `RuleError` for names; `InputError` for edits that do not fit, or that no relevance
+        comes to, if the trail was used up, and if inputs or parameters were written to since. What is refused before a
+        function of `edit` is called uses nothing up.
         """
         _check_form(form)
         self._passed.refuse_spent()
@@ -152,7 +160,8 @@ class Trail:
             chunk_size: how many targets to pull back at once, to save memory; None: all.
             inputs: as `pull` takes it.
 
-        Errors: those of `pull`; `TargetError` if there is no target, or targets enter at different places.
+        Errors: those of `pull`; `TargetError` if there is no target, or targets enter at different places;
+        `InputError` for several chunks of a trail for one pull.
         """
         _check_form(form)
         check_chunk_size(chunk_size)

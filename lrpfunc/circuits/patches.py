@@ -54,8 +54,18 @@ def patching(
     good = record(fmodel, params, clean, rules, at=at)
     bad = record(fmodel, params, corrupted, rules, at=at)
     values, others = good.values, bad.values
-    for name, value in others.items():
-        shape = values[name].shape
+    _check_runs(values, others)
+    start = Flow(coefficient=cotangent(bad.output, target, has_batch(fmodel)))
+    _, coefficients = bad.pull(start, form="coefficient", inputs=False)
+    return {
+        name: Flow(coefficient=coefficients[name]).relevance(values[name] - value) for name, value in others.items()
+    }
+
+
+def _check_runs(clean: Mapping[str, Tensor], corrupted: Mapping[str, Tensor]) -> None:
+    """Errors: `InputError` for values of other shapes, and for integers."""
+    for name, value in corrupted.items():
+        shape = clean[name].shape
         if shape != value.shape:
             raise InputError(
                 f"patching needs runs of the same shapes, but '{name}' is {tuple(shape)} in the clean run and "
@@ -65,11 +75,6 @@ def patching(
             raise InputError(
                 f"'{name}' holds integers, of which no part can be put in: name the layer that reads them."
             )
-    start = Flow(coefficient=cotangent(bad.output, target, has_batch(fmodel)))
-    _, coefficients = bad.pull(start, form="coefficient", inputs=False)
-    return {
-        name: Flow(coefficient=coefficients[name]).relevance(values[name] - value) for name, value in others.items()
-    }
 
 
 def patched(fmodel: Program, params, x, values: Mapping[str, Tensor]):
@@ -95,11 +100,7 @@ def patched(fmodel: Program, params, x, values: Mapping[str, Tensor]):
         raise InputError(
             f"what layers give instead must be a mapping of names to tensors, but is {type(values).__name__}."
         )
-    replaced: dict[str, Tensor] = {}
-    for name, places in each_named(fmodel, list(values)).items():
-        if any(place in replaced for place in places.values()):
-            raise InputError(f"some of {', '.join(map(repr, values))} are one layer: give its value once.")
-        replaced |= dict.fromkeys(places.values(), values[name])
+    replaced = _replaced(fmodel, values)
     found = fmodel.bind(params, unpack(fmodel, x)[0])
     for equation, dead in zip(fmodel.equations, fmodel.last_reads, strict=True):
         fmodel.store(equation, equation.evaluate(found), found)
@@ -109,6 +110,16 @@ def patched(fmodel: Program, params, x, values: Mapping[str, Tensor]):
         for name in dead:
             del found[name]
     return fmodel.result(found)
+
+
+def _replaced(fmodel: Program, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What is given instead, by variables. Errors: `RuleError`; `InputError` for a layer that is named twice."""
+    replaced: dict[str, Tensor] = {}
+    for name, places in each_named(fmodel, list(values)).items():
+        if any(place in replaced for place in places.values()):
+            raise InputError(f"some of {', '.join(map(repr, values))} are one layer: give its value once.")
+        replaced |= dict.fromkeys(places.values(), values[name])
+    return replaced
 
 
 def _fitting(name: str, value: Tensor, computed: Tensor) -> Tensor:

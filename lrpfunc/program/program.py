@@ -198,7 +198,8 @@ class Program:
         `lower, upper = fmodel.cut("layer3")`: both take all parameters, and `upper(params, lower(params, x))` is the
         model's output. Where more than the layer's output crosses (a skip connection, a mask), `lower` gives a tuple
         of it, and `upper` takes as many inputs; the layer's own is the first.
-        Errors: `ProgramError` for a name that there is not, and for a layer that nothing follows.
+        Errors: `ProgramError` for a name that there is not, that several calls have ("act:0" is the first of them), and
+        for a layer that nothing follows.
         """
         return cuts.cut(self, name)
 
