@@ -139,9 +139,14 @@ def outside_inference(namespace: str) -> Callable[[Callable], Callable]:
     return decorate
 
 
+def is_counted(value: Any) -> bool:
+    """Whether it is a tensor of which torch counts how many times it is written to."""
+    return isinstance(value, Tensor) and not value.is_inference()
+
+
 def writes_to(tensor: Tensor) -> int:
-    """How many times a tensor, or what it is a view of, was written to; 0 where nobody counts."""
-    return 0 if tensor.is_inference() else tensor._version
+    """How many times a tensor, or what it is a view of, was written to."""
+    return tensor._version
 
 
 def memory_of(tensor: Tensor) -> int:

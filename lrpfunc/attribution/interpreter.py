@@ -18,7 +18,7 @@ from lrpfunc.attribution.checks import (
     refuse_constant_outputs,
     refuse_other_inputs,
 )
-from lrpfunc.attribution.memory import contiguous, writes, written_since
+from lrpfunc.attribution.memory import Watch, contiguous
 from lrpfunc.attribution.plans import Naming, Plan, Step, bound_operation
 from lrpfunc.compat import outside_inference
 from lrpfunc.errors import InputError, RuleError
@@ -74,14 +74,7 @@ class Passed:
         self.plan, self.inputs, self.pack, self.segments = plan, inputs, pack, segments
         self.output, self.at, self.use = output, at, use
         self.values = {variable: segments[-1].values[variable] for variable in at.values()}
-        self.writes = writes(self._given())
-
-    def _given(self) -> dict[str, Any]:
-        """The tensors that are somebody else's, inputs and parameters, by what they are called."""
-        program, values = self.plan.program, self.plan.values
-        leaves = optree.tree_leaves(self.inputs, namespace=NAMESPACE)
-        inputs = zip((leaf.label for leaf in program.input_leaves), leaves, strict=True)
-        return {**{name: values[v.name] for name, v in program.parameters.items()}, **dict(inputs)}
+        self.watch = Watch(_given(plan, inputs) if use is None or plan.places else {})
 
     def refuse_spent(self) -> None:
         """Errors: `InputError` if this was for one backward pass and had it, or what it needs was written over."""
@@ -89,7 +82,7 @@ class Passed:
             raise InputError(
                 "this trail was made for one pull, which has used it up: record it again, or without once."
             )
-        if written := written_since(self.writes, writes(self._given())):
+        if written := self.watch.written():
             raise InputError(
                 f"{', '.join(map(repr, written))} was written to after this trail was recorded, which needs it as it "
                 "was: record it again."
@@ -116,6 +109,13 @@ class Passed:
                 segment.records = [_Record(record.step, *left) for record, left in pairs]
             segments.append(segment)
         return Passed(plan, inputs, self.pack, segments, output, self.at, self.use)
+
+
+def _given(plan: Plan, inputs: tuple) -> dict[str, Any]:
+    """The tensors that are somebody else's, inputs and parameters, by what they are called."""
+    labels = (leaf.label for leaf in plan.program.input_leaves)
+    given = dict(zip(labels, optree.tree_leaves(inputs, namespace=NAMESPACE), strict=True))
+    return given | {name: plan.values[v.name] for name, v in plan.program.parameters.items()}
 
 
 @outside_inference(NAMESPACE)

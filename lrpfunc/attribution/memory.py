@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import optree
 import torch
 from torch import Tensor
 
-from lrpfunc.compat import innermost, is_intercepted, memory_of, writes_to
+from lrpfunc.compat import innermost, is_counted, is_intercepted, memory_of, writes_to
 from lrpfunc.program import NAMESPACE
 
 
@@ -53,16 +54,26 @@ def apart(tree: Any, taken: Any) -> Any:
     return optree.tree_map(moved, tree, namespace=NAMESPACE)
 
 
-def writes(tensors: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    """Which tensor each one is, and how many times it was written to. Where a tracer watches, it cannot be told."""
-    if torch.compiler.is_compiling() or is_intercepted():
-        return {}
-    return {name: (id(t), writes_to(t)) for name, t in tensors.items() if isinstance(t, Tensor)}
+class Watch:
+    """Tensors of somebody else's that must stay as they are, by name, and how many times each was written to.
 
+    Where a tracer watches, as torch.compile does, that cannot be told.
+    """
 
-def written_since(before: Mapping[str, tuple[int, int]], now: Mapping[str, tuple[int, int]]) -> list[str]:
-    """The names of the tensors that are the same as before, and were written to."""
-    return [n for n, (tensor, count) in now.items() if n in before and before[n][0] == tensor and count > before[n][1]]
+    def __init__(self, tensors: Mapping[str, Any]):
+        is_traced = torch.compiler.is_compiling() or is_intercepted()
+        self.tensors = {} if is_traced else {name: t for name, t in tensors.items() if is_counted(t)}
+        self.counts = [writes_to(tensor) for tensor in self.tensors.values()]
+
+    def written(self) -> list[str]:
+        """The names of the tensors that were written to since."""
+        if torch.compiler.is_compiling() or not self.tensors:
+            return []
+        both = zip(self.tensors.items(), self.counts, strict=True)
+        return [name for (name, tensor), count in both if writes_to(tensor) != count]
+
+    def __deepcopy__(self, memo: dict) -> Watch:
+        return Watch(copy.deepcopy(self.tensors, memo))  # whose copies are counted anew
 
 
 def _memory(tensor: Tensor) -> Any:
