@@ -533,12 +533,12 @@ def test_an_output_and_a_pullback_share_nothing(mlp):
 def test_what_was_written_over_since(name, mlp):
     fmodel, params, x = mlp
     params = {key: leaf.clone() for key, leaf in params.items()}
-    trail = lrpfunc.record(fmodel, params, x, composites.epsilon(), at="1")
-    trail.pull(1)
+    trails = [lrpfunc.record(fmodel, params, x, composites.epsilon(), at="1", once=once) for once in (False, True)]
+    trails[0].pull(1)
     (x if name == "input" else params[name]).mul_(2)
-    for pull in (lambda: trail.pull(1), lambda: trail.pull_each([1])):
+    for pull in (each for trail in trails for each in (trail.pull, trail.pull_each)):
         with pytest.raises(InputError, match=f"'{name}' was written to after this trail was recorded, which needs it"):
-            pull()
+            pull([1, 1])
 
 
 # -- warnings ---------------------------------------------------------------------------------------------------------

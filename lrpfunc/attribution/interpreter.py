@@ -74,7 +74,7 @@ class Passed:
         self.plan, self.inputs, self.pack, self.segments = plan, inputs, pack, segments
         self.output, self.at, self.use = output, at, use
         self.values = {variable: segments[-1].values[variable] for variable in at.values()}
-        self.watch = Watch(_given(plan, inputs) if use is None or plan.places else {})
+        self.watch = Watch(_given(plan, inputs))
 
     def refuse_spent(self) -> None:
         """Errors: `InputError` if this was for one backward pass and had it, or what it needs was written over."""

@@ -107,7 +107,7 @@ class Trail:
 
     @property
     def values(self) -> dict[str, Tensor]:
-        """The outputs of the layers that `at` names, copies."""
+        """The outputs of the layers that `at` names; copies, made anew whenever they are asked for."""
         return {name: own(self._passed.values[variable]) for name, variable in self._passed.at.items()}
 
     def pull(
