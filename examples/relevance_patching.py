@@ -219,16 +219,17 @@ def margin(runs: Runs) -> Callable[[Tensor], Tensor]:
 def truth(fmodel, params, runs: Runs) -> dict[str, Tensor]:
     """Activation patching: what each node's clean value, put into the corrupted run, adds to the margin."""
     clean, bad = (lrpfunc.record(fmodel, params, ids, EVERY_GRADIENT, at=AT) for ids in runs[:2])
-    chosen = margin(runs)(bad.output)
-    before = (bad.output * chosen).sum((1, 2))
+    values, others, output = clean.values, bad.values, bad.output
+    chosen = margin(runs)(output)
+    before = (output * chosen).sum((1, 2))
 
     def effects(name: str, nodes: Nodes) -> Tensor:
         def one(mask: Tensor) -> Tensor:
-            value = torch.where(mask, clean.values[name], bad.values[name])
+            value = torch.where(mask, values[name], others[name])
             output = circuits.patched(fmodel, params, runs.corrupted, {name: value})
             return (output * chosen).sum((1, 2)) - before
 
-        return torch.stack([one(mask) for mask in nodes.masks(bad.values[name])], 1)
+        return torch.stack([one(mask) for mask in nodes.masks(others[name])], 1)
 
     return {kind: torch.cat([effects(name, nodes) for name in nodes.at], 1) for kind, nodes in NODES.items()}
 

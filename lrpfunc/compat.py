@@ -102,6 +102,13 @@ def is_differentiated(tensor: Tensor) -> bool:
     return tensor.requires_grad
 
 
+def innermost(tensor: Tensor) -> Tensor:
+    """A tensor without all that transforms of torch.func wrap it in."""
+    while is_wrapped(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
+
+
 def outside_transforms() -> AbstractContextManager:
     """Where tensors are made that no transform of torch.func knows."""
     return torch._C._DisableFuncTorch()
@@ -131,6 +138,16 @@ def outside_inference(namespace: str) -> Callable[[Callable], Callable]:
         return run
 
     return decorate
+
+
+def is_counted(value: Any) -> bool:
+    """Whether it is a tensor of which torch counts how many times it is written to."""
+    return isinstance(value, Tensor) and not value.is_inference()
+
+
+def writes_to(tensor: Tensor) -> int:
+    """How many times a tensor, or what it is a view of, was written to."""
+    return tensor._version
 
 
 def memory_of(tensor: Tensor) -> int:

@@ -25,7 +25,7 @@ def test_upper_after_lower_is_the_whole(network):
     for name in at_all(fmodel):
         if name == last:
             continue
-        lower, upper = fmodel.cut(name)
+        lower, upper = fmodel.cut(name if ":" in name else f"{name}:0")
         check(lower)
         check(upper)
         assert len(lower.equations) < len(fmodel.equations)

@@ -46,6 +46,22 @@ def test_patterns_of_paths_have_a_part_each():
     assert {found[name] for name in everywhere} == set(everywhere.values())
 
 
+def test_layers_that_share_their_weights_have_a_part_in_each_call():
+    transformers = pytest.importorskip("transformers")
+    sizes = {"embedding_size": 8, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.AlbertConfig(vocab_size=50, num_hidden_layers=2, num_labels=3, **sizes)
+    ids = {"input_ids": torch.tensor([[3, 4, 5, 6]])}
+    fmodel, params = lrpfunc.functionalize(transformers.AlbertForSequenceClassification(config).eval(), **ids)
+    trail = lrpfunc.record(fmodel, params, ids, composites.cp_lrp(), at="*:heads")
+    layer = "albert.encoder.albert_layer_groups.0.albert_layers.0"
+    heads = [f"{layer}.attention:{call}:heads" for call in range(2)]
+    assert list(trail.values) == list(outputs_named(fmodel, f"{layer}.attention:heads")) == heads
+    assert list(outputs_named(fmodel, f"{layer}.attention:1:heads")) == heads[1:]
+    edited, _ = trail.pull(1, edit={"*:heads": 0.5})
+    torch.testing.assert_close(edited, trail.pull(1, edit=dict.fromkeys(heads, 0.5))[0])
+    assert not torch.allclose(edited["input_ids"], trail.pull(1, edit={heads[1]: 0.5})[0]["input_ids"])
+
+
 def test_sums_of_rotary_embeddings_are_no_residuals():
     fmodel, *_ = traced("llama")
     assert any(e.name.startswith("model.layers.0.self_attn.add") for e in fmodel.equations)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import optree
 import torch
@@ -13,17 +17,24 @@ from lrpfunc.operations import facts
 from lrpfunc.program import NAMESPACE, Equation, Program, Variable, is_plain
 from lrpfunc.rules import Flow
 
+INSIDE = tuple(f"{folder}{os.sep}" for folder in (Path(__file__).parents[1], Path(torch.__file__).parent))
+
 # -- of a call --------------------------------------------------------------------------------------------------------
 
 
-def refuse_dead_ends(program: Program) -> None:
-    """Relevance must be able to flow: from an output to an input of real or complex numbers, or to ids."""
+def refuse_other_inputs(program: Program) -> None:
+    """Relevance must be able to arrive: at an input of real or complex numbers, or at ids. Errors: `InputError`."""
     active = facts(program).active
     if not any(isinstance(leaf.value, Variable) and leaf.value.name in active for leaf in program.input_leaves):
         raise InputError(
             "relevance needs a floating-point input, or token ids that go to an embedding, but all inputs are integers "
             "that go elsewhere. Trace the model from its embeddings (inputs_embeds), or cast the input if it is data."
         )
+
+
+def refuse_constant_outputs(program: Program) -> None:
+    """Relevance must be able to enter: at an output that is no constant. Errors: `InputError`."""
+    active = facts(program).active
     if not any(isinstance(v, Variable) and v.name in active for v in program.output_leaves):
         raise InputError(
             "no relevance can flow: no output depends on an input through what has a derivative. Comparisons, arg-max, "
@@ -95,3 +106,14 @@ def checked_flows(who: str, moved, shapes: Sequence[torch.Size]) -> list[Flow | 
                 f"{who} must return the shape of its input, {tuple(needed)}, but returned {tuple(flow.shape)}."
             )
     return flows
+
+
+# -- of a result ------------------------------------------------------------------------------------------------------
+
+
+def warn(message: str) -> None:
+    """Warn at the line that called lrpfunc, whatever of torch's transforms lies between."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(INSIDE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)

@@ -15,8 +15,10 @@ from lrpfunc.attribution.checks import (
     checked_flows,
     checked_pair,
     checked_range,
-    refuse_dead_ends,
+    refuse_constant_outputs,
+    refuse_other_inputs,
 )
+from lrpfunc.attribution.memory import Watch, contiguous
 from lrpfunc.attribution.plans import Naming, Plan, Step, bound_operation
 from lrpfunc.compat import outside_inference
 from lrpfunc.errors import InputError, RuleError
@@ -45,11 +47,18 @@ class _Segment:
 Edit = Callable[[Flow, Tensor], Flow]
 
 
+class Use:
+    """Whether what is for one backward pass was used up. All copies share it: their memory is written over as well."""
+
+    def __init__(self) -> None:
+        self.is_up = False
+
+
 class Passed:
     """What a forward pass leaves behind for backward passes.
 
     `at`: variables by the names that people have for them, where relevance is read, enters or is edited; `values`: of
-    these variables. `is_final`: for one backward pass, which uses it up.
+    these variables. `use`: of what is for one backward pass; else None.
     """
 
     def __init__(
@@ -60,12 +69,24 @@ class Passed:
         segments: list[_Segment],
         output: Any,
         at: Mapping[str, str],
-        is_final: bool,
+        use: Use | None,
     ):
         self.plan, self.inputs, self.pack, self.segments = plan, inputs, pack, segments
-        self.output, self.at, self.is_final = output, at, is_final
+        self.output, self.at, self.use = output, at, use
         self.values = {variable: segments[-1].values[variable] for variable in at.values()}
-        self.is_used_up = False
+        self.watch = Watch(_given(plan, inputs))
+
+    def refuse_spent(self) -> None:
+        """Errors: `InputError` if this was for one backward pass and had it, or what it needs was written over."""
+        if self.use is not None and self.use.is_up:
+            raise InputError(
+                "this trail was made for one pull, which has used it up: record it again, or without once."
+            )
+        if written := self.watch.written():
+            raise InputError(
+                f"{', '.join(map(repr, written))} was written to after this trail was recorded, which needs it as it "
+                "was: record it again."
+            )
 
     def content(self) -> tuple:
         """A pytree of all tensors, and `with_content` its inverse."""
@@ -87,7 +108,14 @@ class Passed:
                 pairs = zip(old.records, records, strict=True)
                 segment.records = [_Record(record.step, *left) for record, left in pairs]
             segments.append(segment)
-        return Passed(plan, inputs, self.pack, segments, output, self.at, self.is_final)
+        return Passed(plan, inputs, self.pack, segments, output, self.at, self.use)
+
+
+def _given(plan: Plan, inputs: tuple) -> dict[str, Any]:
+    """The tensors that are somebody else's, inputs and parameters, by what they are called."""
+    labels = (leaf.label for leaf in plan.program.input_leaves)
+    given = dict(zip(labels, optree.tree_leaves(inputs, namespace=NAMESPACE), strict=True))
+    return given | {name: plan.values[v.name] for name, v in plan.program.parameters.items()}
 
 
 @outside_inference(NAMESPACE)
@@ -99,7 +127,9 @@ def forward(plan: Plan, x, at: Mapping[str, str], checkpoint: int | None, is_fin
     program = plan.program
     inputs, pack = unpack(program, x)
     values = _lay_out(plan, program.bind_inputs(inputs, dict(plan.values)))
-    refuse_dead_ends(program)
+    refuse_other_inputs(program)
+    if not plan.places:
+        refuse_constant_outputs(program)
     check_ranges(program, plan.ranges, inputs)
     segments = []
     parts = _split(plan.steps, checkpoint)
@@ -110,7 +140,8 @@ def forward(plan: Plan, x, at: Mapping[str, str], checkpoint: int | None, is_fin
             _forget(values, step, at.values())
     segments.append(_Segment(parts[-1], values))
     _pass(plan, segments[-1], at, is_final)
-    return Passed(plan, inputs, pack, segments, contiguous(program.result(values)), at, is_final)
+    use = Use() if is_final else None
+    return Passed(plan, inputs, pack, segments, contiguous(program.result(values)), at, use)
 
 
 def _pass(plan: Plan, segment: _Segment, at: Mapping[str, str], is_final: bool) -> None:
@@ -203,15 +234,6 @@ def _prefers_channels_last(x: Tensor) -> bool:
     return is_image and x.device.type == "cpu" and is_plain(x)
 
 
-def contiguous(tree):
-    """Results as tensors that may be viewed and written to, whatever layout they had in here."""
-
-    def lay(leaf):
-        return leaf.contiguous() if isinstance(leaf, Tensor) else leaf
-
-    return optree.tree_map(lay, tree, namespace=NAMESPACE)
-
-
 # -- backwards --------------------------------------------------------------------------------------------------------
 
 
@@ -221,18 +243,17 @@ def backward(
 ) -> tuple[dict[str, Flow], dict[str, Flow | None]]:
     """What arrives at the inputs' variables and at those of `at`, where `entering` enters at some and `edits` work.
 
-    Errors: `InputError` where nothing is left to follow; `RuleError`.
+    Errors: `RuleError`.
     """
-    if passed.is_used_up:
-        raise InputError("this trail was made for one pull, which has used it up: record it again.")
-    passed.is_used_up = passed.is_final
+    if passed.use is not None:
+        passed.use.is_up = True
     flows, inner = dict(entering), dict.fromkeys(passed.at.values())
     for segment in reversed(passed.segments):
         walked = segment
         if segment.records is None:
             walked = _Segment(segment.steps, dict(segment.values))
             _pass(passed.plan, walked, passed.at, is_final=True)
-        _retreat(walked, flows, inner, edits, uses_up=passed.is_final or walked is not segment)
+        _retreat(walked, flows, inner, edits, uses_up=passed.use is not None or walked is not segment)
     return flows, inner
 
 
@@ -253,8 +274,7 @@ def _retreat(
             _visit(step, flows, inner, edits, values)
         flow = _collect(step, flows, values)
         if uses_up:
-            for variable in step.equation.outputs:
-                values.pop(variable.name, None)
+            _forget_results(step, values, inner)
         if flow is None:
             continue
         with Naming(step.rule, step.equation):
@@ -266,6 +286,12 @@ def _retreat(
         for variable, flow in zip(step.inputs, sent, strict=True):
             if flow is not None:
                 add(flows, variable.name, flow, values)
+
+
+def _forget_results(step: Step, values: dict[str, Any], kept) -> None:
+    for variable in step.equation.outputs:
+        if variable.name not in kept:
+            values.pop(variable.name, None)
 
 
 def _visit(
@@ -327,6 +353,7 @@ def at_output(passed: Passed, tree, form: str = "relevance") -> dict[str, Flow]:
     It stays where it enters if the variable depends on parameters alone. Integers have none but if they are ids.
     """
     program = passed.plan.program
+    refuse_constant_outputs(program)
     flows: dict[str, Flow] = {}
     active = facts(program).active
     for variable, share in zip(program.output_leaves, optree.tree_leaves(tree, namespace=NAMESPACE), strict=True):

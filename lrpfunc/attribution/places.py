@@ -4,6 +4,9 @@
 "layer3.0.conv1"          an equation
 "layer?.*.relu"           a pattern: all equations that match it, as `by_name` has it
 "layers.3.self_attn:heads"  a part of what is below a path, see PARTS; the path may be a pattern, too
+
+Of what is called more than once each of these means all calls, "act:0", "act:1", ..., "block:0:heads"; with its number
+it is one call. What stands behind a colon and has wildcards is no part: "act:*" is a pattern of names.
 """
 
 from __future__ import annotations
@@ -25,40 +28,62 @@ from lrpfunc.operations import (
     active_equations,
     facts,
 )
-from lrpfunc.program import Equation, Program, Variable
+from lrpfunc.program import Equation, Program, Variable, called, numbered
 
 
 def outputs_named(program: Program, at: str | Sequence[str] | None) -> dict[str, str]:
-    """The variables that names of layers mean. What names one thing is kept as it was given; a pattern becomes the
-    names that match it. Errors: `RuleError`."""
+    """The variables that names of layers mean, by names of which each means one: as it was given, or one of several.
+
+    A list that has "act:1" in it has "act" as the name of the first call alone. Errors: `RuleError`.
+    """
+    return {layer: place for found in each_named(program, at).values() for layer, place in found.items()}
+
+
+def each_named(program: Program, at: str | Sequence[str] | None) -> dict[str, dict[str, str]]:
+    """As `outputs_named`, for each of the names by itself. Errors: `RuleError`."""
     names = [at] if isinstance(at, str) else [] if at is None else at
     if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
         raise RuleError(f"`at` takes names of layers, but got {at!r}.")
-    found: dict[str, str] = {}
-    for name in names:
-        found |= _named(program, name)
-    return found
+    beside = {path for path, call in map(numbered, names) if call}
+    return {name: _first(program, name) if name in beside else _named(program, name) for name in names}
+
+
+def output_named(program: Program, name: str) -> tuple[str, str]:
+    """The one layer that a name means, and its variable. Errors: `RuleError`, also where it means several."""
+    found = outputs_named(program, name)
+    if len(found) > 1:
+        raise RuleError(f"'{name}' means {len(found)} layers where one is needed: name one of {', '.join(found)}.")
+    return next(iter(found.items()))
+
+
+def _first(program: Program, name: str) -> dict[str, str]:
+    """An equation by the name that it has in a listing, where its later calls are named as well."""
+    exact = [e for e in active_equations(program) if e.name == name]
+    return {name: _output(name, exact[0]).name} if exact else _named(program, name)
 
 
 def _named(program: Program, name: str) -> dict[str, str]:
     equations = list(active_equations(program))
-    exact = [e for e in equations if e.name == name]
-    below = [e for e in equations if e.name.startswith(f"{name}.")]
-    if exact or below:
-        return {name: _output(name, (exact or below)[-1]).name}
+    if found := called(equations, name):
+        return {each: _output(each, equation).name for each, equation in found.items()}
     path, colon, part = name.rpartition(":")
-    if colon and not part.isdigit():
+    if colon and not part.isdigit() and not _has_wildcards(part):
         return _parts_named(program, name, path, part)
-    if any(character in name for character in WILDCARDS):
+    if _has_wildcards(name):
         matching = set(Names(program).matching(name))
-        return {e.name: _output(e.name, e).name for e in equations if e.name in matching}
-    if any(e.name == name or e.name.startswith(f"{name}.") for e in program.equations):
+        matched = [(f"{e.name}:0" if e.name in e.calls else e.name, e) for e in equations if e.name in matching]
+        return {each: _output(each, equation).name for each, equation in matched}
+    if called(program.equations, name):
         raise RuleError(
             f"'{name}' is a constant: it does not depend on an input through what has a derivative, so no relevance "
             "passes there."
         )
     hint = near_misses(name, [*(e.name for e in equations), *_paths(equations)])
     raise RuleError(f"no layer is called '{name}'.{hint} `print(fmodel)` lists all names.")
+
+
+def _has_wildcards(name: str) -> bool:
+    return any(character in name for character in WILDCARDS)
 
 
 def _output(name: str, equation: Equation) -> Variable:
@@ -149,17 +174,27 @@ def _parts_named(program: Program, name: str, path: str, part: str) -> dict[str,
         raise RuleError(f"'{name}' asks for '{part}', but parts are {', '.join(PARTS)}.{near_misses(part, PARTS)}")
     equations = list(active_equations(program))
     paths = _paths(equations)
-    matching = [p for p in paths if p == path or fnmatch.fnmatchcase(p, path)]
+    wanted, number = numbered(path)
+    matching = [p for p in paths if p == wanted or fnmatch.fnmatchcase(p, wanted)]
     if not matching:
         raise RuleError(f"no module is at '{path}'.{near_misses(path, paths)} `print(fmodel)` lists all names.")
     found: dict[str, str] = {}  # the innermost path comes last
     for each in matching:
-        below = [e for e in equations if e.name.startswith(f"{each}.")]
-        variable = PARTS[part](facts(program), below)
-        if variable is not None and variable.name in program.producers:
-            found[variable.name] = f"{each}:{part}"
+        for call, below in _calls_below(equations, each).items():
+            variable = PARTS[part](facts(program), below) if number in (None, numbered(call)[1] or 0) else None
+            if variable is not None and variable.name in program.producers:
+                found[variable.name] = f"{call}:{part}"
     if not found:
         fused = part == "pattern" and " Attention as one operation has none: load the model with eager attention."
         raise RuleError(f"'{path}' has no {part}.{fused or ''} `lrpfunc.explain(fmodel)` lists what is there.")
     made = [v.name for e in equations for v in e.outputs]
     return {found[variable]: variable for variable in made if variable in found}
+
+
+def _calls_below(equations: Sequence[Equation], path: str) -> dict[str, list[Equation]]:
+    """What is below a path, call by call; where there is one only, by the path itself."""
+    calls: dict[int, list[Equation]] = {}
+    for equation in equations:
+        if equation.name.startswith(f"{path}."):
+            calls.setdefault(equation.calls.get(path, 0), []).append(equation)
+    return {f"{path}:{n}" if len(calls) > 1 else path: below for n, below in calls.items()}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from lrpfunc.compat import outside_inference
-from lrpfunc.composites import Entries, assign
+from lrpfunc.composites import Assignment, Entries, assign_everywhere, reached, refuse_fallbacks
 from lrpfunc.errors import RuleError, TraceError
 from lrpfunc.operations import Context, InputRange, Operation, bind, facts, input_ranges, nonnegative, row_of
 from lrpfunc.program import DEVICE, DTYPE, NAMESPACE, Equation, Program, Variable, fast_paths
@@ -31,9 +31,10 @@ class Step(NamedTuple):
 class Plan(NamedTuple):
     """A program's steps under rules. `values`: of parameters and of what depends on them alone; `ranges`: of inputs, by
     label, as far as they were stated; `kept`: variables whose values are needed on the way back; `lays_out`: whether
-    images may take another layout in memory than they have; `assigned`: the rules by equation; `hoists`: whether what
-    rules make of parameters was made; `places`: variables at which relevance may enter or be changed, so that either
-    form may arrive there. It is pickled as what it was made of."""
+    images may take another layout in memory than they have; `assigned`: the rules by equation, also where no relevance
+    comes to from an output; `hoists`: whether what rules make of parameters was made; `is_strict`: whether fallbacks
+    are refused; `places`: variables at which relevance may enter or be changed, so that either form may arrive there.
+    It is pickled as what it was made of."""
 
     program: Program
     values: Mapping[str, Any]
@@ -43,12 +44,13 @@ class Plan(NamedTuple):
     lays_out: bool
     assigned: Mapping[str, Rule]
     hoists: bool
+    is_strict: bool
     places: frozenset[str] = frozenset()
 
     def __reduce__(self):
         given = {DEVICE, DTYPE, *(variable.name for variable in self.program.parameters.values())}
         values = {name: value for name, value in self.values.items() if name in given}
-        return planned, (self.program, values, self.ranges, self.assigned, self.hoists)
+        return planned, (self.program, values, self.ranges, self.assigned, self.hoists, self.is_strict)
 
 
 @outside_inference(NAMESPACE)
@@ -63,8 +65,8 @@ def make_plan(
         kind = type(fmodel).__name__
         raise TraceError(f"a program is needed, as functionalize and trace return it first, but got {kind}.")
     ranges = input_ranges(fmodel, input_range)
-    assigned = assign(fmodel, rules, strict)
-    return planned(fmodel, fmodel.bind_params(params), ranges, assigned, hoists)
+    assigned = assign_everywhere(fmodel, rules)
+    return planned(fmodel, fmodel.bind_params(params), ranges, assigned, hoists, strict)
 
 
 def planned(
@@ -73,14 +75,19 @@ def planned(
     ranges: Mapping[str, tuple[float, float]],
     assigned: Mapping[str, Rule],
     hoists: bool,
+    is_strict: bool,
 ) -> Plan:
-    """The plan of a program with the values of its parameters, which it adds to, ranges and rules."""
+    """The plan of a program with the values of its parameters, which it adds to, ranges and rules.
+
+    Errors: `RuleError`.
+    """
     known = facts(fmodel)
+    rules = _rules(fmodel, assigned, known.results, is_strict)
     signs = nonnegative(fmodel, ranges) if fast_paths.taken else frozenset()
-    rectified, coefficients = _forms(fmodel, assigned, frozenset())
+    rectified, coefficients = _forms(fmodel, rules, frozenset())
     steps = []
     for equation, dead in zip(fmodel.equations, fmodel.last_reads, strict=True):
-        rule = assigned.get(equation.name)
+        rule = rules.get(equation.name)
         inputs = known.inputs_of(equation)
         if rule is None and all(variable.name in values for variable in equation.reads):
             fmodel.store(equation, equation.evaluate(values), values)
@@ -101,23 +108,36 @@ def planned(
             step = step._replace(operation=bound_operation(fmodel, step, values, hoists))
         steps.append(step)
     kept = _meeting_points(fmodel, coefficients)
-    return Plan(fmodel, values, tuple(steps), ranges, kept, _lays_out(fmodel, assigned), assigned, hoists)
+    lays_out = _lays_out(fmodel, rules)
+    return Plan(fmodel, values, tuple(steps), ranges, kept, lays_out, assigned, hoists, is_strict)
+
+
+def _rules(program: Program, assigned: Mapping[str, Rule], entered: Collection[str], is_strict: bool) -> Assignment:
+    """The rules of what relevance comes to that enters at some variables."""
+    rules = reached(program, assigned, entered)
+    if is_strict:
+        refuse_fallbacks(program, rules)
+    return rules
 
 
 def opened(plan: Plan, places: frozenset[str]) -> Plan:
-    """The same plan for relevance that may also enter, or be changed, at some variables."""
+    """The same plan for relevance that may also enter, or be changed, at some variables. Errors: `RuleError`."""
     if places <= plan.places:
         return plan
     places |= plan.places
-    rectified, coefficients = _forms(plan.program, plan.assigned, places)
+    program = plan.program
+    rules = _rules(program, plan.assigned, facts(program).results | places, plan.is_strict)
+    rectified, coefficients = _forms(program, rules, places)
     steps = []
     for step in plan.steps:
         name = step.equation.outputs[0].name
         forms = {"is_rectified": name in rectified, "gets_coefficients": name in coefficients}
         operation = None if step.operation is None else step.operation.copy(**forms)
-        steps.append(step._replace(context=step.context._replace(**forms), operation=operation))
-    kept = _meeting_points(plan.program, coefficients) | places
-    return plan._replace(steps=tuple(steps), kept=kept, places=places)
+        rule = rules.get(step.equation.name)
+        steps.append(step._replace(context=step.context._replace(**forms), operation=operation, rule=rule))
+    kept = _meeting_points(program, coefficients) | places
+    lays_out = plan.lays_out and _lays_out(program, rules)
+    return plan._replace(steps=tuple(steps), kept=kept, places=places, lays_out=lays_out)
 
 
 def bound_operation(program: Program, step: Step, values: Mapping[str, Any], hoists: bool) -> Operation:

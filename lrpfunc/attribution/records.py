@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,20 +10,20 @@ import optree
 import torch
 from torch import Tensor
 
+from lrpfunc.attribution.checks import warn
 from lrpfunc.attribution.interpreter import (
     Edit,
     Passed,
-    add,
     at_inputs,
-    at_output,
     backward,
-    contiguous,
     forward,
     no_relevance,
 )
+from lrpfunc.attribution.memory import apart, contiguous, own
 from lrpfunc.attribution.places import outputs_named
 from lrpfunc.attribution.plans import Plan, make_plan, opened
-from lrpfunc.attribution.targets import Target, check_relevance, has_batch, seed
+from lrpfunc.attribution.seeds import Edits, edits_named, flows_entering, refuse_unseen
+from lrpfunc.attribution.targets import Target
 from lrpfunc.compat import register_pytree
 from lrpfunc.composites import Entries
 from lrpfunc.errors import InputError, RuleError, TargetError
@@ -34,8 +33,6 @@ from lrpfunc.rules import Flow, stabilizer
 
 RELEVANCE, COEFFICIENT = "relevance", "coefficient"
 FORMS = (RELEVANCE, COEFFICIENT)
-
-Edits = Mapping[str, Tensor | float | Callable[[Tensor], Tensor]]
 
 
 def record(
@@ -54,8 +51,10 @@ def record(
     Args:
         fmodel, params, x, rules, strict, input_range, checkpoint: as `attribute` takes them.
         at: names of the layers at whose outputs relevance enters, is edited, or is wanted: a name, a module's path
-            (its last equation), or a pattern with wildcards, as `by_name` takes it.
-        once: whether it is pulled but once, and may be used up by that, which takes less memory.
+            (its last equation), or a pattern with wildcards, as `by_name` takes it. Of what is called more than once
+            all calls are meant, "act:0", "act:1", ..., each of which may be named alone.
+        once: whether it is pulled but once, and may be used up by that, which takes less memory. Copies are used up
+            with it.
 
     Errors: `ParameterError`, `InputError`, `RuleError`.
 
@@ -92,7 +91,8 @@ def followed(plan: Plan, x, names: Iterable[str], target: Any) -> tuple[Mapping[
 class Trail:
     """What a forward pass under rules left behind; `record` makes it, `pull` and `pull_each` follow it back.
 
-    It is a pytree of tensors, so that it may leave and enter functions that torch transforms.
+    It is a pytree of tensors, so that it may leave and enter functions that torch transforms. What it hands out are
+    copies, which may be written over; inputs and parameters may not, as long as it is pulled.
 
     Args:
         passed: what `record` found.
@@ -109,13 +109,13 @@ class Trail:
 
     @property
     def output(self) -> Any:
-        """The model's output."""
-        return self._passed.output
+        """The model's output, a copy."""
+        return own(self._passed.output)
 
     @property
     def values(self) -> dict[str, Tensor]:
-        """The outputs of the layers that `at` names."""
-        return {name: contiguous(self._passed.values[variable]) for name, variable in self._passed.at.items()}
+        """The outputs of the layers that `at` names; copies, made anew whenever they are asked for."""
+        return {name: own(self._passed.values[variable]) for name, variable in self._passed.at.items()}
 
     def pull(
         self,
@@ -129,18 +129,26 @@ class Trail:
         Args:
             target: what enters: any target that `attribute` takes; the relevance of the output, a pytree like it, or a
                 `Flow` of one; or {name: relevance} at layers that `at` names, several at once. There, too, a function
-                of the value or a `Flow` may stand for the relevance.
+                of the value or a `Flow` may stand for the relevance. A pattern, or a module that is called more than
+                once, stands for all of its layers. Relevance is real; at complex values it does not say the phase of
+                the coefficient, for which there is Flow(coefficient=...).
             form: "relevance", or "coefficient": c with R = value * c, for which nothing is divided. Where a rule gives
                 relevance only, it is divided by the stabilized value, with a warning that names the place. Integers,
                 such as token ids, have no coefficient, and are given their relevance.
             edit: what becomes of what passes at layers that `at` names, what entered there included: a tensor or a
                 number multiplies it, a function maps relevance to relevance. What is returned for the layer is edited.
+                Names are as in `target`.
             inputs: whether the inputs' is wanted; None stands for it otherwise.
 
-        Errors: `TargetError`, `RuleError`, `InputError`.
+        Errors: `TargetError`; `RuleError` for names; `InputError` for edits that do not fit, or that no relevance
+        comes to, if the trail was used up, and if inputs or parameters were written to since. What is refused before a
+        function of `edit` is called uses nothing up.
         """
         _check_form(form)
-        return self._finished(backward(self._passed, self._entering(target), self._edits(edit)), form, inputs)
+        self._passed.refuse_spent()
+        entering = flows_entering(self._passed, target)
+        edits = edits_named(self._passed, edit, entering)
+        return self._finished(self._pulled(entering, edits), form, inputs, entering)
 
     def pull_each(
         self,
@@ -159,93 +167,58 @@ class Trail:
             chunk_size: how many targets to pull back at once, to save memory; None: all.
             inputs: as `pull` takes it.
 
-        Errors: those of `pull`; `TargetError` if there is no target, or targets enter at different places.
+        Errors: those of `pull`; `TargetError` if there is no target, or targets enter at different places;
+        `InputError` for several chunks of a trail for one pull.
         """
         _check_form(form)
         check_chunk_size(chunk_size)
-        entering = [self._entering(target) for target in several(targets)]
-        places = list(entering[0])
-        alike = [(name, flow.is_relevance) for name, flow in entering[0].items()]
-        if any([(name, flow.is_relevance) for name, flow in each.items()] != alike for each in entering):
+        self._passed.refuse_spent()
+        entering = [flows_entering(self._passed, target) for target in several(targets)]
+        places = {place: flow.is_relevance for place, flow in entering[0].items()}
+        if any({place: flow.is_relevance for place, flow in each.items()} != places for each in entering):
             raise TargetError("targets of one batch must enter at the same layers: pull the others by themselves.")
-        edits = self._edits(edit)
+        self._refuse_chunks(len(entering), chunk_size)
+        edits = edits_named(self._passed, edit, places)
         template: list[Any] = []
 
         def back(*tensors):  # vmap takes and gives nothing but tensors
             flows = {name: entering[0][name].moved(one) for name, one in zip(places, tensors, strict=True)}
-            found = self._finished(backward(self._passed, flows, edits), form, inputs)
+            found = self._finished(self._pulled(flows, edits), form, inputs, flows)
             template[:] = [found]
             return tuple(leaf for leaf in optree.tree_leaves(found, namespace=NAMESPACE) if isinstance(leaf, Tensor))
 
         stacked = [torch.stack([each[place].tensor for each in entering]) for place in places]
         moved = torch.func.vmap(back, chunk_size=chunk_size)(*stacked)
-        return refilled(template[0], moved)
+        return contiguous(refilled(template[0], moved))
 
-    def _entering(self, target: Any) -> dict[str, Flow]:
-        """The flows that enter, by the variables they enter at."""
-        program, output = self._passed.plan.program, self.output
-        if isinstance(target, Mapping) and not self._is_output(target):
-            return self._entering_at(target)
-        if isinstance(target, Flow):
-            form = RELEVANCE if target.is_relevance else COEFFICIENT
-            return at_output(self._passed, check_relevance(target.tensor, output), form)
-        if self._is_output(target):
-            return at_output(self._passed, check_relevance(target, output))
-        return at_output(self._passed, seed(output, target, has_batch(program)))
-
-    def _entering_at(self, given: Mapping[str, Any]) -> dict[str, Flow]:
-        if not given:
-            raise TargetError("nothing enters: give the relevance of one layer at least, {name: relevance}.")
-        flows: dict[str, Flow] = {}
-        for name, one in given.items():
-            place = self._place(name)
-            add(flows, place, self._seed(name, one), self._passed.values)
-        return flows
-
-    def _is_output(self, target: Any) -> bool:
-        """Whether a target is the relevance of the output itself, tensors in its structure."""
-        given, structure = optree.tree_flatten(target, namespace=NAMESPACE)
-        leaves, expected = optree.tree_flatten(self.output, namespace=NAMESPACE)
-        tensors = [(one, leaf) for one, leaf in zip(given, leaves, strict=False) if isinstance(leaf, Tensor)]
-        are_alike = all(isinstance(one, Tensor) and one.shape == leaf.shape for one, leaf in tensors)
-        return structure == expected and are_alike and any(one.is_floating_point() for one, _ in tensors)
-
-    def _place(self, name: str) -> str:
-        at = self._passed.at
-        if name not in at:
-            raise RuleError(
-                f"'{name}' is not among the layers that this trail was recorded at, {', '.join(at) or 'none'}: "
-                f"record(..., at={[*at, name]!r})."
+    def _refuse_chunks(self, count: int, chunk_size: int | None) -> None:
+        """Errors: `InputError` where several pulls are needed and there is one."""
+        if self._passed.use is not None and chunk_size is not None and chunk_size < count:
+            raise InputError(
+                f"this trail was made for one pull, but {count} targets are several, {chunk_size} at once: leave "
+                "chunk_size out, or record without once."
             )
-        return at[name]
 
-    def _seed(self, name: str, given: Any) -> Flow:
-        value = self._passed.values[self._place(name)]
-        flow = given if isinstance(given, Flow) else None
-        entering = flow.tensor if flow else given(value) if _is_function(given) else given
-        _check(entering, value, f"what enters at '{name}'", TargetError)
-        return flow or _relevance(entering)
-
-    def _edits(self, edit: Edits | None) -> dict[str, Edit]:
-        if edit is not None and not isinstance(edit, Mapping):
-            raise InputError(f"edits are {{name: mask or function}}, but got {type(edit).__name__}.")
-        edits = {self._place(name): _edit(name, given) for name, given in (edit or {}).items()}
-        if len(edits) < len(edit or {}):
-            raise InputError(f"some of {', '.join(map(repr, edit or {}))} are one layer: edit it once.")
-        return edits
+    def _pulled(self, entering: Mapping[str, Flow], edits: Mapping[str, Edit]) -> tuple[dict, dict]:
+        """What arrives at the inputs and inside, by variables. Errors: `InputError` for edits where nothing passed."""
+        flows, inner = backward(self._passed, entering, edits)
+        refuse_unseen([name for name, place in self._passed.at.items() if place in edits and inner[place] is None])
+        return flows, inner
 
     def _finished(
-        self, found: tuple[dict[str, Flow], dict[str, Flow | None]], form: str, inputs: bool
-    ) -> tuple[Any, dict]:
-        """Flows as what was asked for."""
+        self, found: tuple[dict, dict], form: str, inputs: bool, entered: Mapping[str, Flow]
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """Flows as what was asked for, none of which shows memory of what entered or what the trail keeps."""
         flows, inner = found
         read = _as_relevance if form == RELEVANCE else _as_coefficient
         passed = self._passed
         kept = {name: contiguous(read(name, inner[v], passed.values[v])) for name, v in passed.at.items()}
-        return (at_inputs(passed, flows, read) if inputs else None), kept
+        results = (at_inputs(passed, flows, read) if inputs else None), kept
+        entering = [flow.tensor for flow in entered.values()]
+        return apart(results, (passed.inputs, passed.output, passed.values, entering))
 
     def __repr__(self) -> str:
-        leaves = optree.tree_leaves(self.output, namespace=NAMESPACE)
+        leaves = optree.tree_leaves(self._passed.output, namespace=NAMESPACE)
         shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves if isinstance(leaf, Tensor))
         return f"Trail(output {shapes}, at {', '.join(self._passed.at) or 'nothing'})"
 
@@ -318,54 +291,6 @@ def _check_form(form: str) -> None:
         raise RuleError(f"form must be {' or '.join(map(repr, FORMS))}, but is {form!r}.")
 
 
-def _relevance(tensor: Tensor) -> Flow:
-    return Flow(relevance=tensor)
-
-
-def _is_function(given: Any) -> bool:
-    return callable(given) and not isinstance(given, Tensor)
-
-
-def _check(given: Any, value: Tensor, who: str, error: type[Exception]) -> None:
-    expected = no_relevance(value)
-    if not isinstance(given, Tensor) or given.shape != expected.shape or given.dtype != expected.dtype:
-        got = f"{tuple(given.shape)} of {given.dtype}" if isinstance(given, Tensor) else type(given).__name__
-        raise error(f"{who} must be a tensor {tuple(expected.shape)} of {expected.dtype}, as the value, but is {got}.")
-
-
-def _edit(name: str, given: Any) -> Edit:
-    """What an edit does with a flow and the value it is of."""
-    who = f"the edit of '{name}'"
-    if _is_function(given):
-
-        def mapped(flow: Flow, value: Tensor) -> Flow:
-            relevance = given(flow.relevance(value))
-            _check(relevance, value, f"what {who} gives", InputError)
-            return _relevance(relevance)
-
-        return mapped
-
-    def masked(flow: Flow, value: Tensor) -> Flow:
-        if isinstance(given, Tensor) and _broadcast(given.shape, value.shape) != value.shape:
-            raise InputError(
-                f"{who} multiplies what passes there, {tuple(value.shape)}, which a mask {tuple(given.shape)} would "
-                "give another shape."
-            )
-        mask = given.to(no_relevance(value).dtype) if isinstance(given, Tensor) else given
-        return flow.moved(flow.tensor * mask)
-
-    if isinstance(given, bool) or not isinstance(given, (Tensor, int, float)):
-        raise InputError(f"{who} must be a tensor, a number, or a function of a relevance, but is {given!r}.")
-    return masked
-
-
-def _broadcast(one: torch.Size, other: torch.Size) -> torch.Size | None:
-    try:
-        return torch.broadcast_shapes(one, other)
-    except RuntimeError:
-        return None
-
-
 def _as_relevance(name: str, flow: Flow | None, value: Tensor) -> Tensor:
     return no_relevance(value) if flow is None else flow.relevance(value)
 
@@ -376,9 +301,8 @@ def _as_coefficient(name: str, flow: Flow | None, value: Tensor) -> Tensor:
     if not value.is_floating_point() and not value.is_complex():
         return flow.relevance(value)  # a token's number is a name, to which nothing is proportional
     if flow.is_relevance and not torch.compiler.is_compiling():
-        warnings.warn(
+        warn(
             f"at '{name}' only a relevance is known, as a rule above it shares whatever the value is, or relevance "
-            "entered or was edited there: it was divided by the stabilized value.",
-            stacklevel=4,
+            "entered or was edited there: it was divided by the stabilized value."
         )
     return flow.coefficient(value, stabilizer(1e-6), as_it_is=True)

@@ -259,22 +259,27 @@ def mark(logits: Tensor, indices: list[Tensor]) -> Tensor:
     return functools.reduce(torch.logical_and, agree).expand(logits.shape)
 
 
-def check_relevance(relevance: Any, output: Any) -> Any:
-    """The relevance of an output, if it has its structure, shapes and dtypes. Errors: `TargetError`."""
+def real_dtype(value: Tensor) -> torch.dtype:
+    """Of the relevance of a value: relevance is real, also where the value is complex."""
+    return (value.real if value.is_complex() else value).dtype
+
+
+def check_relevance(relevance: Any, output: Any, form: str = "relevance") -> Any:
+    """The relevance or coefficient of an output, if it has its structure, shapes and dtypes. Errors: `TargetError`."""
     given, structure = optree.tree_flatten(relevance, namespace=NAMESPACE)
     expected, expected_structure = optree.tree_flatten(output, namespace=NAMESPACE)
     if structure != expected_structure:
         raise TargetError(
-            f"the relevance of the output must have its structure, {expected_structure}, but has {structure}."
+            f"the {form} of the output must have its structure, {expected_structure}, but has {structure}."
         )
     for got, needed in zip(given, expected, strict=True):
         if not isinstance(needed, Tensor):
             continue
         if not isinstance(got, Tensor) or got.shape != needed.shape:
             shape = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
-            raise TargetError(
-                f"the relevance of the output must have its shape, {tuple(needed.shape)}, but has {shape}."
-            )
-        if got.dtype != needed.dtype:
-            raise TargetError(f"the relevance of the output must be {needed.dtype} as it is, but is {got.dtype}.")
+            raise TargetError(f"the {form} of the output must have its shape, {tuple(needed.shape)}, but has {shape}.")
+        dtype = real_dtype(needed) if form == "relevance" else needed.dtype
+        if got.dtype != dtype:
+            as_it_is = "as it is" if dtype == needed.dtype else "as it is real also of complex numbers"
+            raise TargetError(f"the {form} of the output must be {dtype} {as_it_is}, but is {got.dtype}.")
     return relevance

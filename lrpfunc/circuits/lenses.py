@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lrpfunc.attribution import is_int, record
-from lrpfunc.attribution.places import outputs_named
-from lrpfunc.composites import Entries
+from lrpfunc.attribution.places import output_named, outputs_named
+from lrpfunc.composites import Entries, assign_everywhere, variables_seen
 from lrpfunc.errors import FileError, InputError
 from lrpfunc.program import Program
 from lrpfunc.rules import Flow
@@ -109,7 +109,8 @@ def lens(
         position: of the token, counted from the end if it is negative.
         chunk_size: how many coordinates at once, to save memory.
 
-    Errors: those of `record`; `InputError` for no prompts, streams of another shape, and a position outside.
+    Errors: those of `record`; `InputError` for no prompts, streams of another shape, a position outside, and sources
+    that the final one does not depend on.
 
     >>> import lrpfunc, torch
     >>> from lrpfunc import circuits, rules
@@ -120,9 +121,7 @@ def lens(
     tensor([[[1., 1.],
              [1., 1.]]])
     """
-    names = list(outputs_named(fmodel, at))
-    final = names[-1] if final is None else final
-    sources = [name for name in names if name != final]
+    sources, final = _ends(fmodel, rules, at, final)
     total, count = None, 0
     for x in prompts if sources else ():
         trail = record(fmodel, params, x, rules, at=[*sources, final])
@@ -134,11 +133,30 @@ def lens(
     return Lens(total / count, count, tuple(sources))
 
 
+def _ends(fmodel: Program, rules: Entries, at: str | Sequence[str], final: str | None) -> tuple[list[str], str]:
+    """The names of the sources and of the final stream. Errors: `RuleError`; `InputError` for sources above it."""
+    places = outputs_named(fmodel, at)
+    if final is None:
+        final = next(reversed(places), "")
+        end = places.get(final)
+    else:
+        final, end = output_named(fmodel, final)
+    sources = [name for name, place in places.items() if place != end]
+    seen = variables_seen(fmodel, assign_everywhere(fmodel, rules), {end} if end else ())
+    if unseen := [name for name in sources if places[name] not in seen]:
+        raise InputError(
+            f"the final stream, '{final}', does not depend on {', '.join(map(repr, unseen))}, or only through what "
+            "counts as a constant: name sources below it."
+        )
+    return sources, final
+
+
 def _jacobians(trail, sources: Sequence[str], final: str, position: int, chunk_size: int | None) -> Tensor:
     """(sources, batch, d_model, d_model)."""
-    value = trail.values[final]
+    values = trail.values
+    value = values[final]
     for name in (*sources, final):
-        shape = trail.values[name].shape
+        shape = values[name].shape
         if len(shape) != 3 or shape[-1] != value.shape[-1]:
             raise InputError(
                 f"residual streams must be (batch, length, {value.shape[-1]}), but '{name}' is {tuple(shape)}."

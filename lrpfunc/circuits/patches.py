@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lrpfunc.attribution import Target, cotangent, has_batch, record
 from lrpfunc.attribution.interpreter import unpack
-from lrpfunc.attribution.places import outputs_named
+from lrpfunc.attribution.places import each_named
 from lrpfunc.composites import Entries
 from lrpfunc.errors import InputError
 from lrpfunc.program import Program
@@ -53,16 +53,28 @@ def patching(
     """
     good = record(fmodel, params, clean, rules, at=at)
     bad = record(fmodel, params, corrupted, rules, at=at)
-    for name, value in bad.values.items():
-        shape = good.values[name].shape
+    values, others = good.values, bad.values
+    _check_runs(values, others)
+    start = Flow(coefficient=cotangent(bad.output, target, has_batch(fmodel)))
+    _, coefficients = bad.pull(start, form="coefficient", inputs=False)
+    return {
+        name: Flow(coefficient=coefficients[name]).relevance(values[name] - value) for name, value in others.items()
+    }
+
+
+def _check_runs(clean: Mapping[str, Tensor], corrupted: Mapping[str, Tensor]) -> None:
+    """Errors: `InputError` for values of other shapes, and for integers."""
+    for name, value in corrupted.items():
+        shape = clean[name].shape
         if shape != value.shape:
             raise InputError(
                 f"patching needs runs of the same shapes, but '{name}' is {tuple(shape)} in the clean run and "
                 f"{tuple(value.shape)} in the corrupted one."
             )
-    start = Flow(coefficient=cotangent(bad.output, target, has_batch(fmodel)))
-    _, coefficients = bad.pull(start, form="coefficient", inputs=False)
-    return {name: (good.values[name] - value) * coefficients[name] for name, value in bad.values.items()}
+        if not (value.is_floating_point() or value.is_complex()):
+            raise InputError(
+                f"'{name}' holds integers, of which no part can be put in: name the layer that reads them."
+            )
 
 
 def patched(fmodel: Program, params, x, values: Mapping[str, Tensor]):
@@ -72,9 +84,10 @@ def patched(fmodel: Program, params, x, values: Mapping[str, Tensor]):
         fmodel: a program.
         params: its parameters.
         x: inputs, as `attribute` takes them.
-        values: what layers give instead, by name; what depends on them is computed anew.
+        values: what layers give instead, by name, as `record` takes names; what depends on them is computed anew.
 
-    Errors: `RuleError` for a name that there is not; `InputError` for a value of another shape or dtype.
+    Errors: `RuleError` for a name that there is not; `InputError` for a value of another shape or dtype, and for two of
+    one layer.
 
     >>> import lrpfunc, torch
     >>> from lrpfunc import circuits
@@ -87,8 +100,7 @@ def patched(fmodel: Program, params, x, values: Mapping[str, Tensor]):
         raise InputError(
             f"what layers give instead must be a mapping of names to tensors, but is {type(values).__name__}."
         )
-    places = outputs_named(fmodel, list(values))
-    replaced = {places[name]: value for name, value in values.items()}
+    replaced = _replaced(fmodel, values)
     found = fmodel.bind(params, unpack(fmodel, x)[0])
     for equation, dead in zip(fmodel.equations, fmodel.last_reads, strict=True):
         fmodel.store(equation, equation.evaluate(found), found)
@@ -98,6 +110,16 @@ def patched(fmodel: Program, params, x, values: Mapping[str, Tensor]):
         for name in dead:
             del found[name]
     return fmodel.result(found)
+
+
+def _replaced(fmodel: Program, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What is given instead, by variables. Errors: `RuleError`; `InputError` for a layer that is named twice."""
+    replaced: dict[str, Tensor] = {}
+    for name, places in each_named(fmodel, list(values)).items():
+        if any(place in replaced for place in places.values()):
+            raise InputError(f"some of {', '.join(map(repr, values))} are one layer: give its value once.")
+        replaced |= dict.fromkeys(places.values(), values[name])
+    return replaced
 
 
 def _fitting(name: str, value: Tensor, computed: Tensor) -> Tensor:

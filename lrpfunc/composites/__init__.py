@@ -1,6 +1,6 @@
 """Composites: which rule each equation of a program gets."""
 
-from lrpfunc.composites.assignment import FALLBACK, assign
+from lrpfunc.composites.assignment import FALLBACK, assign, assign_everywhere, reached, refuse_fallbacks, variables_seen
 from lrpfunc.composites.combinators import (
     Assignment,
     Composite,

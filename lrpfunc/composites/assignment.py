@@ -5,7 +5,7 @@ What a composite leaves open gets the default of its kind, in the end input time
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from lrpfunc import rules
 from lrpfunc.composites.combinators import Assignment, Entries, as_composite, check_rules
@@ -83,6 +83,14 @@ def assign(program: Program, entries: Entries, strict: bool = False) -> Assignme
     >>> {name: rule.label for name, rule in composites.assign(fmodel, rules.zplus()).items()}
     {'0': 'zplus()', '1': 'pass_through()', '2': 'zplus()'}
     """
+    assigned = reached(program, assign_everywhere(program, entries), facts(program).results)
+    if strict:
+        refuse_fallbacks(program, assigned)
+    return assigned
+
+
+def assign_everywhere(program: Program, entries: Entries) -> Assignment:
+    """As `assign`, also of the equations that relevance comes to only if it enters inside. Errors: `RuleError`."""
     given = as_composite(entries)(program)
     if not isinstance(given, Mapping):
         raise RuleError(
@@ -92,15 +100,17 @@ def assign(program: Program, entries: Entries, strict: bool = False) -> Assignme
     check_rules(given)
     _check_names(program, given)
     known = facts(program)
-    everywhere = {e.name: given.get(e.name) or _default(known, e) for e in active_equations(program)}
-    assigned = _reached(program, everywhere)
+    return {e.name: given.get(e.name) or _default(known, e) for e in active_equations(program)}
+
+
+def refuse_fallbacks(program: Program, assigned: Mapping[str, Rule]) -> None:
+    """Errors: `RuleError` if an equation is left to the gradient."""
     fallbacks = [e for e in active_equations(program) if assigned.get(e.name) is FALLBACK]
-    if strict and fallbacks:
+    if fallbacks:
         listed = ", ".join(f"'{equation.name}' ({equation.operator})" for equation in fallbacks)
         raise RuleError(
             f"no rule for {listed}: strict=True allows no fallback to the gradient. Give each a rule by its name."
         )
-    return assigned
 
 
 def _default(known: Facts, equation: Equation) -> Rule:
@@ -110,20 +120,24 @@ def _default(known: Facts, equation: Equation) -> Rule:
     return DEFAULTS.get(kind, FALLBACK)
 
 
-def _reached(program: Program, assigned: Assignment) -> Assignment:
-    """The rules of the equations that relevance comes to from an output."""
-    known = facts(program)
-    reached = set(known.results)
-    names = set()
+def reached(program: Program, assigned: Mapping[str, Rule], entered: Collection[str]) -> Assignment:
+    """The rules of the equations that relevance comes to which enters at some variables."""
+    seen = variables_seen(program, assigned, entered)
+    names = {e.name for e in program.equations if any(variable.name in seen for variable in e.outputs)}
+    return {name: rule for name, rule in assigned.items() if name in names}
+
+
+def variables_seen(program: Program, assigned: Mapping[str, Rule], entered: Collection[str]) -> frozenset[str]:
+    """The variables that relevance comes to which enters at some: behind a factor that counts as a constant, none."""
+    known, seen = facts(program), set(entered)
     for equation in reversed(program.equations):
         rule = assigned.get(equation.name)
-        if rule is None or not any(variable.name in reached for variable in equation.outputs):
+        if rule is None or not any(variable.name in seen for variable in equation.outputs):
             continue
-        names.add(equation.name)
         inputs = known.inputs_of(equation)
         stopped = () if rule.stops is nothing else rule.stops(bind_nothing(program, equation))
-        reached.update(variable.name for position, variable in enumerate(inputs) if position not in stopped)
-    return {name: rule for name, rule in assigned.items() if name in names}
+        seen.update(variable.name for position, variable in enumerate(inputs) if position not in stopped)
+    return frozenset(seen)
 
 
 def _check_names(program: Program, given: Mapping[str, Rule]) -> None:

@@ -63,7 +63,8 @@ def by_name(patterns: Mapping[str, Rule]) -> Composite:
     """A rule for every equation whose name matches: an fnmatch pattern, or a prefix such as "layer1" for all below it.
 
     Below a prefix, and where a pattern has wildcards, only weighted equations are meant, unless nothing there has
-    weights. The first pattern that matches counts.
+    weights. The first pattern that matches counts. Of what is called more than once all calls are meant; "act:0" and
+    "block:1" are one.
 
     Args:
         patterns: rules by patterns.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Collection
 
 from lrpfunc.compat import constant_in_compiled_code
 from lrpfunc.errors import RuleError, near_misses
 from lrpfunc.operations import CONVOLUTION, DENSE, active_equations, facts
-from lrpfunc.program import Program
+from lrpfunc.program import Program, below_call, matches
 
 WILDCARDS = "*?["
 
@@ -16,6 +15,7 @@ WILDCARDS = "*?["
 class Names:
     """The names of a program's active equations, to look up patterns in: by name, by prefix, by wildcards.
 
+    Each means all calls of what is called more than once; with a number behind, "act:0", one call.
     `weighted`: those of layers.
     """
 
@@ -30,25 +30,26 @@ class Names:
                 if character in ".:":
                     self.below.setdefault(name[:end], []).append(name)
         self.exact = set(self.all)
+        self.equations = equations
 
     def matching(self, pattern: str) -> list[str]:
         """The names that a pattern means. Errors: `RuleError` with near misses if there are none."""
         if pattern in self.exact:
             start = f"{pattern}:"
-            matches = [pattern, *(name for name in self.below.get(pattern, ()) if name.startswith(start))]
+            found = [pattern, *(name for name in self.below.get(pattern, ()) if name.startswith(start))]
         else:
-            matches = list(self.below.get(pattern, ()))
+            found = list(self.below.get(pattern, ())) or below_call(self.equations, pattern)
             if any(character in pattern for character in WILDCARDS):
-                also = set(matches)
-                matches = [name for name in self.all if name in also or _matches(name, pattern)]
-        if not matches:
+                also = set(found)
+                found = [name for name in self.all if name in also or _matches(name, pattern)]
+        if not found:
             raise RuleError(_no_match(pattern, self.all))
-        return [name for name in matches if name in self.weighted] or matches
+        return [name for name in found if name in self.weighted] or found
 
 
 @constant_in_compiled_code
 def _matches(name: str, pattern: str) -> bool:
-    return fnmatch.fnmatchcase(name, pattern)
+    return matches(name, pattern)
 
 
 def _no_match(pattern: str, names: Collection[str]) -> str:

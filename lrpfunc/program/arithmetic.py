@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lrpfunc.compat import is_inside_forward_ad, is_intercepted, is_wrapped
+from lrpfunc.compat import is_inside_forward_ad, is_intercepted, is_transforming, is_wrapped
 from lrpfunc.program import fast_paths
 
 
@@ -38,6 +38,8 @@ def may_overwrite(spare: Tensor, *others: Tensor) -> bool:
     for other in others:  # loops: a generator would cost more than all that is asked
         if other.shape != spare.shape or other.dtype != spare.dtype:
             return False
+    if is_transforming():  # which refuses to write over what was made before it
+        return False
     return not _overlaps(spare) and is_plain(spare, *others)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lrpfunc.errors import ProgramError, near_misses
 from lrpfunc.program.equations import DEVICE, DTYPE, PARAMETER, Equation, Variable
 from lrpfunc.program.functions import size
+from lrpfunc.program.names import called
 from lrpfunc.program.pytrees import Leaf
 
 if TYPE_CHECKING:
@@ -40,13 +41,14 @@ def cut(program: Program, name: str) -> tuple[Program, Program]:
 
 def _place(program: Program, name: str) -> Variable:
     """The output of an equation by its name, or of the last one below a module's path."""
-    named = [e for e in program.equations if e.name == name]
-    below = [e for e in program.equations if e.name.startswith(f"{name}.") and e.outputs[0].is_tensor]
-    if not named and not below:
+    found = called([e for e in program.equations if e.outputs[0].is_tensor], name)
+    if not found:
         paths = {e.name.rpartition(".")[0] for e in program.equations} - {""}
         hint = near_misses(name, [*(e.name for e in program.equations), *paths])
         raise ProgramError(f"no layer is called '{name}'.{hint} print(fmodel) lists all names.")
-    equation = (named or below)[-1]
+    if len(found) > 1:
+        raise ProgramError(f"'{name}' is called {len(found)} times: cut at one of {', '.join(found)}.")
+    (equation,) = found.values()
     if len(equation.outputs) > 1 or not equation.outputs[0].is_tensor:
         raise ProgramError(f"'{name}' has no single tensor as its output: cut at a layer that reads the one you want.")
     return equation.outputs[0]

@@ -49,6 +49,7 @@ class Variable:
 class Equation:
     """`outputs = function(*arguments, **keywords)`, where variables stand for values.
 
+    `calls`: of the modules and layers that are called more than once and that it is of, by their paths, which call.
     `operator` is the name of the function without its overload: `conv2d`, `add`, `frozen_batch_norm`; `reads` holds the
     variables among the arguments.
     """
@@ -59,6 +60,7 @@ class Equation:
     keywords: Mapping[str, Any]
     outputs: tuple[Variable, ...]
     source: str = ""
+    calls: Mapping[str, int] = field(default_factory=dict)
     operator: str = field(init=False)
     reads: tuple[Variable, ...] = field(init=False)
 
@@ -68,7 +70,7 @@ class Equation:
 
     def __reduce__(self):
         parts = map(_pickled, (self.function, self.arguments, dict(self.keywords), self.outputs))
-        return Equation, (self.name, *parts, self.source)
+        return Equation, (self.name, *parts, self.source, dict(self.calls))
 
     def renamed(self, variables: Mapping[str, Variable]) -> Equation:
         """The same equation that reads other variables, by the names of the old ones."""

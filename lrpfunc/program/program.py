@@ -6,7 +6,6 @@ prints itself and can be rewritten; everything else in lrpfunc is a function of 
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor
 from lrpfunc.errors import InputError
 from lrpfunc.program import calls, cuts
 from lrpfunc.program.equations import DEVICE, DTYPE, Equation, Variable, substitute, variables_in
+from lrpfunc.program.names import below_call, matches
 from lrpfunc.program.pytrees import NAMESPACE, Leaf, leaf_names, register
 from lrpfunc.program.tables import equation_row, format_table
 
@@ -185,13 +185,14 @@ class Program:
         return replace(program, equations=tuple(reversed(kept)))
 
     def names(self, pattern: str = "*") -> tuple[str, ...]:
-        """The names of equations: all, those that match a pattern with wildcards, or those below a module's path."""
+        """The names of equations: all, those that match a pattern with wildcards, or those below a module's path.
+
+        Of what is called more than once all calls match, "act" and "act:1"; "act:0" and "block:1" mean one call.
+        """
         start = f"{pattern}."
-        return tuple(
-            e.name
-            for e in self.equations
-            if e.outputs[0].is_tensor and (e.name.startswith(start) or fnmatch.fnmatchcase(e.name, pattern))
-        )
+        of_call = set(below_call(self.equations, pattern))
+        names = (e.name for e in self.equations if e.outputs[0].is_tensor)
+        return tuple(n for n in names if n.startswith(start) or n in of_call or matches(n, pattern))
 
     def cut(self, name: str) -> tuple[Program, Program]:
         """Two programs: what makes the output of a layer, and what becomes of it.
@@ -199,7 +200,8 @@ class Program:
         `lower, upper = fmodel.cut("layer3")`: both take all parameters, and `upper(params, lower(params, x))` is the
         model's output. Where more than the layer's output crosses (a skip connection, a mask), `lower` gives a tuple
         of it, and `upper` takes as many inputs; the layer's own is the first.
-        Errors: `ProgramError` for a name that there is not, and for a layer that nothing follows.
+        Errors: `ProgramError` for a name that there is not, that several calls have ("act:0" is the first of them), and
+        for a layer that nothing follows.
         """
         return cuts.cut(self, name)
 

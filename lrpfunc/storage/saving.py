@@ -85,7 +85,8 @@ def _parts(what: Any) -> tuple[str, Any, Mapping[str, Tensor]]:
     if isinstance(what, Prepared):
         plan = what.plan
         values = {name: plan.values[variable.name] for name, variable in plan.program.parameters.items()}
-        return "prepared", [plan.program, list(values.values()), plan.ranges, plan.assigned, plan.hoists], values
+        settings = [plan.ranges, plan.assigned, plan.hoists, plan.is_strict]
+        return "prepared", [plan.program, list(values.values()), *settings], values
     if isinstance(what, tuple) and len(what) == 2 and isinstance(what[0], Program):
         program, params = what
         leaves = program.flatten_params(params)
@@ -112,8 +113,8 @@ def _made(kind: str, content: Any) -> Any:
         program.flatten_params(params)
         return Canonical(program, params, partial(restored, program, originals, names), report)
     if kind == "prepared":
-        _, leaves, ranges, assigned, hoists = content
-        return Prepared(planned(program, program.bind_leaves(leaves), ranges, assigned, hoists))
+        _, leaves, *settings = content
+        return Prepared(planned(program, program.bind_leaves(leaves), *settings))
     raise FileError(f"nothing is known of the kind '{kind}'")
 
 

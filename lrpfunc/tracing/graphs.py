@@ -27,10 +27,17 @@ def is_symbolic(n) -> bool:
 
 
 class Origin(NamedTuple):
-    """The call (as a key) and the path of the innermost module that made an equation."""
+    """The paths of the modules that made an equation, the innermost last, each with the call (as a key)."""
 
-    call: str
-    path: str
+    stack: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def path(self) -> str:
+        return self.stack[-1][0] if self.stack else ""
+
+    @property
+    def call(self) -> str:
+        return self.stack[-1][1] if self.stack else ""
 
 
 # -- nodes ------------------------------------------------------------------------------------------------------------
@@ -131,11 +138,10 @@ def _is_passed_on(node) -> bool:
 
 
 def origin(node) -> Origin:
-    """The call (as a key) and the path of the innermost module that made a node."""
+    """The modules that a node was made in."""
     stack = node.meta.get("nn_module_stack", {}).items()
     inside = [(key, path) for key, (path, _) in stack if isinstance(path, str) and path.startswith("model")]
-    key, path = inside[-1] if inside else ("", "")
-    return Origin(key, path.removeprefix("model").removeprefix("."))
+    return Origin(tuple([(path.removeprefix("model").removeprefix("."), key) for key, path in inside]))
 
 
 def is_random(function) -> bool:

@@ -6,7 +6,7 @@ Each is a function of a program. None of them changes what it computes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -50,20 +50,35 @@ def _name(program: Program, origins: Mapping[str, Origin]) -> tuple[Equation, ..
     A module called twice gives `name` and `name:1`; anything else is called after its module and operation.
     """
     rows = [(e, origins[e.outputs[0].name], is_active(program, e)) for e in program.equations]
-    calls = Counter(origin.call for _, origin, active in rows if active)
+    results = Counter(origin.call for _, origin, active in rows if active)
     parents = {parent for _, origin, active in rows if active for parent in _parents(origin.path)}
+    names, layers = [], Counter[str]()
+    for equation, origin, active in rows:
+        is_whole = active and origin.path and origin.path not in parents and results[origin.call] == 1
+        layer = origin.path if is_whole else _parameter_name(equation)
+        layers[layer or ""] += 1
+        names.append(layer or ".".join(filter(None, (origin.path, equation.operator.removesuffix("_with_bias")))))
+    numbers = _numbers(origin for _, origin, _ in rows)
     used: Counter[str] = Counter()
     named = []
-    for equation, origin, active in rows:
-        if active and origin.path and origin.path not in parents and calls[origin.call] == 1:
-            name = origin.path
-        else:
-            name = _parameter_name(equation) or ".".join(
-                filter(None, (origin.path, equation.operator.removesuffix("_with_bias")))
-            )
+    for (equation, origin, _), name in zip(rows, names, strict=True):
+        number = used[name]
         used[name] += 1
-        named.append(replace(equation, name=name if used[name] == 1 else f"{name}:{used[name] - 1}"))
+        calls = {path: numbers[path, call] for path, call in origin.stack if (path, call) in numbers}
+        if layers[name] > 1:
+            calls[name] = number
+        named.append(replace(equation, name=f"{name}:{number}" if number else name, calls=calls))
     return tuple(named)
+
+
+def _numbers(origins: Iterable[Origin]) -> dict[tuple[str, str], int]:
+    """The numbers of the calls of those modules that are called more than once, by path and call."""
+    calls: dict[str, dict[str, int]] = {}
+    for origin in origins:
+        for path, call in origin.stack:
+            known = calls.setdefault(path, {})
+            known.setdefault(call, len(known))
+    return {(path, call): n for path, known in calls.items() if len(known) > 1 for call, n in known.items()}
 
 
 def _parents(path: str) -> Iterator[str]:
