@@ -26,6 +26,7 @@ from lrpfunc.operations import (
     MOVEMENT,
     NORMALIZATION,
     PRODUCT,
+    RECURRENT,
     SLOPE,
     SOFTMAX,
     SUM,
@@ -57,6 +58,7 @@ DEFAULTS = {
     ATTENTION: rules.attention("value"),
     NORMALIZATION: rules.normalization(),
     EMBEDDING: rules.embedding(),
+    RECURRENT: rules.recurrent(),
     MOVEMENT: rules.gradient(),
     TRANSFORM: rules.transform(),
     CONVOLUTION: DEFAULT_LINEAR,
@@ -92,7 +94,7 @@ def assign(program: Program, entries: Entries, strict: bool = False) -> Assignme
     check_rules(given)
     _check_names(program, given)
     known = facts(program)
-    everywhere = {e.name: given.get(e.name) or _default(known, e) for e in active_equations(program)}
+    everywhere = {e.name: _given(known, e, given) or _default(known, e) for e in active_equations(program)}
     assigned = _reached(program, everywhere)
     fallbacks = [e for e in active_equations(program) if assigned.get(e.name) is FALLBACK]
     if strict and fallbacks:
@@ -101,6 +103,14 @@ def assign(program: Program, entries: Entries, strict: bool = False) -> Assignme
             f"no rule for {listed}: strict=True allows no fallback to the gradient. Give each a rule by its name."
         )
     return assigned
+
+
+def _given(known: Facts, equation: Equation, given: Mapping[str, Rule]) -> Rule | None:
+    """What a composite gives an equation; a rule of layers is that of a recurrent layer's linear part."""
+    rule = given.get(equation.name)
+    if rule is None or rule.takes_steps or known.kind_of(equation) != RECURRENT:
+        return rule
+    return rules.recurrent(rule)
 
 
 def _default(known: Facts, equation: Equation) -> Rule:

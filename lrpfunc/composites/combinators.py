@@ -9,9 +9,21 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 
+from lrpfunc import rules
 from lrpfunc.composites.names import Names
 from lrpfunc.errors import RuleError, near_misses
-from lrpfunc.operations import CONVOLUTION, COVERED_BY, DENSE, EMBEDDING, KINDS, LINEAR, active_equations, facts
+from lrpfunc.operations import (
+    CONVOLUTION,
+    COVERED_BY,
+    DENSE,
+    EMBEDDING,
+    KINDS,
+    LINEAR,
+    PRODUCT,
+    RECURRENT,
+    active_equations,
+    facts,
+)
 from lrpfunc.program import Program
 from lrpfunc.rules import Rule
 
@@ -24,7 +36,8 @@ def by_kind(kinds: Mapping[str, Rule]) -> Composite:
     """A rule for every equation of a kind: `by_kind({"convolution": zplus(), "dense": epsilon()})`.
 
     "linear" covers convolutions and dense layers, "activation" threshold ReLUs as well, "*" whatever is not named but
-    embeddings of tokens, which no other rule fits.
+    embeddings of tokens, which no other rule fits. A recurrent layer that is not named is what it is written out: its
+    linear part is "dense", and its gates are "product".
 
     Args:
         kinds: rules by the names of kinds, as `print(explain(fmodel, rules))` lists them.
@@ -53,10 +66,19 @@ def _by_kind(kinds: Mapping[str, Rule], program: Program) -> Assignment:
     for equation in active_equations(program):
         kind = known.kind_of(equation)
         otherwise = None if kind == EMBEDDING else kinds.get("*")
-        rule = kinds.get(kind) or kinds.get(COVERED_BY.get(kind, kind), otherwise)
+        rule = kinds.get(kind) or kinds.get(COVERED_BY.get(kind, kind)) or _recurrent(kind, kinds) or otherwise
         if rule is not None:
             assigned[equation.name] = rule
     return assigned
+
+
+def _recurrent(kind: str, kinds: Mapping[str, Rule]) -> Rule | None:
+    """The rule of a recurrent layer, made of those that it has where it is written out."""
+    linear, product = kinds.get(DENSE) or kinds.get(LINEAR), kinds.get(PRODUCT)
+    if kind != RECURRENT or (linear is None and product is None):
+        return None
+    halves = product is not None and getattr(product.label, "name", "") == "halve"
+    return rules.recurrent(linear or rules.epsilon(), "both" if halves else "signal")
 
 
 def by_name(patterns: Mapping[str, Rule]) -> Composite:
@@ -177,7 +199,7 @@ def _first(program: Program) -> list[str]:
         comes_after = any(variable.name in below for variable in known.inputs_of(equation))
         if is_weighted and not comes_after:
             first.append(equation.name)
-        if is_weighted or comes_after:
+        if is_weighted or comes_after or known.kind_of(equation) == RECURRENT:
             below.update(variable.name for variable in equation.outputs)
     return first
 

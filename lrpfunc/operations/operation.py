@@ -87,6 +87,10 @@ class Operation:
     def __call__(self, *inputs: Tensor):
         return self.function(*_fill(self.arguments, inputs), **self.keywords)
 
+    def filled(self, inputs: Sequence) -> Sequence:
+        """Its arguments with the inputs in their places."""
+        return _fill(self.arguments, inputs)
+
     def with_factor(self, position: int, value: Tensor) -> Operation:
         """The operation of the other one of two inputs, with this one bound to a value."""
         pair = (value, Slot(0)) if position == 0 else (Slot(0), value)
@@ -166,6 +170,10 @@ class Operation:
             return len(self.sample_shape) == self.weight.dim() - 1
         return self.operator == "linear" and len(self.sample_shape) > 0
 
+    @property
+    def _is_layer(self) -> bool:
+        return self.is_weighted and self.row.recurrence is None
+
     # -- adjoints
 
     @property
@@ -174,7 +182,7 @@ class Operation:
             return True
         if self.row.is_multilinear:  # a denominator is the second
             return len(self.slots) == 1 and (self.slots == [0] or self.operator != "div")
-        return self.is_weighted or (self.row.is_linear and self.kind not in (OTHER, MAX_POOL))
+        return self._is_layer or (self.row.is_linear and self.kind not in (OTHER, MAX_POOL))
 
     def adjoint(self, s):
         """The transposed linear map applied to s. Errors: `RuleError` if the operation is not linear in its inputs."""

@@ -205,6 +205,107 @@ def embedding(weight: Tensor, ids: Tensor, *settings) -> Tensor:
     return torch.ops.aten.embedding(weight, ids, *settings)
 
 
+# -- recurrent layers -------------------------------------------------------------------------------------------------
+
+# The steps of one layer in one direction. `gates`, of width (gates of a cell) * H, is what the input alone brings, along
+# `axis` (0 or 1) one step after another, the last first where `reverse`; `states` are those before the first step, each
+# (batch, its width). The result has the states after each step side by side, along the same axis.
+
+
+def lstm_steps(
+    gates: Tensor,
+    states: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None = None,
+    axis: int = 0,
+    reverse: bool = False,
+) -> Tensor:
+    """The steps of an LSTM: hidden and cell states. Behind the 4 H rows of its weight are those of the transposed
+    projection, where it has one."""
+    weight, projection = without_projection(weight, 4)
+
+    def step(gate: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, ...]:
+        i, f, g, o = (gate + torch.nn.functional.linear(h, weight, bias)).chunk(4, -1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+        return (h if projection is None else torch.nn.functional.linear(h, projection)), c
+
+    return _steps(step, gates, states, axis, reverse)
+
+
+def without_projection(weight: Tensor, parts: int) -> tuple[Tensor, Tensor | None]:
+    """A weight of so many parts, and that of the projection whose transpose is behind it, if there is one."""
+    rows, width = weight.shape
+    if rows == parts * width:
+        return weight, None
+    end = rows // (parts + 1) * parts
+    return weight[:end], weight[end:].t()
+
+
+def gru_steps(
+    gates: Tensor,
+    states: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None = None,
+    axis: int = 0,
+    reverse: bool = False,
+) -> Tensor:
+    """The steps of a GRU."""
+
+    def step(gate: Tensor, h: Tensor) -> tuple[Tensor, ...]:
+        r, z, n = gate.chunk(3, -1)
+        hr, hz, hn = torch.nn.functional.linear(h, weight, bias).chunk(3, -1)
+        z = (z + hz).sigmoid()
+        return ((1 - z) * (n + (r + hr).sigmoid() * hn).tanh() + z * h,)
+
+    return _steps(step, gates, states, axis, reverse)
+
+
+def rnn_tanh_steps(
+    gates: Tensor,
+    states: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None = None,
+    axis: int = 0,
+    reverse: bool = False,
+) -> Tensor:
+    """The steps of an RNN of tanh."""
+
+    def step(gate: Tensor, h: Tensor) -> tuple[Tensor, ...]:
+        return ((gate + torch.nn.functional.linear(h, weight, bias)).tanh(),)
+
+    return _steps(step, gates, states, axis, reverse)
+
+
+def rnn_relu_steps(
+    gates: Tensor,
+    states: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None = None,
+    axis: int = 0,
+    reverse: bool = False,
+) -> Tensor:
+    """The steps of an RNN of ReLU."""
+
+    def step(gate: Tensor, h: Tensor) -> tuple[Tensor, ...]:
+        return ((gate + torch.nn.functional.linear(h, weight, bias)).relu(),)
+
+    return _steps(step, gates, states, axis, reverse)
+
+
+def _steps(step: Callable, gates: Tensor, states: Sequence[Tensor], axis: int, reverse: bool) -> Tensor:
+    if gates.is_meta:  # which has a shape and no values
+        return gates.new_empty((*gates.shape[:-1], sum(state.shape[-1] for state in states)))
+    made = []
+    for gate in gates.unbind(axis)[:: -1 if reverse else 1]:
+        states = step(gate, *states)
+        made.append(torch.cat(states, -1) if len(states) > 1 else states[0])
+    return torch.stack(made[:: -1 if reverse else 1], axis)
+
+
+# -- sizes ------------------------------------------------------------------------------------------------------------
+
+
 def size(x: Tensor, dim: int) -> int:
     """The size of a dimension, as a function that an equation can name."""
     return x.shape[dim]

@@ -42,6 +42,8 @@ class Rule(NamedTuple):
         any_layout: its functions take tensors in any memory layout, so images may be laid out with their channels last.
         parameters: `parameters(operation, inputs, output, relevance)` gives the relevance of a layer's weight and bias,
             None for what gets none; without it these get value * derivative of what is shared.
+        takes_steps: it moves relevance through all steps of a recurrent layer. One that does not is given to the linear
+            part of the steps, as `recurrent(rule)`.
 
     >>> import lrpfunc, torch
     >>> def forward(operation, x):
@@ -64,6 +66,7 @@ class Rule(NamedTuple):
     stops: Callable[[Operation], Sequence[int]] = nothing
     any_layout: bool = False
     parameters: Callable[..., tuple[torch.Tensor | None, torch.Tensor | None]] | None = None
+    takes_steps: bool = False
 
     def __reduce__(self):
         """A rule that a constructor made is pickled as that call; one of somebody's own by its functions' names."""
@@ -143,7 +146,7 @@ def gradient() -> Rule:
             moved = operation.recall(memory, inputs, flow.tensor)
         return tuple(map(flow.moved, moved)) if isinstance(moved, tuple) else flow.moved(moved)
 
-    return Rule(call("gradient"), forward, backward, gives=SAME, any_layout=True)
+    return Rule(call("gradient"), forward, backward, gives=SAME, any_layout=True, takes_steps=True)
 
 
 def input_times_gradient(stabilizer: StabilizerLike = 1e-6) -> Rule:
@@ -172,7 +175,8 @@ def input_times_gradient(stabilizer: StabilizerLike = 1e-6) -> Rule:
             return tuple(map(flow.moved, moved)) if isinstance(moved, tuple) else flow.moved(moved)
         return as_coefficients(operation.vjp(inputs, flow.coefficient(output, stabilize, as_it_is=True)))
 
-    return Rule(call("input_times_gradient", stabilizer=stabilize), forward, backward, any_layout=True)
+    label = call("input_times_gradient", stabilizer=stabilize)
+    return Rule(label, forward, backward, any_layout=True, takes_steps=True)
 
 
 def pass_through() -> Rule:

@@ -281,25 +281,27 @@ class Builder:
             same = source.dtype == base.dtype
             self.values[node] = source if same else self.emit(node, aten.to.dtype, (source, base.dtype))
 
-    def _note(self, node, result: Variable, is_mutable: bool) -> None:
-        """Give a node the value that stands for its only or first output, or write it where the operation writes."""
+    def _note(self, node, result: Variable | list, is_mutable: bool) -> None:
+        """Give a node the values of its outputs, or of the only or first one, or write it where the operation writes."""
         value = node.meta["val"]
-        if is_mutable:
+        if isinstance(result, list):
+            self.values[node] = result
+        elif is_mutable:
             self.writes.write(node, node.args[0], result)
         else:
             self.values[node] = [result, *value[1:]] if isinstance(value, (list, tuple)) else result
 
-    def _write_out(self, node, write: Callable, arguments: list, keywords: dict) -> Variable | None:
-        """The result of an operation that is written out in others, see `written_out`, None if this one is not.
+    def _write_out(self, node, write: Callable, arguments: list, keywords: dict) -> Variable | list | None:
+        """The results of an operation that is written out in others, see `written_out`, None if this one is not.
 
-        Their shapes are found on fake tensors.
+        Their shapes are found on fake tensors, by the function itself or by `like`.
         """
         fakes = {
             self.values[n].name: n.meta["val"] for n in node.all_input_nodes if isinstance(self.values[n], Variable)
         }
 
-        def call(function, *given):
-            made = function(*substitute(given, fakes))
+        def call(function, *given, like=None):
+            made = (like or function)(*substitute(given, fakes))
             result = self.emit(node, function, given, like=made)
             fakes.update({v.name: m for v, m in zip(variables_in(result), _listed(made), strict=True)})
             return result
@@ -307,7 +309,10 @@ class Builder:
         def depends(argument) -> bool:
             return self._is_varying((argument,))
 
-        return write(call, depends, *arguments, **keywords)
+        try:
+            return write(call, depends, *arguments, **keywords)
+        except TraceError as error:
+            raise TraceError(f"layer '{origin(node).path or node.name}' {error}") from None
 
     def _is_varying(self, arguments: tuple) -> bool:
         return any(variable.name in self.varying for variable in variables_in(arguments))
