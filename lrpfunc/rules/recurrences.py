@@ -31,7 +31,8 @@ from lrpfunc.rules.labels import call
 from lrpfunc.rules.linear import epsilon
 from lrpfunc.rules.rule import COEFFICIENTS, Rule
 from lrpfunc.rules.stabilizers import Stabilizer, StabilizerLike, as_stabilizer
-from lrpfunc.rules.steps import Found, Part, Walk, met, puller, statement_of
+from lrpfunc.rules.parts import Part, puller, statement_of
+from lrpfunc.rules.steps import Found, Walk, met
 
 TO = {"signal": Shares((1.0, 1.0), (0.0, 0.0)), "both": Shares((0.5, 0.5), (0.5, 0.5))}
 EPSILON = epsilon()
@@ -110,8 +111,8 @@ class _Residuals(NamedTuple):
     """The values of the steps, and what the rules of the linear part and the projection left."""
 
     steps: Steps
-    hidden: list | None
-    projection: list | None
+    hidden: Any
+    projection: Any
 
 
 class _Functions:
@@ -137,10 +138,10 @@ class _Functions:
     def _parts(self, operation: Operation, left: _Residuals) -> tuple[Part, Part | None]:
         hidden, projection = operation.hoisted(self.hidden), operation.hoisted(self.projection)
         before, is_final = left.steps.before, operation.is_final
-        part = Part(self.linear, hidden.at(before[:1], is_final), left.hidden, statement_of(self.linear))
+        part = Part(self.linear, hidden.at(before[:1], is_final), statement_of(self.linear), left.hidden)
         if projection is None:
             return part, None
-        return part, Part(self.linear, projection.at(before[1:], is_final), left.projection)
+        return part, Part(self.linear, projection.at(before[1:], is_final), left=left.projection)
 
     def forward(self, operation: Operation, *inputs: Tensor) -> tuple[Tensor, _Residuals]:
         if operation.kind != RECURRENT:
@@ -157,7 +158,7 @@ class _Functions:
         """The coefficients at all steps."""
         steps, (part, projection) = left.steps, self._parts(operation, left)
         cell = _recurrence(operation).cell(steps, self.shares, self.stabilize)
-        walk = Walk(cell, self.stabilize, puller(part, cell, steps.hidden), projection, steps.states, steps.width)
+        walk = Walk(cell, self.stabilize, puller(part, cell), projection, steps.states, steps.width)
         arrived = flow.moved(_Layer.of(operation).ordered(flow.tensor))
         return cell, walk.found(arrived, with_first=steps.depends[1])
 

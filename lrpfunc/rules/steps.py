@@ -1,109 +1,20 @@
 """Through the steps of a recurrent layer, from the last to the first.
 
 What follows from values alone is computed for all steps at once. From step to step go only the coefficient of the core
-and what the linear part sends to the hidden state before it: one small matrix product, where its rule has a closed form.
+and what the linear part sends to the hidden state before it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lrpfunc.operations import Cell, Operation, in_rows, times
-from lrpfunc.program import fast_paths
+from lrpfunc.operations import Cell, in_rows, times
 from lrpfunc.rules.flows import Flow
-from lrpfunc.rules.rule import Rule
+from lrpfunc.rules.parts import Part, Pull
 from lrpfunc.rules.stabilizers import Stabilizer
-from lrpfunc.rules.statements import Statement
-
-
-class Part(NamedTuple):
-    """A linear part of a step: its rule, its operation, and what the rule left of each step; None in closed form.
-
-    `statement`: what the rule states, if it shares the output by contribution, which has a closed form: c_x = W^T (q c)
-    with q = z / S(z).
-    """
-
-    rule: Rule
-    operation: Operation
-    kept: list | None = None
-    statement: Statement | None = None
-
-    def passed(self, x: Tensor) -> tuple[Tensor, list | None]:
-        """Its output at all steps, and what the rule leaves."""
-        if self.statement is not None:
-            return self.operation(x), None
-        pairs = [self.rule.forward(self.operation, row) for row in x.unbind()]
-        return torch.stack([z for z, _ in pairs]), [kept for _, kept in pairs]
-
-    def back(self, step: int, flow: Flow) -> Flow | None:
-        """What the rule sends from the output of a step; None where it stops relevance."""
-        assert self.kept is not None
-        sent: Any = self.rule.backward(self.operation, self.kept[step], flow)
-        return sent[0] if isinstance(sent, (tuple, list)) else sent
-
-    def proportion(self, z: Tensor) -> Tensor | None:
-        """q of the closed form at all steps; None for one."""
-        statement, bias = self.statement, self.operation.bias
-        assert statement is not None
-        if bias is not None and statement.branches[0].bias is None:
-            return in_rows(statement.stabilize.quotient, z, z - bias)
-        return None if statement.stabilize.is_identity else in_rows(statement.stabilize.proportion, z)
-
-
-def statement_of(rule: Rule) -> Statement | None:
-    """The statement of a rule that has the closed form."""
-    statement = getattr(rule.parameters, "statement", None)
-    return statement if fast_paths.taken and statement is not None and statement.is_whole else None
-
-
-# -- from a step to the hidden state before it ------------------------------------------------------------------------
-
-# What the linear part sends there, by the number of the step and the coefficients of its core and its output gate.
-Pull = Callable[[int, Tensor, "Tensor | None"], "Flow | None"]
-
-
-def puller(part: Part, cell: Cell, hidden: Tensor) -> Pull:
-    """How flows get there. `hidden`: what the hidden states bring to the steps."""
-    if part.statement is None:
-        return _by_rule(part, cell)
-    count, q = len(cell.hidden), part.proportion(hidden)
-    qs = [None] * count if q is None else q.chunk(count, -1)
-    live = [(n, factor) for n, factor in enumerate(cell.hidden) if factor is not None]
-    factors = [times(factor, qs[n]).unbind() for n, factor in live]
-    numbers = [n for n, _ in live]
-    of_output: Sequence[Tensor] | None = None
-    if cell.output is not None:
-        numbers.append(cell.output.part)
-        of_output = None if q is None else q.chunk(count, -1)[cell.output.part].unbind()
-    weights = part.operation.weight.chunk(count)
-    rows = torch.cat([weights[n] for n in numbers])
-
-    def pull(step: int, core: Tensor, output: Tensor | None) -> Flow:
-        parts = [factor[step] * core for factor in factors]
-        if output is not None:
-            parts.append(output if of_output is None else output * of_output[step])
-        return Flow(coefficient=(parts[0] if len(parts) == 1 else torch.cat(parts, -1)) @ rows)
-
-    return pull
-
-
-def _by_rule(part: Part, cell: Cell) -> Pull:
-    factors = [None if factor is None else factor.unbind() for factor in cell.hidden]
-
-    def pull(step: int, core: Tensor, output: Tensor | None) -> Flow | None:
-        parts = [torch.zeros_like(core) if factor is None else factor[step] * core for factor in factors]
-        if output is not None and cell.output is not None:
-            parts[cell.output.part] = output
-        return part.back(step, Flow(coefficient=torch.cat(parts, -1)))
-
-    return pull
-
-
-# -- from the last step to the first ----------------------------------------------------------------------------------
 
 
 class Found(NamedTuple):
