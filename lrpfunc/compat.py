@@ -201,7 +201,11 @@ def recurrent_shapes() -> Iterator[None]:
 
         return run
 
-    replaced = {"one_layer_lstm": one_layer_lstm, "mkldnn_one_layer_lstm": one_layer_lstm, "one_layer_rnn": one_layer_rnn}
+    replaced = {
+        "one_layer_lstm": one_layer_lstm,
+        "mkldnn_one_layer_lstm": one_layer_lstm,
+        "one_layer_rnn": one_layer_rnn,
+    }
     before = {name: getattr(decompositions, name) for name in replaced}
     for name, of_shapes in replaced.items():
         setattr(decompositions, name, in_this_thread(of_shapes, before[name]))

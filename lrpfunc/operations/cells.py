@@ -17,11 +17,12 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from lrpfunc.operations.ratios import tanh_ratio
-
 
 class Stabilizing(Protocol):
     """S of the sums, as rules have it."""
+
+    @property
+    def epsilon(self) -> float | None: ...
 
     @property
     def is_identity(self) -> bool: ...
@@ -73,10 +74,9 @@ class Cell(NamedTuple):
     Of the core's coefficient: `of_state`, where that of the hidden state is given, before its projection; `of_carried`,
     where that of the other state is (None: one); `of_later`, where that of the next step's core is, from the first step
     to the last but one (None: nothing). `core`: its value. `share`: what it gets of a relevance of the hidden state.
-    Of others, where the core's is given: `gates` and `hidden`, at each part of what the input and the state before bring
-    (None: nothing); `of_before`, at the state that is carried along, before the first step (None: nothing).
-    `output`: an output gate, its part's coefficient where that of what it lets out is given, and the share and the sum
-    of a relevance there.
+    Of others, where the core's is given: `gates` and `hidden`, at each part of what the input and the state before it
+    bring to a step (None: nothing); `of_before`, at the last of the states before the first step (None: nothing).
+    `output`: an output gate.
     """
 
     core: Tensor
@@ -91,7 +91,9 @@ class Cell(NamedTuple):
 
 
 class Output(NamedTuple):
-    """An output gate: the number of its part, a factor, its share of a relevance, and the sum that it is the sigmoid of."""
+    """An output gate: the number of its part; the factor by which its sum has the coefficient of what it lets out; its
+    share, where that has a relevance; and the sum.
+    """
 
     part: int
     factor: Tensor
@@ -124,17 +126,29 @@ def times(x: Tensor, proportion: Tensor | None) -> Tensor:
     return x if proportion is None else x * proportion
 
 
-def _proportion(stabilize: Stabilizing, x: Tensor) -> Tensor | None:
-    """x / S(x), None for one."""
-    return None if stabilize.is_identity else in_rows(stabilize.proportion, x)
+def _proportion(stabilize: Stabilizing, x: Tensor, part: slice = slice(None)) -> Tensor | None:
+    """x / S(x) of a part of x, None for one."""
+    if stabilize.is_identity:
+        return None
+    if stabilize.epsilon is None:  # S may be another one where the rest is another one
+        return in_rows(stabilize.proportion, x)[..., part]
+    return stabilize.proportion(x[..., part])
 
 
-def _over(stabilize: Stabilizing, x: Tensor, by: tuple[float, float], total: Tensor) -> Tensor | None:
-    """A share of x over S of a sum; None for no share."""
-    return None if by == (0.0, 0.0) else in_rows(stabilize.quotient, scaled(x, by), total)
+def _over(stabilize: Stabilizing, total: Tensor, by: tuple[float, float], *factors: Tensor) -> Tensor | None:
+    """A share of a product over S of a sum; None for no share."""
+    if by == (0.0, 0.0):
+        return None
+    return in_rows(stabilize.quotient, scaled(functools.reduce(torch.mul, factors), by), total)
 
 
-def _at_later(factors: Sequence[Tensor | None], shares: Sequence[tuple[float, float]], keeps: bool) -> list[Tensor | None]:
+def _slope(y: Tensor, x: Tensor) -> Tensor:
+    """y / x of y = tanh(x), which is one at zero."""
+    is_zero = (x == 0).to(x.dtype)
+    return (y + is_zero) / (x + is_zero)
+
+
+def _later(factors: Sequence[Tensor | None], shares: Sequence[tuple[float, float]], keeps: bool) -> list[Tensor | None]:
     """The factors without those of nothing but the first step, unless one `keeps` that."""
     return [factor if keeps or later else None for factor, (_, later) in zip(factors, shares, strict=True)]
 
@@ -145,34 +159,32 @@ def _at_later(factors: Sequence[Tensor | None], shares: Sequence[tuple[float, fl
 def _lstm(steps: Steps, shares: Shares, stabilize: Stabilizing) -> Cell:
     """c = f c' + i g and h = o tanh(c); i, f, o = sigmoid(z) and g = tanh(z), each of its own z = x + h'."""
     z = steps.gates + steps.hidden
-    sums = z.chunk(4, -1)
-    i, f, o = (sums[number].sigmoid() for number in (0, 1, 3))
-    c, before = steps.after(1), steps.earlier(1)
+    of_i, of_f, of_g, of_o = z.chunk(4, -1)
+    i, f, g, o = of_i.sigmoid(), of_f.sigmoid(), of_g.tanh(), of_o.sigmoid()
+    c, width = steps.after(1), of_g.shape[-1]
+    seen = c.tanh()
     _, of_hidden, of_cell = steps.depends
     has_gates = steps.depends[0] or of_hidden
-    forgetting, output = shares.of_fixed(of_cell, has_gates), shares.of_fixed(True, has_gates)
-    of_c, of_z = _proportion(stabilize, c), _proportion(stabilize, z)
-    of_g = scaled(i * tanh_ratio(sums[2]), shares.signal)
-    kept = scaled(f, forgetting.signal)
-    taken = [shares.gate, forgetting.gate, shares.signal, output.gate]
+    keeping, showing = shares.of_fixed(of_cell, has_gates), shares.of_fixed(True, has_gates)
+    of_c, kept = _proportion(stabilize, c), scaled(f, keeping.signal)
+    new = scaled(i * _slope(g, of_g), shares.signal)
     gates = [
-        _over(stabilize, i * sums[2].tanh(), shares.gate, sums[0]),
-        _over(stabilize, f * before, forgetting.gate, sums[1]),
-        times(of_g, None if of_z is None else of_z.chunk(4, -1)[2]),
+        _over(stabilize, of_i, shares.gate, i, g),
+        _over(stabilize, of_f, keeping.gate, f, steps.earlier(1)),
+        times(new, _proportion(stabilize, z, slice(2 * width, 3 * width))),
         None,
     ]
-    let_out = o * c.tanh()
-    factor = _over(stabilize, let_out, output.gate, sums[3])
+    factor = _over(stabilize, of_o, showing.gate, o, seen)
     return Cell(
         core=c,
         of_carried=of_c,
-        of_state=times(scaled(o * tanh_ratio(c), output.signal), of_c),
+        of_state=times(scaled(o * _slope(seen, c), showing.signal), of_c),
         of_later=times(kept[1:], None if of_c is None else of_c[:-1]),
         of_before=kept[0],
         gates=gates,
-        hidden=_at_later(gates, taken, of_hidden),
-        share=_by_step(c, output.signal),
-        output=None if factor is None else Output(3, factor, _by_step(c, output.gate), sums[3]),
+        hidden=_later(gates, [shares.gate, keeping.gate, shares.signal, showing.gate], of_hidden),
+        share=_by_step(c, showing.signal),
+        output=None if factor is None else Output(3, factor, _by_step(c, showing.gate), of_o),
     )
 
 
@@ -188,44 +200,43 @@ def _gru(steps: Steps, shares: Shares, stabilize: Stabilizing) -> Cell:
     of_r, of_z = (brought[number] + hidden[number] for number in (0, 1))
     r, z = of_r.sigmoid(), of_z.sigmoid()
     of_n = brought[2] + r * hidden[2]
-    h, before = steps.after(0), steps.earlier(0)
+    n, h = of_n.tanh(), steps.after(0)
     fixed = shares.of_fixed(steps.depends[1], True)
     of_h, kept = _proportion(stabilize, h), scaled(z, fixed.signal)
-    new = times(scaled((1 - z) * tanh_ratio(of_n), shares.signal), _proportion(stabilize, of_n))
-    resets = _over(stabilize, r * hidden[2], fixed.gate, of_r)
+    new = times(scaled((1 - z) * _slope(n, of_n), shares.signal), _proportion(stabilize, of_n))
     gates: list[Tensor | None] = [None, None, new]
-    if resets is not None:
-        updates = scaled(before, fixed.gate) - scaled(of_n.tanh(), shares.gate)
-        gates[:2] = resets * new, in_rows(stabilize.quotient, z * updates, of_z)
-    later = _at_later(gates[:2], [fixed.gate] * 2, steps.depends[1])
+    if fixed.gate != (0.0, 0.0):
+        resets = _over(stabilize, of_r, fixed.gate, r, hidden[2])
+        updates = scaled(steps.earlier(0), fixed.gate) - scaled(n, shares.gate)
+        gates[:2] = times(new, resets), in_rows(stabilize.quotient, z * updates, of_z)
     return Cell(
         core=h,
         of_state=torch.ones_like(h) if of_h is None else of_h,
         of_later=times(kept[1:], None if of_h is None else of_h[:-1]),
         of_before=kept[0],
         gates=gates,
-        hidden=[*later, scaled(r, fixed.signal) * new],
+        hidden=[*_later(gates[:2], [fixed.gate] * 2, steps.depends[1]), scaled(r, fixed.signal) * new],
     )
 
 
-def _rnn(ratio: Callable[[Tensor], Tensor], steps: Steps, shares: Shares, stabilize: Stabilizing) -> Cell:
+def _rnn(slope: Callable[[Tensor, Tensor], Tensor], steps: Steps, shares: Shares, stabilize: Stabilizing) -> Cell:
     """h = f(z), z = x + h'."""
     z = steps.gates + steps.hidden
-    slope = times(ratio(z), _proportion(stabilize, z))
     parts: list[Tensor | None] = [torch.ones_like(z)]
-    return Cell(core=z, of_state=slope, gates=parts, hidden=parts)
+    of_state = times(slope(steps.after(0), z), _proportion(stabilize, z))
+    return Cell(core=z, of_state=of_state, gates=parts, hidden=parts)
 
 
-def _relu_ratio(z: Tensor) -> Tensor:
-    return (z > 0).to(z.dtype)
+def _relu_slope(y: Tensor, x: Tensor) -> Tensor:
+    return (y > 0).to(y.dtype)
 
 
 class Recurrence(NamedTuple):
-    """A recurrent layer: of how many parts is what its input and its state bring to a step, and the factors of a cell."""
+    """A recurrent layer: of how many parts is what comes to a step, and the factors of its cell."""
 
     parts: int
     cell: Callable[[Steps, Shares, Stabilizing], Cell]
 
 
 LSTM, GRU = Recurrence(4, _lstm), Recurrence(3, _gru)
-RNN_TANH, RNN_RELU = (Recurrence(1, functools.partial(_rnn, ratio)) for ratio in (tanh_ratio, _relu_ratio))
+RNN_TANH, RNN_RELU = (Recurrence(1, functools.partial(_rnn, slope)) for slope in (_slope, _relu_slope))

@@ -1,6 +1,6 @@
-"""Recurrent layers written out when they are traced: what the input brings by a linear layer, and the steps of the rest.
+"""Recurrent layers written out when they are traced: what the input brings to all steps, and the steps.
 
-So that the input's layer is one as any other, and the steps, however many, are one equation.
+The first is a linear layer as any other; the steps, however many, are one equation.
 """
 
 from __future__ import annotations

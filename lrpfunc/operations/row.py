@@ -68,7 +68,7 @@ class Row(NamedTuple):
         `ratio`: f(x) / x of an activation, with f'(0) at 0. `rectifies`: the ReLU. `form`: how it normalizes.
         `takes_complex`: its kind holds for complex values as well, though its `ratio` is of signs or sizes.
         `outputs`: counts the outputs of a layer that have a bias each; `biased`: the layer with
-        a bias of any shape. `divides`: tells a mean from a sum. `recurrence`: how a recurrent layer goes from step to step.
+        a bias of any shape. `divides`: tells a mean from a sum. `recurrence`: the cell of a recurrent layer's steps.
         `is_fold`: it multiplies all elements along its axes.
     What its result is made of:
         `is_gate`: it scales a signal. `is_probability`: it ends models whose logits had better be explained.

@@ -1,8 +1,8 @@
-"""The linear part of a recurrent layer's step, and how its rule moves coefficients to the hidden state before the step.
+"""The linear part of a recurrent layer's step, and how its rule gets from there to the hidden state before the step.
 
-Any rule of layers can be asked step by step. Rules that state branches in x have a closed form: what a branch makes of a
-coefficient c of the output is W^T (q c), where q, the output's proportion of S(d), is computed for all steps at once. So a
-step is one small matrix product, or two where positive and negative parts of x have weights of their own.
+Any rule of layers can be asked, step by step. Rules that state branches in x have a closed form: a branch makes
+W^T (q c) of a coefficient c, where q, the output's proportion of S(d), is computed for all steps at once. So a step is
+one small matrix product, or two where positive and negative parts of x have weights of their own.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from lrpfunc.rules.flows import Flow
 from lrpfunc.rules.rule import Rule
 from lrpfunc.rules.statements import ALL, NEGATIVE, POSITIVE, Statement
 
-# What the linear part sends to the hidden state before a step (None: nothing), by the number of the step and the
-# coefficients of its core and its output gate.
-Pull = Callable[[int, Tensor, "Tensor | None"], "Flow | None"]
+# What the linear part sends to the hidden state before a step (None: nothing; a tensor: its coefficient), by the step's
+# number and the coefficients of its core and its output gate.
+Pull = Callable[[int, Tensor, "Tensor | None"], "Tensor | Flow | None"]
 
 
 class Part(NamedTuple):
@@ -74,28 +74,32 @@ def _by_rule(part: Part, cell: Cell) -> Pull:
 
 def _in_closed_form(part: Part, statement: Statement, cell: Cell) -> Pull:
     steps, count = cell.core.shape[:2], len(cell.hidden)
-    numbers = [n for n, factor in enumerate(cell.hidden) if factor is not None]
+    live = [(n, factor) for n, factor in enumerate(cell.hidden) if factor is not None]
+    numbers = [n for n, _ in live]
     gate = None if cell.output is None else cell.output.part
     factors: list[Sequence[Tensor]] = []  # of the core's coefficient, for each branch and each part
     of_gate: list[Sequence[Tensor] | None] = []  # of the output gate's, for each branch
     for q in engine.proportions(statement, part.operation, part.left):
         qs = [None] * count if q is None else q.unflatten(0, steps).chunk(count, -1)
-        factors += [times(cell.hidden[n], qs[n]).unbind() for n in numbers]
+        factors += [times(factor, qs[n]).unbind() for n, factor in live]
         if gate is not None:
             of_gate.append(None if (of_part := qs[gate]) is None else of_part.unbind())
     rows = _rows(part.operation, statement, POSITIVE, numbers, gate, count)
     other = _rows(part.operation, statement, NEGATIVE, numbers, gate, count) if statement.is_signed else None
     is_negative = [(x < 0).to(x.dtype).unflatten(0, steps).unbind() for x in part.left.inputs]
 
-    def pull(step: int, core: Tensor, output: Tensor | None) -> Flow:
+    def pull(step: int, core: Tensor, output: Tensor | None) -> Tensor:
         parts = [factor[step] * core for factor in factors]
         if output is not None:
             parts += [output if q is None else output * q[step] for q in of_gate]
-        s = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
-        c = s @ rows
-        return Flow(coefficient=c if other is None else torch.lerp(c, s @ other, is_negative[0][step]))
+        s = torch.cat(parts, -1)
+        c = torch.mm(s, rows)
+        return c if other is None else torch.lerp(c, torch.mm(s, other), is_negative[0][step])
 
-    return pull
+    if len(factors) > 1 or gate is not None or other is not None:
+        return pull
+    (factor,) = factors
+    return lambda step, core, output: torch.mm(factor[step] * core, rows)
 
 
 def _rows(

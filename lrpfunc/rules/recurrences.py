@@ -1,7 +1,7 @@
 """The rule of recurrent layers: all steps of one layer in one direction.
 
-The table says what the parts of a step are to each other (`operations/cells.py`), `steps.py` goes through the steps. The
-linear part of a step, from the hidden state before it, has a rule of its own, any of dense layers.
+The table says what the parts of a step are to each other (`operations/cells.py`), and `steps.py` goes from step to step.
+The linear part, from the hidden state before a step, has a rule of its own, any of dense layers (`parts.py`).
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from lrpfunc.program import without_projection
 from lrpfunc.rules.flows import Flow
 from lrpfunc.rules.labels import call
 from lrpfunc.rules.linear import epsilon
+from lrpfunc.rules.parts import Part, puller, statement_of
 from lrpfunc.rules.rule import COEFFICIENTS, Rule
 from lrpfunc.rules.stabilizers import Stabilizer, StabilizerLike, as_stabilizer
-from lrpfunc.rules.parts import Part, puller, statement_of
 from lrpfunc.rules.steps import Found, Walk, met
 
 TO = {"signal": Shares((1.0, 1.0), (0.0, 0.0)), "both": Shares((0.5, 0.5), (0.5, 0.5))}
@@ -42,9 +42,9 @@ def recurrent(linear: Rule = EPSILON, to: str = "signal", stabilizer: Stabilizer
     """The steps of a recurrent layer as they are written out: linear layers, sums, activations, products with gates.
 
     LSTM: c = f c' + i g shares R_c by contribution among f c', which c' takes, and i g, which g = tanh(z) takes, and so
-    z = x + h', of which h' = W h has its share by the rule of W. GRU, h = (1 - z) n + z h', and RNN likewise. Biases keep
-    their share. What the input brings, x, is a layer of its own in front of the steps. Where a gate multiplies a constant,
-    as a state before the first step may be, the gate takes all.
+    z = x + W h', which shares it again: W h' by the rule of W. GRU, h = (1 - z) n + z h', and RNN likewise. Biases keep
+    their share. What the input brings, x, comes from a layer of its own in front of the steps. Where what a gate
+    multiplies is a constant, as a state before the first step may be, the gate takes all.
 
     Args:
         linear: the rule of W, any of dense layers.
@@ -92,8 +92,8 @@ class _Layer(NamedTuple):
     @classmethod
     def of(cls, operation: Operation, inputs: Sequence[Tensor] = ()) -> _Layer:
         """At inputs, or without them."""
-        given = operation.filled(inputs) if inputs else operation.arguments
-        gates, before, weight, bias, axis, reverse = (*given, *(None, 0, False)[len(given) - 3 :])
+        given = list(operation.filled(inputs) if inputs else operation.arguments)
+        gates, before, weight, bias, axis, reverse = given + [None, 0, False][len(given) - 3 :]
         depends = tuple(isinstance(a, Slot) for a in (operation.arguments[0], *operation.arguments[1]))
         weights = without_projection(weight, _recurrence(operation).parts)
         return cls(gates, before, weights, bias, axis, reverse, depends)
@@ -108,11 +108,17 @@ class _Layer(NamedTuple):
 
 
 class _Residuals(NamedTuple):
-    """The values of the steps, and what the rules of the linear part and the projection left."""
+    """The values of the steps, in their order, and what the rules of the linear part and of the projection left."""
 
-    steps: Steps
-    hidden: Any
-    projection: Any
+    gates: Tensor
+    hidden: Tensor
+    states: Tensor
+    before: list[Tensor]
+    of_hidden: Any = None
+    of_projection: Any = None
+
+    def steps(self, operation: Operation) -> Steps:
+        return Steps(*self[:4], self.before[0].shape[-1], _Layer.of(operation).depends)
 
 
 class _Functions:
@@ -137,33 +143,35 @@ class _Functions:
 
     def _parts(self, operation: Operation, left: _Residuals) -> tuple[Part, Part | None]:
         hidden, projection = operation.hoisted(self.hidden), operation.hoisted(self.projection)
-        before, is_final = left.steps.before, operation.is_final
-        part = Part(self.linear, hidden.at(before[:1], is_final), statement_of(self.linear), left.hidden)
+        before, is_final = left.before, operation.is_final
+        part = Part(self.linear, hidden.at(before[:1], is_final), statement_of(self.linear), left.of_hidden)
         if projection is None:
             return part, None
-        return part, Part(self.linear, projection.at(before[1:], is_final), left=left.projection)
+        return part, Part(self.linear, projection.at(before[1:], is_final), left=left.of_projection)
 
     def forward(self, operation: Operation, *inputs: Tensor) -> tuple[Tensor, _Residuals]:
         if operation.kind != RECURRENT:
             raise RuleError(f"{operation.description} is not the steps of a recurrent layer, but the rule needs them.")
-        layer, states = _Layer.of(operation, inputs), operation(*inputs)
-        made, width = layer.ordered(states), layer.before[0].shape[-1]
-        steps = Steps(layer.ordered(layer.gates), made, made, tuple(layer.before), width, layer.depends)
-        part, projection = self._parts(operation, _Residuals(steps, None, None))
-        hidden, kept = part.passed(steps.earlier(0))
-        steps = steps._replace(hidden=hidden)
-        return states, _Residuals(steps, kept, projection and projection.passed(let_out(steps))[1])
+        layer, output = _Layer.of(operation, inputs), operation(*inputs)
+        gates, states = layer.ordered(layer.gates), layer.ordered(output)
+        left = _Residuals(gates, gates, states, list(layer.before))  # what the states bring is yet to come
+        part, projection = self._parts(operation, left)
+        hidden, of_hidden = part.passed(left.steps(operation).earlier(0))
+        left = left._replace(hidden=hidden, of_hidden=of_hidden)
+        if projection is not None:
+            left = left._replace(of_projection=projection.passed(let_out(left.steps(operation)))[1])
+        return output, left
 
     def _found(self, operation: Operation, left: _Residuals, flow: Flow) -> tuple[Cell, Found]:
         """The coefficients at all steps."""
-        steps, (part, projection) = left.steps, self._parts(operation, left)
+        steps, (part, projection) = left.steps(operation), self._parts(operation, left)
         cell = _recurrence(operation).cell(steps, self.shares, self.stabilize)
         walk = Walk(cell, self.stabilize, puller(part, cell), projection, steps.states, steps.width)
         arrived = flow.moved(_Layer.of(operation).ordered(flow.tensor))
         return cell, walk.found(arrived, with_first=steps.depends[1])
 
     def backward(self, operation: Operation, residuals: _Residuals, flow: Flow) -> list[Flow | None]:
-        steps = residuals.steps
+        steps = residuals.steps(operation)
         cell, found = self._found(operation, residuals, flow)
         gates = _Layer.of(operation).back(_at_parts(cell.gates, cell, found))
         sent: list[Flow | None] = [Flow(coefficient=gates), found.first, None][: len(steps.depends)]
@@ -175,7 +183,7 @@ class _Functions:
     def parameters(self, operation: Operation, inputs: tuple[Tensor, ...], output: Tensor, relevance: Tensor):
         """What came to the weight, a projection's included, and to the bias."""
         left = self.forward(operation, *inputs)[1]
-        steps, (part, projection) = left.steps, self._parts(operation, left)
+        steps, (part, projection) = left.steps(operation), self._parts(operation, left)
         cell, found = self._found(operation, left, Flow(relevance=relevance))
         factors = [own if later is None else later for own, later in zip(cell.gates, cell.hidden, strict=True)]
         coefficients = _at_parts(factors, cell, found)

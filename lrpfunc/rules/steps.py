@@ -18,8 +18,9 @@ from lrpfunc.rules.stabilizers import Stabilizer
 
 
 class Found(NamedTuple):
-    """Coefficients of the core, and of the output gate (None: it has none), at each step; `came`: what came to each hidden
-    state that is a projection; `first`: what goes to the hidden state before the first step."""
+    """At each step the coefficients of the core and of the output gate (None: it has none), and what `came` to the
+    hidden state, if that is a projection; `first`: what goes to the hidden state before the first step.
+    """
 
     cores: Tensor
     outputs: Tensor | None
@@ -42,46 +43,47 @@ class Walk:
         self.of_output = None if cell.output is None else cell.output.factor.unbind()
 
     def found(self, arrived: Flow, with_first: bool) -> Found:
-        """The coefficients, given what came to the states. `with_first`: also what goes to that before the first step."""
+        """What comes of flows at the states. `with_first`: also what goes to the hidden state before the first step."""
         at_states = arrived.moved(arrived.tensor[..., : self.width])
         cores, outputs = self._outside(arrived, at_states)
         came: list[Flow] = []
-        flow: Flow | None = None
-        for step in reversed(range(len(cores))):
-            if self.of_later is not None and step + 1 < len(cores):
+        sent: Tensor | Flow | None = None
+        last = len(cores) - 1
+        for step in range(last, -1, -1):
+            if self.of_later is not None and step < last:
                 cores[step] = torch.addcmul(cores[step], self.of_later[step], cores[step + 1])
             if self.narrow is not None:
-                came.append(met(at_states.moved(at_states.tensor[step]), flow, self.states[step, ..., : self.width]))
-                flow = self.narrow.back(step, came[-1])
-            if flow is not None:
-                cores[step], outputs[step] = self._joined(step, flow, cores[step], outputs[step])
-            flow = self.pull(step, cores[step], outputs[step]) if step or with_first else None
-        gates = None if self.of_output is None else torch.stack([_known(o, c) for o, c in zip(outputs, cores, strict=True)])
-        return Found(torch.stack(cores), gates, came[::-1], flow)
+                here = at_states.moved(at_states.tensor[step])
+                came.append(met(here, as_flow(sent), self.states[step, ..., : self.width]))
+                sent = self.narrow.back(step, came[-1])
+            self._join(step, sent, cores, outputs)
+            sent = self.pull(step, cores[step], outputs[step] if outputs else None) if step or with_first else None
+        return Found(torch.stack(cores), torch.stack(outputs) if outputs else None, came[::-1], as_flow(sent))
 
-    def _outside(self, arrived: Flow, at_states: Flow) -> tuple[list[Tensor], list[Tensor | None]]:
-        """What came from outside, at the cores and the output gates."""
-        cores: Tensor | None = None
-        outputs: Tensor | None = None
+    def _outside(self, arrived: Flow, at_states: Flow) -> tuple[list[Tensor], list[Tensor]]:
+        """What came from outside, at the cores and at the output gates, if there are any."""
+        cores = torch.zeros_like(self.cell.core)
+        outputs = None if self.of_output is None else cores
         if arrived.tensor.shape[-1] > self.width:
             rest = arrived.tensor[..., self.width :]
             cores = self._over(rest, self.cell.core) if arrived.is_relevance else times(rest, self.cell.of_carried)
         if self.narrow is None:
             core, outputs = self._entered(slice(None), at_states)
-            cores = core if cores is None else cores + core
-        assert cores is not None
-        return list(cores.unbind()), [None] * len(cores) if outputs is None else list(outputs.unbind())
+            cores = cores + core
+        return list(cores.unbind()), [] if outputs is None else list(outputs.unbind())
 
-    def _joined(self, step: int, flow: Flow, core: Tensor, output: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The coefficients of a step, with what comes to its hidden state."""
-        if flow.is_relevance:
-            more, gate = self._entered(step, flow)
-            return core + more, gate if output is None or gate is None else output + gate
-        core = torch.addcmul(core, self.of_state[step], flow.tensor)
-        if self.of_output is None:
-            return core, None
-        gate = self.of_output[step] * flow.tensor
-        return core, gate if output is None else output + gate
+    def _join(self, step: int, sent: Tensor | Flow | None, cores: list[Tensor], outputs: list[Tensor]) -> None:
+        """Add what comes to the hidden state of a step."""
+        if isinstance(sent, Flow) and sent.is_relevance:
+            core, output = self._entered(step, sent)
+            cores[step] = cores[step] + core
+            if output is not None:
+                outputs[step] = outputs[step] + output
+        elif sent is not None:
+            c = sent.tensor if isinstance(sent, Flow) else sent
+            cores[step] = torch.addcmul(cores[step], self.of_state[step], c)
+            if self.of_output is not None:
+                outputs[step] = torch.addcmul(outputs[step], self.of_output[step], c)
 
     def _entered(self, at: int | slice, flow: Flow) -> tuple[Tensor, Tensor | None]:
         """A flow at the hidden state, before its projection, at the core and the output gate, of a step or all."""
@@ -96,6 +98,11 @@ class Walk:
         return in_rows(quotient, x, total) if x.dim() == 3 else quotient(x, total)
 
 
+def as_flow(sent):
+    """A coefficient as a flow."""
+    return Flow(coefficient=sent) if isinstance(sent, Tensor) else sent
+
+
 def met(flow: Flow, other: Flow | None, value: Tensor) -> Flow:
     """Both flows at a value: coefficients stay coefficients, mixed forms meet as relevance."""
     if other is None:
@@ -107,7 +114,3 @@ def met(flow: Flow, other: Flow | None, value: Tensor) -> Flow:
 
 def _of(share: Tensor | float, at: int | slice) -> Tensor | float:
     return share[at] if isinstance(share, Tensor) else share
-
-
-def _known(output: Tensor | None, core: Tensor) -> Tensor:
-    return torch.zeros_like(core) if output is None else output

@@ -282,7 +282,7 @@ class Builder:
             self.values[node] = source if same else self.emit(node, aten.to.dtype, (source, base.dtype))
 
     def _note(self, node, result: Variable | list, is_mutable: bool) -> None:
-        """Give a node the values of its outputs, or of the only or first one, or write it where the operation writes."""
+        """Give a node the values of its outputs, or of the first one alone, or write it where the operation writes."""
         value = node.meta["val"]
         if isinstance(result, list):
             self.values[node] = result
