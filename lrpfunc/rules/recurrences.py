@@ -1,7 +1,7 @@
 """The rule of recurrent layers: all steps of one layer in one direction.
 
-The table says what the parts of a step are to each other (`operations/cells.py`), and `steps.py` goes from step to step.
-The linear part, from the hidden state before a step, has a rule of its own, any of dense layers (`parts.py`).
+The table says what the parts of a step are to each other (`operations/cells.py`); `steps.py` goes from step to step.
+The linear part, from the hidden state before it, has a rule of its own, any of dense layers (`parts.py`).
 """
 
 from __future__ import annotations

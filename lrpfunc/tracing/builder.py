@@ -27,6 +27,8 @@ from lrpfunc.program import (
     variables_in,
 )
 from lrpfunc.tracing.graphs import (
+    BATCH,
+    LENGTH,
     Origin,
     functional_twin,
     is_into,
@@ -49,8 +51,9 @@ class Builder:
     Leaves come first: `parameter`, `literal`, `input`. A model's tensor goes by the first of its names.
     """
 
-    def __init__(self, model: nn.Module | None, same: Mapping[str, str]):
+    def __init__(self, model: nn.Module | None, same: Mapping[str, str], words: Mapping[str, str]):
         self.same = same  # symbolic sizes that must agree with another one
+        self.words = words  # what to call some of them
         tensors = [] if model is None else [*model.named_parameters(), *model.named_buffers()]
         self.first_names = {id(tensor): name for name, tensor in reversed(tensors)}
         self.params: dict[str, Tensor] = {}
@@ -76,9 +79,9 @@ class Builder:
     def input(self, node, name: str) -> Variable:
         for axis, n in enumerate(node.meta["val"].shape):
             if is_symbolic(n):
-                word = "batch" if axis == 0 else "length"
-                count = len({given for given in self.symbols.values() if given.startswith(word)})
                 symbol = str(n.node.expr)
+                word = self.words.get(symbol, LENGTH if axis else BATCH)
+                count = len({given for given in self.symbols.values() if given.startswith(word)})
                 first = self.same.get(symbol, symbol)
                 name_of_first = self.symbols.setdefault(first, f"{word}{count + 1}" if count else word)
                 self.symbols[symbol] = name_of_first
