@@ -21,11 +21,12 @@ from lrpfunc.operations import (
     LINEAR,
     PRODUCT,
     RECURRENT,
+    SUM,
     active_equations,
     facts,
 )
 from lrpfunc.program import Program
-from lrpfunc.rules import Rule
+from lrpfunc.rules import Rule, Stabilizer, called
 
 Assignment = dict[str, Rule]
 Composite = Callable[[Program], Assignment]
@@ -36,8 +37,8 @@ def by_kind(kinds: Mapping[str, Rule]) -> Composite:
     """A rule for every equation of a kind: `by_kind({"convolution": zplus(), "dense": epsilon()})`.
 
     "linear" covers convolutions and dense layers, "activation" threshold ReLUs as well, "*" whatever is not named but
-    embeddings of tokens, which no other rule fits. A recurrent layer that is not named is what it is written out: its
-    linear part is "dense", and its gates are "product".
+    embeddings of tokens, which no other rule fits. A recurrent layer that is not named is explained as what it is
+    written out: by the rules of "dense", "sum" and "product".
 
     Args:
         kinds: rules by the names of kinds, as `print(explain(fmodel, rules))` lists them.
@@ -74,11 +75,12 @@ def _by_kind(kinds: Mapping[str, Rule], program: Program) -> Assignment:
 
 def _recurrent(kind: str, kinds: Mapping[str, Rule]) -> Rule | None:
     """The rule of a recurrent layer, made of those that it has where it is written out."""
-    linear, product = kinds.get(DENSE) or kinds.get(LINEAR), kinds.get(PRODUCT)
-    if kind != RECURRENT or (linear is None and product is None):
+    linear, total, product = kinds.get(DENSE) or kinds.get(LINEAR), kinds.get(SUM), kinds.get(PRODUCT)
+    if kind != RECURRENT or linear is total is product is None:
         return None
-    halves = product is not None and getattr(product.label, "name", "") == "halve"
-    return rules.recurrent(linear or rules.epsilon(), "both" if halves else "signal")
+    name, _ = called(product)
+    given = [argument for argument in called(total)[1] if isinstance(argument, Stabilizer)]
+    return rules.recurrent(linear or rules.epsilon(), "both" if name == "halve" else "signal", *given)
 
 
 def by_name(patterns: Mapping[str, Rule]) -> Composite:

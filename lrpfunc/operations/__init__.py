@@ -43,7 +43,7 @@ from lrpfunc.operations.kinds import (
 )
 from lrpfunc.operations.lookups import of_all
 from lrpfunc.operations.moves import Bounds, Immovable
-from lrpfunc.operations.operation import Context, Operation, bind, bind_function, bind_nothing
+from lrpfunc.operations.operation import Context, Operation, bind, bind_function, bind_linear, bind_nothing
 from lrpfunc.operations.ranges import InputRange, input_ranges, nonnegative
 from lrpfunc.operations.row import Form, Index, Positions, Row, Slot
 from lrpfunc.operations.spellings import SPELLINGS

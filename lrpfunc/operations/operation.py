@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lrpfunc.errors import RuleError
 from lrpfunc.operations.facts import facts
-from lrpfunc.operations.kinds import CONVOLUTION, MAX_POOL, MOVEMENT, OTHER, Activity
+from lrpfunc.operations.kinds import CONVOLUTION, DENSE, MAX_POOL, MOVEMENT, OTHER, Activity
 from lrpfunc.operations.pullbacks import Recorded, differentiable, may_record, pull_back, record, tensors_in
 from lrpfunc.operations.row import SHIFT, Positions, Row, Slot
 from lrpfunc.operations.table import row_named, row_of
@@ -333,6 +333,12 @@ def bind_function(function: Callable, arguments: Sequence, keywords: Mapping[str
     slotted = [Slot(0), *arguments]
     kind = row.kind if isinstance(row.kind, str) else row.kind(slotted, Activity((True,), 1))
     return Operation(operator_name(function), function, slotted, keywords, row, kind).at([x])
+
+
+def bind_linear(name: str, weight: Tensor, bias: Tensor | None) -> Operation:
+    """The operation of a dense layer that is part of another equation."""
+    row = row_named("linear")
+    return Operation(name, torch.nn.functional.linear, [Slot(0), weight, bias], {}, row, DENSE)
 
 
 def _parts(operation: Operation) -> tuple:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lrpfunc.errors import RuleError
@@ -22,7 +21,7 @@ from lrpfunc.operations import (
     Shares,
     Slot,
     Steps,
-    bind_function,
+    bind_linear,
     let_out,
 )
 from lrpfunc.program import without_projection
@@ -138,8 +137,7 @@ class _Functions:
         return None if weight is None else self._linear(operation, weight, None)
 
     def _linear(self, operation: Operation, weight: Tensor, bias: Tensor | None) -> Operation:
-        linear = bind_function(F.linear, [weight, bias], {}, weight[:1]).copy(name=operation.name)
-        return linear.hoisting(self.linear.hoists)
+        return bind_linear(operation.name, weight, bias).hoisting(self.linear.hoists)
 
     def _parts(self, operation: Operation, left: _Residuals) -> tuple[Part, Part | None]:
         hidden, projection = operation.hoisted(self.hidden), operation.hoisted(self.projection)

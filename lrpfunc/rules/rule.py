@@ -91,6 +91,12 @@ def _call(rule: Rule) -> tuple[str, tuple, Mapping[str, Any]] | None:
     return call if _is_alike(remade(*call), rule) else None
 
 
+def called(rule: Rule | None) -> tuple[str, tuple]:
+    """The name of the constructor that made a rule, "" for one of somebody's own, and all that it was given."""
+    label = None if rule is None else rule.label
+    return (label.name, (*label.arguments, *label.keywords.values())) if isinstance(label, Label) else ("", ())
+
+
 def call_of(rule: Rule) -> tuple[str, tuple, Mapping[str, Any]]:
     """The call that makes a rule: the constructor's name, and what it is given.
 
