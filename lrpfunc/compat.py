@@ -5,7 +5,7 @@
 | below 2.8 | not supported, see `MINIMUM` |
 | below 2.9 | `torch.export` gives all nodes one module stack, empty in the end: `tracing_alone` |
 | below 2.12 | `torch.func.vjp` gives zeros under `inference_mode`: `outside_inference` |
-| below 2.14 | the states that an LSTM ends with have wrong shapes while they are traced: `right_lstm_states` |
+| below 2.14 | the states that an LSTM ends with have wrong shapes while they are traced: `recurrent_shapes` |
 """
 
 from __future__ import annotations
@@ -254,24 +254,38 @@ def all_sizes_alike() -> AbstractContextManager:
 
 
 @contextlib.contextmanager
-def right_lstm_states() -> Iterator[None]:
-    """Where the states that an LSTM ends with have their shapes also while they are traced, (layers, batch, width)."""
-    if not is_older(torch.__version__, (2, 14)):
-        yield
-        return
+def recurrent_shapes() -> Iterator[None]:
+    """Where this thread traces recurrent layers by their shapes alone, for any number of steps: torch would go through
+    the example's. Before 2.14 it would also give the states of an LSTM wrong shapes."""
     from torch._decomp import decompositions
 
-    original = decompositions.one_layer_lstm
+    thread = threading.get_ident()
 
-    def one_layer_lstm(*args, **kwargs):
-        out, states = original(*args, **kwargs)
-        return out, tuple(state.squeeze(0) if state.dim() == 3 else state for state in states)
+    def one_layer_lstm(x: Tensor, hidden, *_, **__):
+        return x.new_full((*x.shape[:-1], hidden[0].shape[-1]), float("nan")), hidden
 
-    decompositions.one_layer_lstm = one_layer_lstm
+    def one_layer_rnn(x: Tensor, hidden: Tensor, *_, **__):
+        return x.new_full((*x.shape[:-1], hidden.shape[-1]), float("nan")), hidden
+
+    def in_this_thread(of_shapes: Callable, original: Callable) -> Callable:
+        def run(*args, **kwargs):
+            return (of_shapes if threading.get_ident() == thread else original)(*args, **kwargs)
+
+        return run
+
+    replaced = {
+        "one_layer_lstm": one_layer_lstm,
+        "mkldnn_one_layer_lstm": one_layer_lstm,
+        "one_layer_rnn": one_layer_rnn,
+    }
+    before = {name: getattr(decompositions, name) for name in replaced}
+    for name, of_shapes in replaced.items():
+        setattr(decompositions, name, in_this_thread(of_shapes, before[name]))
     try:
         yield
     finally:
-        decompositions.one_layer_lstm = original
+        for name, function in before.items():
+            setattr(decompositions, name, function)
 
 
 @contextlib.contextmanager

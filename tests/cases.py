@@ -74,6 +74,29 @@ class Attending(nn.Module):
         return self.head(F.silu(self.gate(x)) * x)[:, -1]
 
 
+class Recurrent(nn.Module):
+    """Recurrent layers with gates, one of them in both directions."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.then = nn.LSTM(3, 2, batch_first=True, bidirectional=True), nn.GRU(4, 3, batch_first=True)
+        self.head = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.head(self.then(self.first(x)[0])[0][:, -1])
+
+
+class Steps(nn.Module):
+    """The smallest network with a recurrent layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps, self.head = nn.LSTM(2, 2, batch_first=True), nn.Linear(2, 3)
+
+    def forward(self, x):
+        return self.head(self.steps(x)[0][:, -1])
+
+
 class Logits(nn.Module):
     """A transformer of the zoo as a function from one tensor to the logits of its last token."""
 
@@ -109,12 +132,17 @@ NETWORKS: dict[str, Callable[[], Made]] = {
     "convolutional": lambda: _random(Convolutional, 2, 1, 4, 4),
     "dense": lambda: _random(Dense, 2, 4),
     "attending": lambda: _random(Attending, 2, 3, 4),
+    "recurrent": lambda: _random(Recurrent, 2, 3, 3),
+    "steps": lambda: _random(Steps, 2, 2, 2),
     "llama": lambda: _from_zoo("llama"),
     "torchvision_vit": lambda: _from_zoo("torchvision_vit"),
 }
 
+# What torch runs by kernels of its own, from which programs differ by rounding.
+BY_KERNELS = ("recurrent", "steps")
+
 # Parameters that are added to values. They keep their share, so that relevance is conserved where they are zero.
-ADDED = ("bias", "pos_embedding", "class_token")
+ADDED = ("bias", "pos_embedding", "class_token", *(f"bias_{of}h_l0{way}" for of in "ih" for way in ("", "_reverse")))
 
 
 class Subject(NamedTuple):
@@ -170,6 +198,10 @@ CONSERVATION = "relevance_is_conserved_at_every_equation"
 NO_SHARE = {CONSERVATION: "a gradient is no share of anything"}
 NO_NEGATIVE_TERMS = {CONSERVATION: "beta's share is lost where an output has no negative terms, as behind ReLUs"}
 SOFTMAX = {CONSERVATION: "a softmax has its Jacobian, which is no share"}
+GATES = {
+    CONSERVATION: "of a gate 1 - z the one is a constant, and keeps its share of what the gate takes",
+    "bfloat16_is_finite_and_near_the_exact_result": "what a gate takes is divided by a sum that cancels",
+}
 GUIDED = NO_SHARE | {"bfloat16_is_finite_and_near_the_exact_result": "rounding turns signs, and a sign decides"}
 
 TRACES = ("make_fx_gives_the_eager_result", "torch_export_gives_the_eager_result")
@@ -218,6 +250,9 @@ CASES = [
     Case("attending", "attn_lrp", composites.attn_lrp(), breaks=SOFTMAX),
     Case("attending", "cp_lrp", composites.cp_lrp(), slow=TRACES),
     Case("attending", "attn_lrp(gamma)", composites.attn_lrp(gamma=0.25), breaks=SOFTMAX, slow=TRACES),
+    # recurrent layers
+    Case("recurrent", "epsilon", composites.epsilon(), composites.epsilon(TINY)),
+    Case("recurrent", "attn_lrp", composites.attn_lrp(), breaks=GATES, slow=TRACES),
     Case("llama", "attn_lrp", composites.attn_lrp(), breaks=SOFTMAX, slow=TRACES),
     Case("llama", "cp_lrp", composites.cp_lrp(), slow=ALL),
     Case("llama", "attn_lrp(gamma)", composites.attn_lrp(gamma=0.25), breaks=SOFTMAX, slow=ALL),

@@ -27,6 +27,6 @@ def watched(composite, seen: list[str], **tolerance: float):
             seen.append(name)
             return moved
 
-        return lrpfunc.Rule(rule.label, forward, backward, stops=rule.stops)
+        return lrpfunc.Rule(rule.label, forward, backward, stops=rule.stops, takes_steps=rule.takes_steps)
 
     return lambda program: {n: watch(n, rule) for n, rule in composites.assign(program, composite).items()}

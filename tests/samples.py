@@ -301,11 +301,18 @@ def _recurrent() -> None:
         return [random(3 * gates, 6), random(3 * gates, 3), random(3 * gates), random(3 * gates, seed=1)]
 
     state, settings = random(1, 2, 3), (True, 1, 0.0, False, False, True)
-    of_lstm = weights(4)
-    sample("lstm", lambda x: aten.lstm.input(x, [state, state], of_lstm, *settings)[0])
+    of_lstm, narrow = weights(4), [random(12, 6), random(12, 2), random(2, 3)]
+    sample("lstm_steps", lambda x: aten.lstm.input(x, [state, state], of_lstm, *settings)[0])
+    sample("lstm_steps: open", lambda x: aten.lstm.input(x, [state, state], of_lstm, *settings)[1], open=(1,))
+    sample(
+        "lstm_steps: projection",
+        lambda x, h, c: aten.lstm.input(x, [h, c], narrow, False, *settings[1:])[2],
+        *(X, random(1, 2, 2), random(1, 2, 3)),
+    )
     for name, gates in (("gru", 3), ("rnn_tanh", 1), ("rnn_relu", 1)):
-        function, given = getattr(aten, name).input, weights(gates)
-        sample(name, lambda x, f=function, w=given: f(x, state, w, *settings)[0])
+        function, given, cell = getattr(aten, name).input, weights(gates), getattr(aten, f"{name}_cell").default
+        sample(f"{name}_steps", lambda x, f=function, w=given: f(x, state, w, *settings)[0])
+        sample(f"{name}_steps: cell", lambda x, h, f=cell, w=given: f(x, h, *w), random(2, 6), random(2, 3))
 
 
 _recurrent()

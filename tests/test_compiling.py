@@ -41,6 +41,7 @@ SMALLEST = {
     "epsilon_alpha2_beta1": ("convolutional", composites.epsilon_alpha2_beta1(), ()),
     "guided_backprop": ("convolutional", composites.guided_backprop(), ()),
     "attn_lrp": ("attending", composites.attn_lrp(), ()),
+    "recurrent": ("steps", composites.epsilon(), SLOW),
     "epsilon": ("convolutional", composites.epsilon(), SLOW),
     "epsilon_plus": ("convolutional", composites.epsilon_plus(), SLOW),
     "epsilon_alpha2_beta1_flat": ("convolutional", composites.epsilon_alpha2_beta1_flat(), SLOW),

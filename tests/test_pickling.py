@@ -37,6 +37,7 @@ MADE = [
     rules.norm(0.5),
     rules.normalization(0.0),
     rules.pass_through(),
+    rules.recurrent(rules.zplus(), "both", 0.0),
     rules.relu_beta_smooth(3),
     rules.relu_deconvnet(),
     rules.relu_guided_backprop(),

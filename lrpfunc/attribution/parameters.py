@@ -129,8 +129,9 @@ def _shares(
     """What each of the parameters gets that an equation reads, by its rule or by value times derivative."""
     opened = bind(plan.program, equation, values, inputs=reads).at([values[v.name] for v in reads])
     if step is not None and step.rule is not None:
-        shares = _by_rule(plan, step, opened, values, arrived) if len(opened.slots) == len(reads) else None
-        if shares is not None:
+        are_arguments = step.rule.takes_steps or len(opened.slots) == len(reads)  # none is in a list of them
+        shares = _by_rule(plan, step, opened, values, arrived) if are_arguments else None
+        if shares is not None and len(shares) == len(reads):
             return shares
         if opened.row.shifts and any(flow.is_relevance and not flow.by_value for flow in arrived.values()):
             return [None] * len(reads)  # as the rule of what is shifted has it

@@ -26,6 +26,7 @@ from lrpfunc.operations import (
     MOVEMENT,
     NORMALIZATION,
     PRODUCT,
+    RECURRENT,
     SLOPE,
     SOFTMAX,
     SUM,
@@ -57,6 +58,7 @@ DEFAULTS = {
     ATTENTION: rules.attention("value"),
     NORMALIZATION: rules.normalization(),
     EMBEDDING: rules.embedding(),
+    RECURRENT: rules.recurrent(),
     MOVEMENT: rules.gradient(),
     TRANSFORM: rules.transform(),
     CONVOLUTION: DEFAULT_LINEAR,
@@ -100,7 +102,7 @@ def assign_everywhere(program: Program, entries: Entries) -> Assignment:
     check_rules(given)
     _check_names(program, given)
     known = facts(program)
-    return {e.name: given.get(e.name) or _default(known, e) for e in active_equations(program)}
+    return {e.name: _given(known, e, given) or _default(known, e) for e in active_equations(program)}
 
 
 def refuse_fallbacks(program: Program, assigned: Mapping[str, Rule]) -> None:
@@ -111,6 +113,14 @@ def refuse_fallbacks(program: Program, assigned: Mapping[str, Rule]) -> None:
         raise RuleError(
             f"no rule for {listed}: strict=True allows no fallback to the gradient. Give each a rule by its name."
         )
+
+
+def _given(known: Facts, equation: Equation, given: Mapping[str, Rule]) -> Rule | None:
+    """What a composite gives an equation; a rule of layers is that of a recurrent layer's linear part."""
+    rule = given.get(equation.name)
+    if rule is None or rule.takes_steps or known.kind_of(equation) != RECURRENT:
+        return rule
+    return rules.recurrent(rule)
 
 
 def _default(known: Facts, equation: Equation) -> Rule:

@@ -9,11 +9,24 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 
+from lrpfunc import rules
 from lrpfunc.composites.names import Names
 from lrpfunc.errors import RuleError, near_misses
-from lrpfunc.operations import CONVOLUTION, COVERED_BY, DENSE, EMBEDDING, KINDS, LINEAR, active_equations, facts
+from lrpfunc.operations import (
+    CONVOLUTION,
+    COVERED_BY,
+    DENSE,
+    EMBEDDING,
+    KINDS,
+    LINEAR,
+    PRODUCT,
+    RECURRENT,
+    SUM,
+    active_equations,
+    facts,
+)
 from lrpfunc.program import Program
-from lrpfunc.rules import Rule
+from lrpfunc.rules import Rule, Stabilizer, called
 
 Assignment = dict[str, Rule]
 Composite = Callable[[Program], Assignment]
@@ -24,7 +37,8 @@ def by_kind(kinds: Mapping[str, Rule]) -> Composite:
     """A rule for every equation of a kind: `by_kind({"convolution": zplus(), "dense": epsilon()})`.
 
     "linear" covers convolutions and dense layers, "activation" threshold ReLUs as well, "*" whatever is not named but
-    embeddings of tokens, which no other rule fits.
+    embeddings of tokens, which no other rule fits. A recurrent layer that is not named is explained as what it is
+    written out: by the rules of "dense", "sum" and "product".
 
     Args:
         kinds: rules by the names of kinds, as `print(explain(fmodel, rules))` lists them.
@@ -53,10 +67,20 @@ def _by_kind(kinds: Mapping[str, Rule], program: Program) -> Assignment:
     for equation in active_equations(program):
         kind = known.kind_of(equation)
         otherwise = None if kind == EMBEDDING else kinds.get("*")
-        rule = kinds.get(kind) or kinds.get(COVERED_BY.get(kind, kind), otherwise)
+        rule = kinds.get(kind) or kinds.get(COVERED_BY.get(kind, kind)) or _recurrent(kind, kinds) or otherwise
         if rule is not None:
             assigned[equation.name] = rule
     return assigned
+
+
+def _recurrent(kind: str, kinds: Mapping[str, Rule]) -> Rule | None:
+    """The rule of a recurrent layer, made of those that it has where it is written out."""
+    linear, total, product = kinds.get(DENSE) or kinds.get(LINEAR), kinds.get(SUM), kinds.get(PRODUCT)
+    if kind != RECURRENT or linear is total is product is None:
+        return None
+    name, _ = called(product)
+    given = [argument for argument in called(total)[1] if isinstance(argument, Stabilizer)]
+    return rules.recurrent(linear or rules.epsilon(), "both" if name == "halve" else "signal", *given)
 
 
 def by_name(patterns: Mapping[str, Rule]) -> Composite:
@@ -178,7 +202,7 @@ def _first(program: Program) -> list[str]:
         comes_after = any(variable.name in below for variable in known.inputs_of(equation))
         if is_weighted and not comes_after:
             first.append(equation.name)
-        if is_weighted or comes_after:
+        if is_weighted or comes_after or known.kind_of(equation) == RECURRENT:
             below.update(variable.name for variable in equation.outputs)
     return first
 

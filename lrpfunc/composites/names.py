@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from lrpfunc.compat import constant_in_compiled_code
 from lrpfunc.errors import RuleError, near_misses
-from lrpfunc.operations import CONVOLUTION, DENSE, active_equations, facts
+from lrpfunc.operations import CONVOLUTION, DENSE, RECURRENT, active_equations, facts
 from lrpfunc.program import Program, below_call, matches
 
 WILDCARDS = "*?["
@@ -23,7 +23,7 @@ class Names:
         known = facts(program)
         equations = active_equations(program)
         self.all = [equation.name for equation in equations]
-        self.weighted = {e.name for e in equations if known.kind_of(e) in (CONVOLUTION, DENSE)}
+        self.weighted = {e.name for e in equations if known.kind_of(e) in (CONVOLUTION, DENSE, RECURRENT)}
         self.below: dict[str, list[str]] = {}  # by a module's path; "layer1:2" is below "layer1"
         for name in self.all:
             for end, character in enumerate(name):

@@ -21,6 +21,7 @@ from lrpfunc.operations import (
     LINEAR,
     NORMALIZATION,
     PRODUCT,
+    RECURRENT,
     SLOPE,
     SOFTMAX,
     SUM,
@@ -50,9 +51,8 @@ def epsilon(epsilon: StabilizerLike = 1e-6, zero_bias: bool = False, entries: En
     >>> [row[-1] for row in lrpfunc.explain(fmodel, lrpfunc.composites.epsilon(0.1)).rows]
     ['epsilon(0.1)', 'pass_through()', 'epsilon(0.1)']
     """
-    return first_match(
-        entries, by_kind({LINEAR: rules.epsilon(epsilon, zero_bias), **_without_parameters(epsilon, zero_bias)})
-    )
+    dense = rules.epsilon(epsilon, zero_bias)
+    return first_match(entries, by_kind({LINEAR: dense, **_others(dense, epsilon, zero_bias)}))
 
 
 def epsilon_plus(
@@ -197,7 +197,7 @@ def excitation_backprop(
     ['zplus()', 'pass_through()', 'zplus()']
     """
     plus = rules.zplus(stabilizer, zero_bias)
-    return first_match(entries, by_kind({LINEAR: plus, **_without_parameters(stabilizer, zero_bias)}))
+    return first_match(entries, by_kind({LINEAR: plus, **_others(plus, stabilizer, zero_bias)}))
 
 
 def deconvnet(entries: Entries = None) -> Composite:
@@ -312,20 +312,23 @@ def cp_lrp(
     """
     kinds = _transformer_parts(gamma, epsilon, stabilizer, zero_bias)
     kinds[ATTENTION] = rules.attention("value", epsilon)
+    kinds[RECURRENT] = rules.recurrent(kinds[LINEAR], "signal", epsilon)
     return first_match(entries, _gated(None, epsilon), by_kind(kinds))
 
 
 def _transformer_parts(gamma: float, epsilon, stabilizer, zero_bias: bool) -> dict[str, Rule]:
     normalization = rules.normalization(epsilon)
+    linear = rules.gamma(gamma, stabilizer, zero_bias) if gamma else rules.epsilon(epsilon, zero_bias)
     return {
-        LINEAR: rules.gamma(gamma, stabilizer, zero_bias) if gamma else rules.epsilon(epsilon, zero_bias),
+        **_others(linear, epsilon, zero_bias),
+        LINEAR: linear,
         ATTENTION: rules.attention("all", epsilon),
         SOFTMAX: rules.softmax(epsilon),
         BILINEAR: rules.halve(epsilon),
         PRODUCT: rules.halve(epsilon),
         NORMALIZATION: normalization,
         BATCH_NORM: normalization,
-        **_without_parameters(epsilon, zero_bias),
+        RECURRENT: rules.recurrent(linear, "both", epsilon),
     }
 
 
@@ -345,13 +348,15 @@ def _gates(roles: Collection[str] | None, gate: Rule, program: Program) -> dict[
 
 def _layers(convolution: Rule, epsilon, stabilizer, zero_bias: bool, entries: Entries) -> Composite:
     dense = rules.epsilon(epsilon, zero_bias)
-    kinds = {CONVOLUTION: convolution, DENSE: dense, **_without_parameters(stabilizer, zero_bias)}
+    kinds = {CONVOLUTION: convolution, DENSE: dense, **_others(dense, stabilizer, zero_bias)}
     return first_match(entries, by_kind(kinds))
 
 
-def _without_parameters(stabilizer: StabilizerLike, zero_bias: bool) -> dict[str, Rule]:
+def _others(dense: Rule, stabilizer: StabilizerLike, zero_bias: bool) -> dict[str, Rule]:
+    """What is no linear layer, or has one with such a rule in it."""
     shared = rules.norm(stabilizer)
     return {
+        RECURRENT: rules.recurrent(dense, "signal", stabilizer),
         SUM: shared,
         AVERAGE_POOL: shared,
         AFFINE: rules.affine(stabilizer),

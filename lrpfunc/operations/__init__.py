@@ -1,5 +1,6 @@
 """What an equation is to relevance: the table of ATen, kinds, facts of a program, and an equation as a function."""
 
+from lrpfunc.operations.cells import Cell, Recurrence, Shares, Steps, in_rows, let_out, times
 from lrpfunc.operations.channels import (
     Absorber,
     Arrival,
@@ -34,6 +35,7 @@ from lrpfunc.operations.kinds import (
     MOVEMENT,
     NORMALIZATION,
     PRODUCT,
+    RECURRENT,
     SOFTMAX,
     SUM,
     THRESHOLD_RELU,
@@ -41,7 +43,7 @@ from lrpfunc.operations.kinds import (
 )
 from lrpfunc.operations.lookups import of_all
 from lrpfunc.operations.moves import Bounds, Immovable
-from lrpfunc.operations.operation import Context, Operation, bind, bind_function, bind_nothing
+from lrpfunc.operations.operation import Context, Operation, bind, bind_function, bind_linear, bind_nothing
 from lrpfunc.operations.ranges import InputRange, input_ranges, nonnegative
 from lrpfunc.operations.row import Form, Index, Positions, Row, Slot
 from lrpfunc.operations.spellings import SPELLINGS

@@ -12,12 +12,13 @@ CONVOLUTION, DENSE, BATCH_NORM, ACTIVATION, ELEMENTWISE, AFFINE, SUM = (
 THRESHOLD_RELU = "threshold_relu"
 AVERAGE_POOL, MAX_POOL, PRODUCT, BILINEAR = "average_pool", "max_pool", "product", "bilinear"
 SOFTMAX, ATTENTION, NORMALIZATION, EMBEDDING = "softmax", "attention", "normalization", "embedding"
+RECURRENT = "recurrent"
 MOVEMENT, TRANSFORM, OTHER = "movement", "transform", "other"
 LINEAR = "linear"
 
 KINDS = (
     CONVOLUTION, DENSE, BATCH_NORM, ACTIVATION, THRESHOLD_RELU, ELEMENTWISE, AFFINE, SUM, AVERAGE_POOL, MAX_POOL,
-    PRODUCT, BILINEAR, SOFTMAX, ATTENTION, NORMALIZATION, EMBEDDING, MOVEMENT, TRANSFORM, OTHER,
+    PRODUCT, BILINEAR, SOFTMAX, ATTENTION, NORMALIZATION, EMBEDDING, RECURRENT, MOVEMENT, TRANSFORM, OTHER,
 )  # fmt: skip
 
 # A rule for the latter is one for the former, too, if that has none of its own.
@@ -82,6 +83,11 @@ def layer(one: str, input: int | None, weight: int, bias: int | None) -> KindOf:
         return one if is_layer else OTHER
 
     return kind
+
+
+def steps(arguments: Sequence, active: Activity) -> str:
+    """Of a recurrent layer, whose weight and bias are fixed."""
+    return OTHER if active.at(2) or active.at(3) else RECURRENT
 
 
 def power(arguments: Sequence, active: Activity) -> str:

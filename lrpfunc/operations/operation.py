@@ -15,7 +15,7 @@ from torch import Tensor
 from lrpfunc.compat import TensorTable
 from lrpfunc.errors import RuleError
 from lrpfunc.operations.facts import facts
-from lrpfunc.operations.kinds import CONVOLUTION, MAX_POOL, MOVEMENT, OTHER, Activity
+from lrpfunc.operations.kinds import CONVOLUTION, DENSE, MAX_POOL, MOVEMENT, OTHER, Activity
 from lrpfunc.operations.pullbacks import Recorded, differentiable, may_record, pull_back, record, tensors_in
 from lrpfunc.operations.row import SHIFT, Positions, Row, Slot
 from lrpfunc.operations.table import row_named, row_of
@@ -94,6 +94,10 @@ class Operation:
             if output is not None:
                 return output
         return self.function(*_fill(self.arguments, inputs), **self.keywords)
+
+    def filled(self, inputs: Sequence) -> Sequence:
+        """Its arguments with the inputs in their places."""
+        return _fill(self.arguments, inputs)
 
     def with_factor(self, position: int, value: Tensor) -> Operation:
         """The operation of the other one of two inputs, with this one bound to a value."""
@@ -176,6 +180,10 @@ class Operation:
             return len(self.sample_shape) == self.weight.dim() - 1
         return self.operator == "linear" and len(self.sample_shape) > 0
 
+    @property
+    def _is_layer(self) -> bool:
+        return self.is_weighted and self.row.recurrence is None
+
     # -- adjoints
 
     @property
@@ -184,7 +192,7 @@ class Operation:
             return True
         if self.row.is_multilinear:  # a denominator is the second
             return len(self.slots) == 1 and (self.slots == [0] or self.operator != "div")
-        return self.is_weighted or (self.row.is_linear and self.kind not in (OTHER, MAX_POOL))
+        return self._is_layer or (self.row.is_linear and self.kind not in (OTHER, MAX_POOL))
 
     def adjoint(self, s):
         """The transposed linear map applied to s. Errors: `RuleError` if the operation is not linear in its inputs."""
@@ -337,6 +345,12 @@ def bind_function(function: Callable, arguments: Sequence, keywords: Mapping[str
     row, slotted = row_named(name), [Slot(0), *arguments]
     kind = row.kind if isinstance(row.kind, str) else row.kind(slotted, Activity((True,), 1))
     return Operation(name, function, slotted, keywords, row, kind, operator=name).at([x])
+
+
+def bind_linear(name: str, weight: Tensor, bias: Tensor | None) -> Operation:
+    """The operation of a dense layer that is part of another equation."""
+    row = row_named("linear")
+    return Operation(name, torch.nn.functional.linear, [Slot(0), weight, bias], {}, row, DENSE)
 
 
 def _parts(operation: Operation) -> tuple:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from lrpfunc.operations.cells import Recurrence
 from lrpfunc.operations.kinds import OTHER, KindOf
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Row(NamedTuple):
         `ratio`: f(x) / x of an activation, with f'(0) at 0. `rectifies`: the ReLU. `form`: how it normalizes.
         `takes_complex`: its kind holds for complex values as well, though its `ratio` is of signs or sizes.
         `outputs`: counts the outputs of a layer that have a bias each; `biased`: the layer with
-        a bias of any shape. `divides`: tells a mean from a sum.
+        a bias of any shape. `divides`: tells a mean from a sum. `recurrence`: the cell of a recurrent layer's steps.
         `is_fold`: it multiplies all elements along its axes.
     What its result is made of:
         `is_gate`: it scales a signal. `is_probability`: it ends models whose logits had better be explained.
@@ -110,6 +111,7 @@ class Row(NamedTuple):
     outputs: Callable[[Operation], int] | None = None
     biased: Callable[..., Tensor] | None = None
     divides: bool = False
+    recurrence: Recurrence | None = None
     is_fold: bool = False
     is_gate: bool = False
     is_probability: bool = False

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from lrpfunc.operations import adjoints, constants, forms, kinds, lookups, moves, ratios, signs
+from lrpfunc.operations import adjoints, cells, constants, forms, kinds, lookups, moves, ratios, signs
 from lrpfunc.operations.kinds import (
     ACTIVATION,
     AFFINE,
@@ -231,6 +231,7 @@ MAXIMUM = Row(MAX_POOL, sign=signs.keeps)
 POOL = Row(MAX_POOL, sign=signs.pools)
 PROBABILITY = Row(kinds.of_first(SOFTMAX), is_gate=True, is_probability=True, sign=signs.always)
 NORM = Row(kinds.of_first(NORMALIZATION))
+STEPS = Row(kinds.steps, Positions(0, 2, 3))
 
 OTHERS = {
     "max_pool2d": POOL._replace(remember=adjoints.remember_max_pool2d, recall=adjoints.recall_max_pool2d),
@@ -251,7 +252,10 @@ OTHERS = {
     **_rows("batch_norm frozen_batch_norm", Row(kinds.of_first(BATCH_NORM), form=forms.BATCH_NORM)),
     "embedding": Row(kinds.lookup, is_linear=True, ids=1, axes_of_ids=lookups.of_embedding),
     "one_hot": Row(MOVEMENT, moves_ids=FIRST, is_one_hot=True, adjoint=adjoints.one_hot_adjoint, is_linear=True),
-    **_rows("lstm gru rnn_tanh rnn_relu", Row(OTHER, deterministic={"dropout": 0.0, "train": False})),
+    "lstm_steps": STEPS._replace(recurrence=cells.LSTM),
+    "gru_steps": STEPS._replace(recurrence=cells.GRU),
+    "rnn_tanh_steps": STEPS._replace(recurrence=cells.RNN_TANH),
+    "rnn_relu_steps": STEPS._replace(recurrence=cells.RNN_RELU, sign=signs.always),
 }
 
 

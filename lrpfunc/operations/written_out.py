@@ -2,7 +2,7 @@
 
 Each function takes `call`, which makes an equation of an operation and gives its value, `depends`, which tells whether
 an argument depends on the input, and the operation's arguments in the order of its schema. It gives the result, equal
-to the operation's but for rounding, or None to leave the operation as it is.
+to the operation's but for rounding (a list of several), or None to leave the operation as it is.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from lrpfunc.operations.recurrences import RECURRENCES
 from lrpfunc.program import contract, einsum, embedding, pooled_rows
 
 aten = torch.ops.aten
@@ -202,4 +203,5 @@ WRITTEN_OUT: Mapping[str, Callable] = {
     "embedding_bag": _embedding_bag,
     "_embedding_bag": _embedding_bag,
     "einsum": _einsum,
+    **RECURRENCES,
 }

@@ -21,14 +21,19 @@ from lrpfunc.program.functions import (
     einsum_with_bias,
     embedding,
     frozen_batch_norm,
+    gru_steps,
     linear_with_bias,
+    lstm_steps,
     matmul_with_bias,
     overwrite,
     part,
     pooled_rows,
+    rnn_relu_steps,
+    rnn_tanh_steps,
     size,
     smooth_attention,
     standardize,
+    without_projection,
 )
 from lrpfunc.program.names import below_call, called, matches, numbered
 from lrpfunc.program.program import Program

@@ -205,6 +205,149 @@ def embedding(weight: Tensor, ids: Tensor, *settings) -> Tensor:
     return torch.ops.aten.embedding(weight, ids, *settings)
 
 
+# -- recurrent layers -------------------------------------------------------------------------------------------------
+
+# The steps of one layer in one direction. `gates` is what the input alone brings to the parts of a cell, side by side,
+# one step after another along `axis` (0 or 1), the last one first where `reverse`. `states` are those before the first
+# step, each (batch, its width). The result has the states after each step side by side, along the same axis.
+
+
+def lstm_steps(
+    gates: Tensor,
+    states: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None = None,
+    axis: int = 0,
+    reverse: bool = False,
+) -> Tensor:
+    """The steps of an LSTM: hidden and cell states. Behind the 4 H rows of its weight are those of the transposed
+    projection, where it has one."""
+    weight, projection = without_projection(weight, 4)
+    if projection is None and _suits_kernel(gates.movedim(axis, 0), (*states, weight, bias)):
+        ordered = gates.movedim(axis, 0)
+        made = _lstm_by_kernel(ordered.flip(0) if reverse else ordered, states, weight, bias)
+        return (made.flip(0) if reverse else made).movedim(0, axis)
+
+    def step(gate: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, ...]:
+        z = torch.addmm(gate, h, weight.t())
+        i, f, _, o = z.sigmoid().chunk(4, -1)
+        c = torch.addcmul(f * c, i, z.chunk(4, -1)[2].tanh())
+        h = o * c.tanh()
+        return (h if projection is None else torch.nn.functional.linear(h, projection)), c
+
+    return _steps(step, gates if bias is None else gates + bias, states, axis, reverse)
+
+
+# Multiplications that oneDNN does while Python takes an LSTM's next step.
+SPARE = 400_000
+
+
+def _suits_kernel(gates: Tensor, others: Sequence[Tensor | None]) -> bool:
+    """Whether oneDNN's LSTM is faster than Python's steps, though it must be given an input and a weight."""
+    tensors = [gates, *(tensor for tensor in others if tensor is not None)]
+    is_float = all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
+    if not (is_float and torch.backends.mkldnn.is_available() and is_plain(*tensors) and gates.numel()):
+        return False
+    steps, batch, width = gates.shape
+    return batch * width * min(steps * batch, width) <= SPARE
+
+
+def _lstm_by_kernel(gates: Tensor, states: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The steps, one after another along the first axis. The input says which row of the gates a step has, or, if these
+    are more than there are gates, the weight is that of the identity."""
+    steps, batch, width = gates.shape
+    if steps * batch < width:
+        x, rows = torch.eye(steps * batch).unflatten(0, (steps, batch)), gates.reshape(steps * batch, width).t()
+    else:
+        x, rows = gates, torch.eye(width)
+    before, c = states
+    params = [rows, weight] if bias is None else [rows, weight, torch.zeros_like(bias), bias]
+    h = torch.lstm(x, [before[None], c[None]], params, bias is not None, 1, 0.0, False, False, False)[0]
+    z = gates + torch.nn.functional.linear(torch.cat([before[None], h[:-1]]), weight, bias)
+    i, f, g, _ = z.chunk(4, -1)
+    cells = []
+    for new, kept in zip((i.sigmoid() * g.tanh()).unbind(), f.sigmoid().unbind(), strict=True):
+        c = torch.addcmul(new, kept, c)
+        cells.append(c)
+    return torch.cat([h, torch.stack(cells)], -1)
+
+
+def without_projection(weight: Tensor, parts: int) -> tuple[Tensor, Tensor | None]:
+    """A weight of so many parts, and that of the projection whose transpose is behind it, if there is one."""
+    rows, width = weight.shape
+    if rows == parts * width:
+        return weight, None
+    end = rows // (parts + 1) * parts
+    return weight[:end], weight[end:].t()
+
+
+def gru_steps(
+    gates: Tensor,
+    states: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None = None,
+    axis: int = 0,
+    reverse: bool = False,
+) -> Tensor:
+    """The steps of a GRU."""
+
+    def step(gate: Tensor, h: Tensor) -> tuple[Tensor, ...]:
+        r, z, n = gate.chunk(3, -1)
+        of_r, of_z, of_n = torch.nn.functional.linear(h, weight, bias).chunk(3, -1)
+        n = torch.addcmul(n, (r + of_r).sigmoid(), of_n).tanh()
+        return (torch.addcmul(n, (z + of_z).sigmoid(), h - n),)
+
+    return _steps(step, gates, states, axis, reverse)
+
+
+def rnn_tanh_steps(
+    gates: Tensor,
+    states: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None = None,
+    axis: int = 0,
+    reverse: bool = False,
+) -> Tensor:
+    """The steps of an RNN of tanh."""
+
+    def step(gate: Tensor, h: Tensor) -> tuple[Tensor, ...]:
+        return (torch.addmm(gate, h, weight.t()).tanh(),)
+
+    return _steps(step, gates if bias is None else gates + bias, states, axis, reverse)
+
+
+def rnn_relu_steps(
+    gates: Tensor,
+    states: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None = None,
+    axis: int = 0,
+    reverse: bool = False,
+) -> Tensor:
+    """The steps of an RNN of ReLU."""
+
+    def step(gate: Tensor, h: Tensor) -> tuple[Tensor, ...]:
+        return (torch.addmm(gate, h, weight.t()).relu(),)
+
+    return _steps(step, gates if bias is None else gates + bias, states, axis, reverse)
+
+
+def _steps(step: Callable, gates: Tensor, states: Sequence[Tensor], axis: int, reverse: bool) -> Tensor:
+    if gates.is_meta:  # which has a shape and no values
+        return gates.new_empty((*gates.shape[:-1], sum(state.shape[-1] for state in states)))
+    if not gates.shape[axis]:
+        raise InputError("a recurrent layer needs a sequence of one step or more, but got none.")
+    made = []
+    for gate in gates.unbind(axis)[:: -1 if reverse else 1]:
+        states = step(gate, *states)
+        made.append(states)
+    parts = [torch.stack(part[:: -1 if reverse else 1], axis) for part in zip(*made, strict=True)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+# -- sizes ------------------------------------------------------------------------------------------------------------
+
+
 def size(x: Tensor, dim: int) -> int:
     """The size of a dimension, as a function that an equation can name."""
     return x.shape[dim]

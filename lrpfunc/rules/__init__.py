@@ -7,7 +7,8 @@ from lrpfunc.rules.flows import Flow
 from lrpfunc.rules.linear import alpha_beta, epsilon, flat, gamma, norm, transform, wsquare, zbox, zplus
 from lrpfunc.rules.normalization import normalization
 from lrpfunc.rules.products import gate, halve
-from lrpfunc.rules.rule import Rule, call_of, gradient, input_times_gradient, nothing, pass_through
+from lrpfunc.rules.recurrences import recurrent
+from lrpfunc.rules.rule import Rule, call_of, called, gradient, input_times_gradient, nothing, pass_through
 from lrpfunc.rules.stabilizers import Stabilizer, StabilizerLike, settings_of, stabilizer
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "norm",
     "normalization",
     "pass_through",
+    "recurrent",
     "relu_beta_smooth",
     "relu_deconvnet",
     "relu_guided_backprop",

@@ -176,6 +176,13 @@ def kept_output(operation: Operation, output: Tensor, stabilize: Stabilizer) -> 
     return None if gets_coefficients(operation) and stabilize.is_identity else output
 
 
+def proportions(statement: Statement, operation: Operation, residuals: Residuals) -> tuple[Tensor | None, ...]:
+    """output / S(d) of each branch where it shares, None for one, of an operation that `gets_coefficients`."""
+    if not _shares_output(statement, operation):
+        return residuals.ratios
+    return (None if residuals.output is None else statement.stabilize.proportion(residuals.output),)
+
+
 def _shares_output(statement: Statement, operation: Operation) -> bool:
     """Whether the only denominator is the output."""
     return statement.is_whole and (statement.branches[0].bias is not None or operation.bias is None)

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from lrpfunc.rules.stabilizers import Stabilizer, as_stabilizer, literal
 
 DEFAULT = as_stabilizer(1e-6)
+
+
+@runtime_checkable
+class Labelled(Protocol):
+    """A stabilizer or a rule."""
+
+    @property
+    def label(self) -> str: ...
 
 
 class Label(str):
@@ -30,7 +38,7 @@ def remade(name: str, arguments: tuple, keywords: Mapping[str, Any]):
 
 
 def call(
-    name: str, *arguments: float | str | Tensor | Stabilizer, stabilizer: Stabilizer = DEFAULT, zero_bias: bool = False
+    name: str, *arguments: float | str | Tensor | Labelled, stabilizer: Stabilizer = DEFAULT, zero_bias: bool = False
 ) -> Label:
     """The call of a constructor: `arguments` always, the others where they are not what they are by default."""
     written, keywords = [_written(argument) for argument in arguments], dict[str, Any]()
@@ -45,8 +53,8 @@ def call(
     return label
 
 
-def _written(argument: float | str | Tensor | Stabilizer) -> str:
-    if isinstance(argument, Stabilizer):
+def _written(argument: float | str | Tensor | Labelled) -> str:
+    if isinstance(argument, Labelled):
         return argument.label
     if isinstance(argument, str):
         return repr(argument)

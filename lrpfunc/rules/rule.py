@@ -43,6 +43,8 @@ class Rule(NamedTuple):
         parameters: `parameters(operation, inputs, output, flow, opened)` gives what parameters get, one flow (or None)
             for each input of `opened`, the same operation as a function of its parameters; None in place of them all,
             as without it, stands for value * derivative of what is shared.
+        takes_steps: it moves relevance through all steps of a recurrent layer. One that does not is given to the linear
+            part of the steps, as `recurrent(rule)`.
 
     >>> import lrpfunc, torch
     >>> def forward(operation, x):
@@ -65,6 +67,7 @@ class Rule(NamedTuple):
     stops: Callable[[Operation], Sequence[int]] = nothing
     any_layout: bool = False
     parameters: Callable[..., Sequence[Flow | None] | None] | None = None
+    takes_steps: bool = False
 
     def __reduce__(self):
         """A rule that a constructor made is pickled as that call; one of somebody's own by its functions' names."""
@@ -87,6 +90,12 @@ def _call(rule: Rule) -> tuple[str, tuple, Mapping[str, Any]] | None:
         return None
     call = rule.label.name, rule.label.arguments, rule.label.keywords
     return call if _is_alike(remade(*call), rule) else None
+
+
+def called(rule: Rule | None) -> tuple[str, tuple]:
+    """The name of the constructor that made a rule, "" for one of somebody's own, and all that it was given."""
+    label = None if rule is None else rule.label
+    return (label.name, (*label.arguments, *label.keywords.values())) if isinstance(label, Label) else ("", ())
 
 
 def call_of(rule: Rule) -> tuple[str, tuple, Mapping[str, Any]]:
@@ -144,7 +153,7 @@ def gradient() -> Rule:
             moved = operation.recall(memory, inputs, flow.tensor)
         return tuple(map(flow.moved, moved)) if isinstance(moved, tuple) else flow.moved(moved)
 
-    return Rule(call("gradient"), forward, backward, gives=SAME, any_layout=True)
+    return Rule(call("gradient"), forward, backward, gives=SAME, any_layout=True, takes_steps=True)
 
 
 def input_times_gradient(stabilizer: StabilizerLike = 1e-6) -> Rule:
@@ -173,7 +182,8 @@ def input_times_gradient(stabilizer: StabilizerLike = 1e-6) -> Rule:
             return tuple(map(flow.moved, moved)) if isinstance(moved, tuple) else flow.moved(moved)
         return as_coefficients(operation.vjp(inputs, flow.coefficient(output, stabilize, as_it_is=True)))
 
-    return Rule(call("input_times_gradient", stabilizer=stabilize), forward, backward, any_layout=True)
+    label = call("input_times_gradient", stabilizer=stabilize)
+    return Rule(label, forward, backward, any_layout=True, takes_steps=True)
 
 
 def pass_through() -> Rule:

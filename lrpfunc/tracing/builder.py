@@ -27,6 +27,8 @@ from lrpfunc.program import (
     variables_in,
 )
 from lrpfunc.tracing.graphs import (
+    BATCH,
+    LENGTH,
     Origin,
     functional_twin,
     is_into,
@@ -49,8 +51,9 @@ class Builder:
     Leaves come first: `parameter`, `literal`, `input`. A model's tensor goes by the first of its names.
     """
 
-    def __init__(self, model: nn.Module | None, same: Mapping[str, str]):
+    def __init__(self, model: nn.Module | None, same: Mapping[str, str], words: Mapping[str, str]):
         self.same = same  # symbolic sizes that must agree with another one
+        self.words = words  # what to call some of them
         learned = {} if model is None else dict(model.named_parameters())
         kept = {} if model is None else dict(model.named_buffers())
         self.first_names = {id(tensor): name for name, tensor in reversed([*learned.items(), *kept.items()])}
@@ -78,9 +81,9 @@ class Builder:
     def input(self, node, name: str) -> Variable:
         for axis, n in enumerate(node.meta["val"].shape):
             if is_symbolic(n):
-                word = "batch" if axis == 0 else "length"
-                count = len({given for given in self.symbols.values() if given.startswith(word)})
                 symbol = str(n.node.expr)
+                word = self.words.get(symbol, LENGTH if axis else BATCH)
+                count = len({given for given in self.symbols.values() if given.startswith(word)})
                 first = self.same.get(symbol, symbol)
                 name_of_first = self.symbols.setdefault(first, f"{word}{count + 1}" if count else word)
                 self.symbols[symbol] = name_of_first
@@ -283,25 +286,27 @@ class Builder:
             same = source.dtype == base.dtype
             self.values[node] = source if same else self.emit(node, aten.to.dtype, (source, base.dtype))
 
-    def _note(self, node, result: Variable, is_mutable: bool) -> None:
-        """Give a node the value that stands for its only or first output, or write it where the operation writes."""
+    def _note(self, node, result: Variable | list, is_mutable: bool) -> None:
+        """Give a node the values of its outputs, or of the first one alone, or write it where the operation writes."""
         value = node.meta["val"]
-        if is_mutable:
+        if isinstance(result, list):
+            self.values[node] = result
+        elif is_mutable:
             self.writes.write(node, node.args[0], result)
         else:
             self.values[node] = [result, *value[1:]] if isinstance(value, (list, tuple)) else result
 
-    def _write_out(self, node, write: Callable, arguments: list, keywords: dict) -> Variable | None:
-        """The result of an operation that is written out in others, see `written_out`, None if this one is not.
+    def _write_out(self, node, write: Callable, arguments: list, keywords: dict) -> Variable | list | None:
+        """The results of an operation that is written out in others, see `written_out`, None if this one is not.
 
-        Their shapes are found on fake tensors.
+        Their shapes are found on fake tensors, by the function itself or by `like`.
         """
         fakes = {
             self.values[n].name: n.meta["val"] for n in node.all_input_nodes if isinstance(self.values[n], Variable)
         }
 
-        def call(function, *given):
-            made = function(*substitute(given, fakes))
+        def call(function, *given, like=None):
+            made = (like or function)(*substitute(given, fakes))
             result = self.emit(node, function, given, like=made)
             fakes.update({v.name: m for v, m in zip(variables_in(result), _listed(made), strict=True)})
             return result
@@ -309,7 +314,10 @@ class Builder:
         def depends(argument) -> bool:
             return self._is_varying((argument,))
 
-        return write(call, depends, *arguments, **keywords)
+        try:
+            return write(call, depends, *arguments, **keywords)
+        except TraceError as error:
+            raise TraceError(f"layer '{origin(node).path or node.name}' {error}") from None
 
     def _is_varying(self, arguments: tuple) -> bool:
         return any(variable.name in self.varying for variable in variables_in(arguments))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
 from torch.overrides import TorchFunctionMode
 
-from lrpfunc.compat import LOGGERS, Operator, all_sizes_alike, mapped_nodes, right_lstm_states, tracing_alone
+from lrpfunc.compat import LOGGERS, Operator, all_sizes_alike, mapped_nodes, recurrent_shapes, tracing_alone
 from lrpfunc.errors import LrpError, TraceError
 from lrpfunc.operations import row_named
 from lrpfunc.program import operator_name
@@ -263,8 +263,10 @@ def _export_once(front: Front, params: list[Tensor], inputs: list[Tensor], axes:
     auto = torch.export.Dim.AUTO
     sizes = (*[None] * len(params), *(dict.fromkeys(opened, auto) if opened else None for opened in axes))
     try:
-        with _quiet(), tracing_alone(), right_lstm_states(), torch.no_grad(), all_sizes_alike():
-            exported = torch.export.export(front, (*params, *inputs), dynamic_shapes={"tensors": sizes}, strict=False)
+        with _quiet(), tracing_alone(), torch.no_grad(), all_sizes_alike():
+            with recurrent_shapes():
+                dynamic = {"tensors": sizes}
+                exported = torch.export.export(front, (*params, *inputs), dynamic_shapes=dynamic, strict=False)
             return _without_vmap(exported)
     except Exception as error:
         cause = error.error if isinstance(error, _Failed) else error

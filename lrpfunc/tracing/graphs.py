@@ -26,6 +26,25 @@ def is_symbolic(n) -> bool:
     return isinstance(n, torch.SymInt) and not n.node.expr.is_number
 
 
+BATCH, LENGTH = "batch", "length"  # what open sizes are called
+
+
+def words(graph) -> dict[str, str]:
+    """What to call sizes, by their symbols, that a recurrent layer tells apart: its batch from its steps."""
+    found: dict[str, str] = {}
+    for node in graph.nodes:
+        if node.op == "call_function" and isinstance(node.target, Operator):
+            names, values, _ = normalize(node)
+            if "batch_first" in names:
+                batch, steps = values[0].meta["val"].shape[:2][:: 1 if values[names.index("batch_first")] else -1]
+                found.update(dict.fromkeys(_symbols(steps), LENGTH) | dict.fromkeys(_symbols(batch), BATCH))
+    return found
+
+
+def _symbols(n) -> list[str]:
+    return [str(symbol) for symbol in n.node.expr.free_symbols] if is_symbolic(n) else []
+
+
 class Origin(NamedTuple):
     """The paths of the modules that made an equation, the innermost last, each with the call (as a key)."""
 

@@ -21,6 +21,7 @@ from lrpfunc.program import NAMESPACE, PARAMETER, Program, Variable, check, leaf
 from lrpfunc.tracing.boundary import Boundary, Inputs
 from lrpfunc.tracing.builder import Builder
 from lrpfunc.tracing.exports import LOCK, Axes, Export, Front, exports
+from lrpfunc.tracing.graphs import words
 from lrpfunc.tracing.lifting import Parameters, lift
 from lrpfunc.tracing.refusals import check_model, check_surroundings, object_message
 from lrpfunc.tracing.tidying import tidied
@@ -145,7 +146,7 @@ def _capture(boundary: Boundary, model: nn.Module | None) -> tuple[Program, Para
 
 def _program(export: Export, front: Front, boundary: Boundary, model: nn.Module | None) -> tuple[Program, Parameters]:
     exported, ranges, same = export
-    builder = Builder(model, same)
+    builder = Builder(model, same, words(exported.graph))
     inputs = _placeholders(builder, exported, front, boundary)
     kinds = [spec.kind for spec in exported.graph_signature.output_specs]
     with enable_python_dispatcher():  # without it torch cannot broadcast fake tensors of open sizes in `lerp` and more
