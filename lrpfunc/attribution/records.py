@@ -83,9 +83,9 @@ def recorded(
 
 def followed(plan: Plan, x, names: Iterable[str], target: Any) -> tuple[Mapping[str, Any], dict[str, Flow]]:
     """The values of variables and, of a target that is pulled to the inputs, what arrived at them."""
-    trail = Trail(forward(plan, x, {name: name for name in names}, None, is_final=True))
-    flows, inner = backward(trail._passed, trail._entering(target), {})
-    return trail._passed.values, flows | {name: flow for name, flow in inner.items() if flow is not None}
+    passed = forward(plan, x, {name: name for name in names}, None, is_final=True)
+    flows, inner = backward(passed, flows_entering(passed, target), {})
+    return passed.values, flows | {name: flow for name, flow in inner.items() if flow is not None}
 
 
 class Trail:

@@ -235,7 +235,7 @@ def _shares(part: Part, x: Tensor, z: Tensor, flow: Flow) -> tuple[Any, Any]:
         if of_each is not None:
             values = [value for value in (weight, bias) if value is not None]
             shares = [None if f is None else f.relevance(v) for f, v in zip(of_each, values, strict=True)]
-            return tuple([*shares, None][:2])
+            return shares[0], shares[1] if bias is not None else None
     c = flow.coefficient(z, EXACT, as_it_is=True)
     of_weight = weight * torch.einsum("tbo,tbi->oi", c, x)
     return of_weight, None if bias is None else bias * c.sum((0, 1))
