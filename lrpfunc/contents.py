@@ -1,6 +1,6 @@
 """What `lrpfunc` is to those who import it: all public names, in one list. They come to the package when first used."""
 
-from lrpfunc import attributors, canonizers, circuits, composites, errors, heatmaps, rules, targets, text
+from lrpfunc import attributors, canonizers, circuits, composites, errors, heatmaps, rules, text
 from lrpfunc.attribution import (
     Ledger,
     Prepared,
@@ -56,7 +56,6 @@ __all__ = [
     "rules",
     "save",
     "stabilizer",
-    "targets",
     "text",
     "trace",
     "vjp",

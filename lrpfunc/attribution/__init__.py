@@ -7,14 +7,4 @@ from lrpfunc.attribution.ledgers import Entry, Ledger, ledger
 from lrpfunc.attribution.parameters import parameter_relevance
 from lrpfunc.attribution.plans import planned
 from lrpfunc.attribution.records import Trail, record
-from lrpfunc.attribution.targets import (
-    Target,
-    cotangent,
-    has_batch,
-    is_function,
-    is_int,
-    known_any,
-    mark,
-    per_sample,
-    seed,
-)
+from lrpfunc.attribution.targets import Target, cotangent, has_batch, index_tensor, is_function, is_int, mark, seed

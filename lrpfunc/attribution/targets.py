@@ -94,15 +94,11 @@ def _total(relevance: Any) -> Tensor:
 
 
 def _has_value(tree: Any, unknown: bool) -> bool:
-    return any(known_any(leaf != 0, unknown) for leaf in _differentiable(tree))
-
-
-def known_any(flags: Tensor, unknown: bool) -> bool:
-    """Whether any of some booleans is true; `unknown` where values are not known, as under vmap or torch.compile."""
-    if torch.compiler.is_compiling() or flags.is_meta:
+    """Whether any tensor of a pytree is not zero; `unknown` where values are not known, as under vmap."""
+    if torch.compiler.is_compiling():
         return unknown
     try:
-        return bool(flags.any())
+        return any(bool((leaf != 0).any()) for leaf in _differentiable(tree))
     except RuntimeError:
         return unknown
 
@@ -206,24 +202,6 @@ def index_tensor(logits: Tensor, index: Tensor, check: Callable, name: str = "an
     for extreme in _known_range(index):
         check(extreme)
     return index.to(logits.device, torch.long).expand(logits.shape[0])
-
-
-def per_sample(name: str, index: Any, logits: Tensor, check: Callable[[int], None]) -> Tensor:
-    """An int, a list or a tensor as one index per sample (batch,), each of which `check` gets where it is known.
-
-    Errors: `TargetError`, which calls it by its `name`.
-    """
-    batch = logits.shape[0]
-    if isinstance(index, Tensor):
-        return index_tensor(logits, index, check, f"a tensor as {name}")
-    listed: Any = [index] * batch if is_int(index) else index
-    if not isinstance(listed, (list, tuple)) or not all(is_int(each) for each in listed):
-        raise TargetError(f"{name} must be an int, or a list or tensor with one per sample, but is {index!r}.")
-    if len(listed) != batch:
-        raise TargetError(f"a list as {name} must have one per sample, {batch}, but has {len(listed)}.")
-    for each in listed:
-        check(each)
-    return torch.tensor(listed, dtype=torch.long, device=logits.device)
 
 
 def _known_range(index: Tensor) -> tuple[int, int]:

@@ -12,7 +12,7 @@ import optree
 import torch
 from torch import Tensor
 
-from lrpfunc.attribution import is_int, mark, per_sample
+from lrpfunc.attribution import index_tensor, is_int, mark
 from lrpfunc.errors import TargetError
 from lrpfunc.program import NAMESPACE, is_plain
 
@@ -123,7 +123,7 @@ def _positions(logits: Tensor, position: Indices) -> Tensor:
         if not -length <= index < length:
             raise TargetError(f"position {index} is outside the sequence of {length} tokens, 0 to {length - 1}.")
 
-    return per_sample("position", position, logits, check)
+    return _per_sample("position", position, logits, check)
 
 
 def _tokens(logits: Tensor, token: Indices) -> Tensor:
@@ -133,9 +133,24 @@ def _tokens(logits: Tensor, token: Indices) -> Tensor:
         if not 0 <= index < vocabulary:
             raise TargetError(f"token {index} is outside the vocabulary of {vocabulary} tokens, 0 to {vocabulary - 1}.")
 
-    tokens = per_sample("token", token, logits, check)
+    tokens = _per_sample("token", token, logits, check)
     # No token counts from the end: -100, which marks what to ignore, must not become one where it cannot be checked.
     return torch.where(tokens < 0, vocabulary, tokens)
+
+
+def _per_sample(name: str, index: Indices, logits: Tensor, check: Callable[[int], None]) -> Tensor:
+    """An int, a list or a tensor as one index per sample (batch,), checked where the values are known."""
+    batch = logits.shape[0]
+    if isinstance(index, Tensor):
+        return index_tensor(logits, index, check, f"a tensor as {name}")
+    listed: Any = [index] * batch if is_int(index) else index
+    if not isinstance(listed, (list, tuple)) or not all(is_int(each) for each in listed):
+        raise TargetError(f"{name} must be an int, or a list or tensor with one per sample, but is {index!r}.")
+    if len(listed) != batch:
+        raise TargetError(f"a list as {name} must have one per sample, {batch}, but has {len(listed)}.")
+    for each in listed:
+        check(each)
+    return torch.tensor(listed, dtype=torch.long, device=logits.device)
 
 
 def _best(logits: Tensor, positions: Tensor) -> Tensor:
