@@ -25,7 +25,7 @@ ORDER = [
     {"attributors"},
     {"storage"},
     {"heatmaps"},
-    {"text", "targets", "circuits", "concepts"},
+    {"text", "circuits", "concepts"},
     {"pictures"},
     {"cli"},
     {"__main__"},

@@ -14,7 +14,7 @@ from lrpfunc.errors import LrpError
 from tests.test_documents import blocks_in
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("rules", "composites", "canonizers", "attributors", "circuits", "heatmaps", "targets", "text", "errors")
+FOLDERS = ("rules", "composites", "canonizers", "attributors", "circuits", "heatmaps", "text", "errors")
 PAGES = ("lrpfunc", *(f"lrpfunc.{name}" for name in FOLDERS))
 
 
