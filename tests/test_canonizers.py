@@ -345,10 +345,15 @@ LEFT = {
         "behind it: matmul is no linear layer",
     ),
     "a sum behind it": (lambda m, x: m.a(m.bn(x) + x), lambda: {"a": conv(4)}, "behind it: add is no linear layer"),
-    "max pooling behind it": (
-        lambda m, x: m.a(F.max_pool2d(m.bn(x).relu(), 2)),
+    "a maximum of padded zeros behind it": (
+        lambda m, x: m.a(F.max_pool2d(F.pad(m.bn(x), (1, 1)), 2)),
         lambda: {"a": conv(4)},
         "behind it: max_pool2d is no linear layer",
+    ),
+    "a maximum of channels behind it": (
+        lambda m, x: m.a(F.max_pool1d(m.bn(x).flatten(2).transpose(1, 2), 2)),
+        lambda: {"a": nn.Conv1d(25, 3, 1)},
+        "behind it: max_pool1d mixes its channels",
     ),
     "padding with ones": (
         lambda m, x: m.a(F.pad(m.bn(x), (1, 1), value=1.0)),
@@ -787,7 +792,7 @@ def test_each_pass_can_be_used_alone_and_in_a_chain():
     for one, folded in (
         (canonizers.merge_batch_norm, left),
         (canonizers.merge_batch_norm_right, right),
-        (canonizers.threshold_relu, right | threshold),
+        (canonizers.threshold_relu, left | right | threshold),  # where nothing is merged to the left
         (canonizers.chain(canonizers.merge_batch_norm, canonizers.merge_batch_norm_right), left | right),
         (canonizers.chain(), set()),
     ):
@@ -796,6 +801,26 @@ def test_each_pass_can_be_used_alone_and_in_a_chain():
     assert canonical_of(model, x, canonizers.merge_batch_norm).report.left["0"] == "no pass was told to fold it"
     program, params = canonizers.merge_batch_norm(*traced(model, x))
     assert relative_error(program(params, x), model(x)) < 1e-13
+
+
+@pytest.mark.parametrize("gamma", [[-2.0, 3.0], [2.0, 3.0], [0.0, -3.0]])
+def test_a_maximum_commutes_with_a_scale_of_any_sign(gamma):
+    """By hand: of w max(a x + d) the pixel with the largest a x has w a x, and d keeps w d."""
+    model = nn.Sequential(nn.BatchNorm1d(2, eps=0), nn.MaxPool1d(3), nn.Conv1d(2, 1, 1, bias=False)).double().eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor(gamma)), model[0].bias.copy_(torch.tensor([1.0, -1.0]))
+        model[2].weight.copy_(torch.tensor([[[5.0], [7.0]]]))
+    x = torch.tensor([[[1.0, 4, 2], [-1, 3, 2]]], dtype=DOUBLE)
+    canonical = canonical_of(model, x)
+    assert canonical.report.fates["0"] == ("merged right", "1, 2")
+    assert ("1.sign" in canonical.params) == (min(gamma) < 0)
+    torch.testing.assert_close(canonical.fmodel(canonical.params, x), model(x), rtol=1e-13, atol=0)
+    contributions = torch.tensor([5.0, 7.0])[:, None] * torch.tensor(gamma)[:, None] * x[0]
+    places = (torch.tensor(gamma)[:, None] * x[0]).argmax(1)
+    expected = torch.zeros_like(x)
+    expected[0, [0, 1], places] = contributions[[0, 1], places]
+    relevance = lrpfunc.attribute(canonical.fmodel, canonical.params, x, rules.epsilon(0), (0, 0))
+    torch.testing.assert_close(relevance, expected, rtol=1e-12, atol=0)
 
 
 def test_the_report_is_a_table():
@@ -831,7 +856,7 @@ def test_named_batch_norms_are_merged_into_named_layers():
         ),
         ([("3", "2")], r"'3' is no linear layer but max_pool2d: nothing can be merged into it\."),
         ([("6", "0")], r"batch norm '0' has 3 channels, but layer '6' has 4 inputs and 2 outputs\."),
-        ([("6", "2")], r"'2' cannot be merged into '6'\. Before it: it would go into '1'; behind it: 3 \(max_pool2d\)"),
+        ([("6", "2")], r"'2' cannot be merged into '6'\. Before it: it would go into '1'; behind it: 4 \(batch_norm\)"),
     ],
 )
 def test_names_that_do_not_fit_are_refused(pairs, message):

@@ -129,7 +129,7 @@ def test_all_its_batch_norms_are_folded(folded, original, inputs):
 
 
 def test_every_layer_has_a_rule(folded):
-    listed = lrpfunc.explain(folded.fmodel, composites.epsilon_plus())
+    listed = lrpfunc.explain(folded.fmodel, composites.epsilon_plus(), strict=True)
     assert not any(row[0] for row in listed.rows)  # no rule is a fallback
 
 

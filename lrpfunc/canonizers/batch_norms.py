@@ -42,6 +42,16 @@ def gather(values: Tensor, channels: Index, rest: float) -> Tensor:
     return padded[torch.from_numpy(channels.copy()).to(values.device)]
 
 
+def has_no_negative(scale: Tensor) -> bool:
+    """Whether a scale is known to be positive or zero. Where there are no values to see, as in `_check`, it is not."""
+    if torch.compiler.is_compiling():
+        return False
+    try:
+        return not (scale < 0).any().item()
+    except RuntimeError:
+        return False
+
+
 def at_least_single(value):
     """A tensor in float32 if it has less precision."""
     return value.to(torch.promote_types(value.dtype, torch.float32)) if isinstance(value, Tensor) else value

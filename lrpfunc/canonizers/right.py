@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lrpfunc.canonizers.batch_norms import BATCH_NORMS, gather, scale_and_shift, take_away
+from lrpfunc.canonizers.batch_norms import BATCH_NORMS, gather, has_no_negative, scale_and_shift, take_away
 from lrpfunc.canonizers.draft import Draft
 from lrpfunc.canonizers.folds import Fold
 from lrpfunc.operations import Arrival, Facts, Route, is_convolution, positions, rightwards
@@ -18,6 +18,8 @@ aten = torch.ops.aten
 
 MERGED_RIGHT = "merged right"
 
+Moved = Mapping[str | None, tuple[Tensor, Tensor]]  # a scale and a shift, by the variable that they come from
+
 
 def _find(known: Facts, batch_norm: Equation) -> Route:
     return rightwards(known, batch_norm, through_activations=False)
@@ -25,17 +27,35 @@ def _find(known: Facts, batch_norm: Equation) -> Route:
 
 def touched(route: Route) -> list[Equation]:
     """The equations that take up a batch norm on the way to the right."""
-    return [arrival.equation for arrival in (*route.activations, *route.layers)]
+    return [arrival.equation for arrival in (*route.activations, *route.pools, *route.layers)]
 
 
 def merge(draft: Draft, batch_norm: Equation, route: Route) -> None:
     """Fold a batch norm along a way without activations."""
-    into_layers(draft, route, {None: scale_and_shift(draft, batch_norm)})
+    moved: Moved = {None: scale_and_shift(draft, batch_norm)}
+    turn_pools(draft, route, moved, like=batch_norm.arguments[4])
+    into_layers(draft, route, moved)
     take_away(draft, batch_norm, MERGED_RIGHT, ", ".join(equation.name for equation in touched(route)))
 
 
-def into_layers(draft: Draft, route: Route, moved: Mapping[str | None, tuple[Tensor, Tensor]]) -> None:
-    """Let the layers at the end of a way take up a scale and shift, which `moved` has by where they come from."""
+def turn_pools(draft: Draft, route: Route, moved: Moved, like: Variable) -> None:
+    """Let maxima commute with a scale and shift: max(a x + b) = a s max(s x) + b, where s is the sign of a."""
+    for arrival in route.pools:
+        pool, scale = arrival.equation, gather(moved[arrival.origin][0], arrival.channels, rest=1.0)
+        if has_no_negative(scale):
+            continue
+        sign = draft.add_leaf(f"{pool.name}.sign", torch.where(scale < 0, -1.0, 1.0), like)
+        source, result = pool.arguments[0], pool.outputs[0]
+        turned = draft.new_equation(f"{pool.name}.turned", aten.mul.Tensor, (source, sign), source.shape)
+        arguments = (turned.outputs[0], *pool.arguments[1:])
+        pooled = draft.new_equation(f"{pool.name}.of_turned", pool.function, arguments, result.shape, pool.keywords)
+        back = draft.new_equation(f"{pool.name}.turned_back", aten.mul.Tensor, (pooled.outputs[0], sign), result.shape)
+        before = [turned, dataclasses.replace(pooled, name=pool.name)]
+        draft.exchange(dataclasses.replace(back, outputs=pool.outputs), before)
+
+
+def into_layers(draft: Draft, route: Route, moved: Moved) -> None:
+    """Let the layers at the end of a way take up a scale and shift."""
     for layer in route.layers:
         scales, shifts = moved[layer.origin]
         scale, shift = gather(scales, layer.channels, rest=1.0), gather(shifts, layer.channels, rest=0.0)
@@ -133,7 +153,9 @@ merge_batch_norm_right = Fold(
 
     With y = a x + d: W' = W a, b' = b + W d. Where a layer pads with zeros, and in a transposed convolution, W d
     differs from pixel to pixel: the bias becomes the map that the layer makes of the shift, computed for the size at
-    hand. The layer's sum of W d over input channels is a new leaf, "conv.shift".
+    hand. The layer's sum of W d over input channels is a new leaf, "conv.shift". Averages and maximum pooling may come
+    between, max(a x + d) = a s max(s x) + d with s the sign of a: where a channel's a is negative, a new leaf,
+    "pool.sign".
 
     Args:
         program: a program, as `functionalize` and `trace` return it.

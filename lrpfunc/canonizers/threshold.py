@@ -30,6 +30,7 @@ def _merge(draft: Draft, batch_norm: Equation, route: Route) -> None:
         moved[activation.equation.outputs[0].name] = _bend_elsewhere(
             draft, activation, *moved[activation.origin], like=batch_norm.arguments[4]
         )
+    right.turn_pools(draft, route, moved, like=batch_norm.arguments[4])
     right.into_layers(draft, route, moved)
     take_away(draft, batch_norm, THRESHOLD, ", ".join(equation.name for equation in right.touched(route)))
 
@@ -81,9 +82,8 @@ threshold_relu = Fold(
 
     relu(a x + b) = a t(x) + b, where t(x) = max(x, -b / a) for a > 0 and min(x, -b / a) for a < 0; where a = 0 it is
     the fixed value relu(b). The threshold ReLU t passes relevance on as any activation, but is not non-negative; a and
-    b move on as in `merge_batch_norm_right`. Averages may come between. ReLU6, hardtanh, clamps by numbers and
-    LeakyReLU are folded alike: all their bends move. The bends are new leaves, "relu.low" and "relu.high", infinite
-    where there is none.
+    b move on as in `merge_batch_norm_right`. ReLU6, hardtanh, clamps by numbers and LeakyReLU are folded alike: all
+    their bends move. The bends are new leaves, "relu.low" and "relu.high", infinite where there is none.
 
     Args:
         program: a program, as `functionalize` and `trace` return it.

@@ -14,8 +14,8 @@ import numpy as np
 
 from lrpfunc.operations import forms
 from lrpfunc.operations.facts import Facts, facts
-from lrpfunc.operations.kinds import CONVOLUTION, DENSE
-from lrpfunc.operations.moves import Bounds, Immovable, described, source_of, spatial_axes
+from lrpfunc.operations.kinds import CONVOLUTION, DENSE, MAX_POOL
+from lrpfunc.operations.moves import Bounds, Immovable, described, resized, source_of, spatial_axes
 from lrpfunc.operations.row import Index
 from lrpfunc.operations.table import row_of
 from lrpfunc.program import Equation, Program, Variable
@@ -47,6 +47,7 @@ class Route(NamedTuple):
     """Where a batch norm's scale and shift arrive on the way to the right, in the program's order."""
 
     activations: list[Arrival]
+    pools: list[Arrival]
     layers: list[Arrival]
 
 
@@ -218,12 +219,12 @@ def _of_term(total: Equation, term, index: Index) -> Index:
 
 
 def rightwards(known: Facts, batch_norm: Equation, through_activations: bool) -> Route:
-    """The layers behind a batch norm that can take it up together, and the activations before them.
+    """The layers behind a batch norm that can take it up together, and the activations and maxima before them.
 
     Errors: `Immovable`, also for activations where `through_activations` is false.
     """
     _check_parameters(known, batch_norm)
-    route = Route([], [])
+    route = Route([], [], [])
     value = batch_norm.outputs[0].name
     carried: dict[str, Arrival] = {value: Arrival(batch_norm, _behind(batch_norm), None)}
     order = {equation.outputs[0].name: number for number, equation in enumerate(known.program.equations)}
@@ -243,6 +244,9 @@ def rightwards(known: Facts, batch_norm: Equation, through_activations: bool) ->
             route.activations.append(arrival)
             renumbered = np.arange(arrival.channels.size).reshape(arrival.channels.shape)
             carried[output] = Arrival(equation, renumbered, output)
+        elif known.kind_of(equation) == MAX_POOL and row_of(equation).is_spatial and not arrival.path:
+            route.pools.append(arrival)
+            carried[output] = arrival._replace(channels=resized(equation, arrival.channels, to_left=False))
         elif row_of(equation).moves is not None:
             carried[output] = _passed(arrival)
         else:

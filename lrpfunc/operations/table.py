@@ -228,14 +228,16 @@ ARITHMETIC = {
 # -- maxima, normalizations, attention, tables ------------------------------------------------------------------------
 
 MAXIMUM = Row(MAX_POOL, sign=signs.keeps)
-POOL = Row(MAX_POOL, sign=signs.pools)
+POOL = Row(MAX_POOL, sign=signs.pools, is_spatial=True)
+POOL_AND_PLACES = POOL._replace(is_spatial=False)
 PROBABILITY = Row(kinds.of_first(SOFTMAX), is_gate=True, is_probability=True, sign=signs.always)
 NORM = Row(kinds.of_first(NORMALIZATION))
 STEPS = Row(kinds.steps, Positions(0, 2, 3))
 
 OTHERS = {
     "max_pool2d": POOL._replace(remember=adjoints.remember_max_pool2d, recall=adjoints.recall_max_pool2d),
-    **_rows(f"max_pool1d max_pool3d {_dimensions('max_pool{}d_with_indices')}", POOL),
+    **_rows("max_pool1d max_pool3d", POOL),
+    **_rows(_dimensions("max_pool{}d_with_indices"), POOL_AND_PLACES),
     **_rows(f"{_dimensions('adaptive_max_pool{}d')} max amax min amin topk sort kthvalue median", MAXIMUM),
     "maximum": Row(MAX_POOL, sign=signs.operands(0, 2), is_clamp=True, moves_ids=SHIFT),
     "minimum": Row(MAX_POOL, sign=signs.operands(0, 2), moves_ids=SHIFT),

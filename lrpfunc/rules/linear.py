@@ -77,7 +77,7 @@ def transform(stabilizer: StabilizerLike = 1e-6) -> Rule:
     Args:
         stabilizer: S, an epsilon in units of A x, a `stabilizer` or a function.
     Errors: `RuleError` in use, for an equation that is not linear.
-    Source: Vielhaben et al. 2023, arXiv:2203.07043 (DFT-LRP), for the Fourier transform.
+    Source: Vielhaben et al. 2024, arXiv:2303.06365 (DFT-LRP), for the Fourier transform.
 
     >>> import lrpfunc, torch
     >>> x = torch.tensor([[1.0, 2.0]])

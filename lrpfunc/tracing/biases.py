@@ -1,7 +1,8 @@
 """Sums of a layer's result and a parameter: the layer's bias, however it is written.
 
-`x @ W + b` is the layer that `linear(x, W.T, b)` is, and a rule that counts biases must see it as one. The functions
-that take the sums' place compute what was written, to the last bit.
+`x @ W + b` is the layer that `linear(x, W.T, b)` is, and a rule that counts biases must see it as one. So is the layer
+whose bias is made of parameters for the size at hand, as in canonical programs that are traced again, with others in
+front of them. The functions that take the sums' place compute what was written, to the last bit.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from lrpfunc.operations import facts, row_of
-from lrpfunc.program import Equation, Program, Variable
+from lrpfunc.program import Equation, Program, Variable, variables_in
 
 
 class _Sum(NamedTuple):
@@ -23,8 +24,8 @@ class _Sum(NamedTuple):
 
 def with_biases(program: Program) -> tuple[Program, dict[str, str]]:
     """A program in which layers have their biases, and by the name of such a layer's result the one it had before."""
-    known = facts(program)
-    sums = [found for equation in program.equations if (found := _match(program, known, equation)) is not None]
+    constants = _of_no_values(program)
+    sums = [found for equation in program.equations if (found := _match(program, constants, equation)) is not None]
     made = {found.addition.outputs[0].name: _biased(found) for found in sums}
     gone = {found.layer.outputs[0].name for found in sums}
     equations = [
@@ -36,7 +37,21 @@ def with_biases(program: Program) -> tuple[Program, dict[str, str]]:
     return program.replace(equations=tuple(equations)), renamed
 
 
-def _match(program: Program, known, equation: Equation) -> _Sum | None:
+def _of_no_values(program: Program) -> frozenset[str]:
+    """The variables that depend on parameters and sizes alone, not on the values of an input."""
+    found = set(facts(program).fixed)
+    for equation in program.equations:
+        row, arguments = row_of(equation), list(equation.arguments)
+        if row.shape_giver is not None:
+            del arguments[row.shape_giver]
+        read = variables_in((arguments, *equation.keywords.values()))
+        if row.reads_shape or all(variable.name in found for variable in read):
+            found.update(variable.name for variable in equation.outputs)
+    return frozenset(found)
+
+
+def _match(program: Program, constants: frozenset[str], equation: Equation) -> _Sum | None:
+    known = facts(program)
     if equation.operator != "add" or equation.keywords.get("alpha", 1) != 1 or len(equation.arguments) != 2:
         return None
     for value, bias in (equation.arguments, equation.arguments[::-1]):
@@ -45,7 +60,7 @@ def _match(program: Program, known, equation: Equation) -> _Sum | None:
             continue
         is_layer = row_of(layer).positions is not None and len(known.inputs_of(layer)) == 1
         is_only_reader = len(known.readers[value.name]) == 1 and value.name not in known.results
-        if is_layer and is_only_reader and known.is_fixed(bias) and _fits(layer, equation, bias):
+        if is_layer and is_only_reader and bias.name in constants and _fits(layer, equation, bias):
             return _Sum(layer, equation, bias)
     return None
 

@@ -1,8 +1,9 @@
 """Functions that are written out become one equation, to be explained as those that are called.
 
 A softmax: exp(x - m) / sum exp(x - m), whatever m is along the axes of the sum (the maximum mostly), with a mask or
-without, and exp(log_softmax(x)). A sigmoid: 1 / (1 + exp(-x)). A clamp at zero: max(x, 0). What takes their
-place computes what was written, to the last bit.
+without, and exp(log_softmax(x)). A sigmoid: 1 / (1 + exp(-x)). A clamp at zero: max(x, 0). A threshold ReLU, as
+canonical programs have it that are traced again: clamp(x, low, high) with bounds for each channel, to which
+slope (x - clamp(x, low, high)) may be added. What takes their place computes what was written, to the last bit.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from lrpfunc.program import Equation, Program, Variable, functions
 
 def with_idioms(program: Program) -> Program:
     """A program in which each function that is written out is one equation."""
-    found = (_quotient, _of_logarithm, _sigmoid, _clamp)
+    found = (_quotient, _of_logarithm, _sigmoid, _clamp, _threshold, _leaky_threshold)
     return program.replace(
         equations=tuple(
             next(filter(None, (match(program, equation) for match in found)), equation)
@@ -38,6 +39,31 @@ def _clamp(program: Program, maximum: Equation) -> Equation | None:
         if is_zero and x.shape == maximum.outputs[0].shape:
             return replace(maximum, function=torch.ops.aten.clamp_min.default, arguments=(x, 0))
     return None
+
+
+def _threshold(program: Program, clamp: Equation) -> Equation | None:
+    if clamp.operator != "clamp" or len(clamp.arguments) != 3 or clamp.keywords:
+        return None
+    x, *bounds = clamp.arguments
+    fixed = facts(program).fixed
+    if not all(isinstance(bound, Variable) and bound.name in fixed for bound in bounds):
+        return None
+    are_of_channels = all(len(bound.shape) == len(x.shape) > 1 == bound.shape[0] for bound in bounds)
+    if not are_of_channels or clamp.outputs[0].shape != x.shape or clamp.outputs[0].dtype != x.dtype:
+        return None
+    return replace(clamp, function=functions.threshold_relu, arguments=(x, *bounds, 0.0))
+
+
+def _leaky_threshold(program: Program, total: Equation) -> Equation | None:
+    if total.operator != "add" or len(total.arguments) != 2:
+        return None
+    inside, outside = total.arguments[0], _made_by(program, total.arguments[1], "sub")
+    clamp = _made_by(program, inside, "clamp")
+    known = None if clamp is None else _threshold(program, clamp)
+    if known is None or outside is None or outside.keywords or outside.arguments != (known.arguments[0], inside):
+        return None
+    arguments = (*known.arguments[:3], total.keywords.get("alpha", 1))
+    return replace(total, function=functions.threshold_relu, arguments=arguments, keywords={})
 
 
 def _quotient(program: Program, quotient: Equation) -> Equation | None:
