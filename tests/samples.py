@@ -162,6 +162,7 @@ for _name in [
     "square",
     "abs",
     "exp",
+    "exp2",
     "erf",
     "nan_to_num",
     "neg",
@@ -428,6 +429,8 @@ sample("empty_like", lambda x: x + torch.empty_like(x).fill_(2.0))
 sample("new_zeros", lambda x: x + x.new_zeros(6))
 sample("new_ones", lambda x: x + x.new_ones(6))
 sample("new_full", lambda x: x + x.new_full((6,), 2.0))
+sample("zeros", lambda x: x + torch.zeros(6))
+sample("full", lambda x: x + torch.full((6,), 2.0))
 sample("new_empty", lambda x: x + x.new_empty(6).fill_(2.0))
 sample("view_as_complex", lambda x: torch.view_as_real(torch.view_as_complex(x) * 2), random(3, 2))
 sample("view_as_real", lambda x: torch.view_as_real(torch.view_as_complex(x) * 2), random(3, 2))

@@ -18,6 +18,7 @@ from lrpfunc.operations import (
     BATCH_NORM,
     BILINEAR,
     CONVOLUTION,
+    DECAY,
     DENSE,
     ELEMENTWISE,
     EMBEDDING,
@@ -105,7 +106,7 @@ def assign(program: Program, entries: Entries, strict: bool = False) -> Assignme
 
 def _default(known: Facts, equation: Equation) -> Rule:
     kind, constant = known.kind_of(equation), known.factor_of(equation)
-    if kind in (PRODUCT, BILINEAR) and constant is not None and constant.role in (SLOPE, GATE):
+    if kind in (PRODUCT, BILINEAR) and constant is not None and constant.role in (SLOPE, DECAY, GATE):
         return GATED
     return DEFAULTS.get(kind, FALLBACK)
 
