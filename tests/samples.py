@@ -170,7 +170,7 @@ for _name in [
     "clone",
 ]:
     sample(_name, getattr(aten, _name))
-for _name in ("sqrt", "rsqrt", "reciprocal"):
+for _name in ("sqrt", "rsqrt", "reciprocal", "log", "log2", "log10"):
     sample(_name, getattr(aten, _name), POSITIVE)
 sample("leaky_relu: slope", lambda x: F.leaky_relu(x, 0.3))
 sample("gelu: tanh", lambda x: F.gelu(x, approximate="tanh"))
@@ -281,6 +281,7 @@ sample("exp_over_sum", lambda x: over_sum(x.exp()))
 sample("exp_over_sum: shifted", lambda x: over_sum((x - x.amax(1, keepdim=True)).exp()))
 sample("exp_over_sum: masked", lambda x: over_sum(x.exp() * Y))
 sample("exp_of_log_softmax", lambda x: x.log_softmax(1).exp())
+sample("log_of_softmax", lambda x: x.softmax(1).log())
 sample("sigmoid_by_exp", lambda x: 1 / (1 + torch.exp(-x)))
 sample("log_softmax", lambda x: x.log_softmax(1))
 sample("scaled_dot_product_attention", F.scaled_dot_product_attention, X, Y, random(2, 4, 6, seed=2))

@@ -82,6 +82,7 @@ PAIRS = {
     "written": Pair(written, lambda x: torch.cat([x[..., :3] * 2, x[..., 3:]], -1)),
     "glu": Pair(lambda x: F.glu(F.linear(x, torch.cat([W, V]))), lambda x: F.linear(x, W) * F.linear(x, V).sigmoid()),
     "sigmoid": Pair(lambda x: F.linear(x, W).sigmoid(), lambda x: 1 / (1 + torch.exp(-F.linear(x, W)))),
+    "log softmax": Pair(lambda x: F.linear(x, W).log_softmax(-1), lambda x: F.linear(x, W).softmax(-1).log()),
     "gates": Pair(
         lambda x: (x * F.linear(x, W[:1]).sigmoid()).sum(1, keepdim=True),
         lambda x: F.linear(x, W[:1]).sigmoid().transpose(1, 2) @ x,
