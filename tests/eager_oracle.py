@@ -9,12 +9,13 @@ the module's values but other derivatives (the "detach trick"). With [v] for v a
 | activations and powers, called or a module of their own | x [f(x) / x] | x [f(x) / x] |
 | normalizations, quotients | x / [d] | x / [d] |
 | softmax | softmax(x) | softmax(x) |
-| products of two active values, of matrices too | half(a) half(b) | a [b] if b is the gate, else half(a) half(b) |
+| products with exp(x) or softplus(x), the decay and step of state spaces | a [b] | a [b] |
+| other products of two active values, or matrices | half(a) half(b) | a [b] if b is the gate, else half(a) half(b) |
 
 where half(v) = [v] + (v - [v]) / 2 has half the derivative. Attention as a whole is written out, so that by CP-LRP its
 probabilities, a softmax, are the gate. What is a gate to a product: a softmax or sigmoid before a tanh, that before any
-other activation, that before all else; of two alike neither is; to a product of matrices only a softmax. A value is
-active if it requires a gradient.
+other activation, that before all else; of two alike neither is; to what
+was scaled by a decay no activation is. A value is active if it requires a gradient.
 
 Sources: Achtibat et al. 2024, arXiv:2402.05602; Ali et al. 2022, arXiv:2202.07304.
 """
@@ -27,18 +28,20 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.overrides import TorchFunctionMode
 
-SIGMOID, TANH, ACTIVATED, NO_GATE = 3, 2, 1, 0  # ranks: how much of a gate a value is
+DECAY, SIGMOID, TANH, ACTIVATED, NO_GATE, SCALED = 4, 3, 2, 1, 0, -1  # ranks: how much of a gate a value is
 
 ACTIVATIONS = {
     **dict.fromkeys(("sigmoid", "hardsigmoid"), SIGMOID),
     "tanh": TANH,
     **dict.fromkeys(("relu", "relu6", "leaky_relu", "gelu", "silu", "mish", "hardswish", "hardtanh"), ACTIVATED),
-    **dict.fromkeys(("elu", "selu", "celu", "softplus", "logsigmoid"), ACTIVATED),
+    **dict.fromkeys(("elu", "selu", "celu", "logsigmoid"), ACTIVATED),
+    "softplus": DECAY,
 }
 POWERS = {"pow", "square", "sqrt", "abs", "clamp", "clamp_min", "clamp_max"}
 DENOMINATORS = {"rsqrt", "reciprocal", "rtruediv", "rdiv", "norm", "vector_norm", "linalg_vector_norm"}
 QUOTIENTS = {"div", "divide", "true_divide", "truediv"}
 SCALAR_PRODUCTS, MATRIX_PRODUCTS = {"mul", "multiply", "rmul"}, {"matmul", "rmatmul", "mm", "bmm", "einsum", "baddbmm"}
+SUMS = {"add", "radd", "iadd", "sub", "rsub", "isub"}
 LAYERS = {"linear", "addmm", "conv1d", "conv2d", "conv3d", "sum", "mean"}
 IN_PLACE = {
     "__imul__": torch.mul, "mul_": torch.mul, "__itruediv__": torch.div, "div_": torch.div, "clamp_": torch.clamp,
@@ -101,18 +104,22 @@ class DetachTrick(TorchFunctionMode):
             result.scales = active[0]
             return result
         if name in SCALAR_PRODUCTS | MATRIX_PRODUCTS and len(active) == 2:
-            factors = self.factors(*active, needed=SIGMOID if name in MATRIX_PRODUCTS else ACTIVATED)
+            factors = self.factors(*active)
             changed = dict(zip(map(id, active), factors, strict=True))
             args, kwargs = _replaced((args, kwargs), changed)
         return func(*args, **kwargs)
 
-    def factors(self, a: Tensor, b: Tensor, needed: int) -> tuple[Tensor, Tensor]:
-        """What the derivative goes to. `needed`: the least rank of a gate."""
+    def factors(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """What the derivative goes to."""
         if _is_slope(a, b):
             return a.detach(), b
         if _is_slope(b, a):
             return a, b.detach()
-        ranks = [rank if rank >= needed else NO_GATE for rank in map(rank_of, (a, b))]
+        ranks = list(map(rank_of, (a, b)))
+        if ranks.count(DECAY) == 1:
+            return (a.detach(), b) if ranks[0] == DECAY else (a, b.detach())
+        needed = SIGMOID if SCALED in ranks else ACTIVATED
+        ranks = [rank if rank >= needed else NO_GATE for rank in ranks]
         if self.gates_are_constants and ranks[0] != ranks[1]:
             return (a.detach(), b) if ranks[0] > ranks[1] else (a, b.detach())
         return half(a), half(b)
@@ -121,11 +128,15 @@ class DetachTrick(TorchFunctionMode):
         """What moves, scales or shifts a gate gives one; what layers and products give is none."""
         if name == "softmax":
             return SIGMOID
+        if name == "exp":
+            return DECAY
+        if name in SCALAR_PRODUCTS | MATRIX_PRODUCTS and list(map(rank_of, active)).count(DECAY) == 1 < len(active):
+            return SCALED
         if name in ACTIVATIONS:
             return ACTIVATIONS[name]
         if name in SCALAR_PRODUCTS and len(active) == 2 and (_is_slope(*active) or _is_slope(*active[::-1])):
             return ACTIVATED
-        if name in LAYERS | MATRIX_PRODUCTS or (name in SCALAR_PRODUCTS and len(active) == 2):
+        if name in LAYERS | MATRIX_PRODUCTS or (name in SCALAR_PRODUCTS | SUMS and len(active) == 2):
             return NO_GATE
         return rank_of(args[0]) if name in QUOTIENTS | {"type_as"} else min(map(rank_of, active))
 

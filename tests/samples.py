@@ -162,6 +162,7 @@ for _name in [
     "square",
     "abs",
     "exp",
+    "exp2",
     "erf",
     "nan_to_num",
     "neg",
@@ -169,7 +170,7 @@ for _name in [
     "clone",
 ]:
     sample(_name, getattr(aten, _name))
-for _name in ("sqrt", "rsqrt", "reciprocal"):
+for _name in ("sqrt", "rsqrt", "reciprocal", "log", "log2", "log10"):
     sample(_name, getattr(aten, _name), POSITIVE)
 sample("leaky_relu: slope", lambda x: F.leaky_relu(x, 0.3))
 sample("gelu: tanh", lambda x: F.gelu(x, approximate="tanh"))
@@ -280,6 +281,7 @@ sample("exp_over_sum", lambda x: over_sum(x.exp()))
 sample("exp_over_sum: shifted", lambda x: over_sum((x - x.amax(1, keepdim=True)).exp()))
 sample("exp_over_sum: masked", lambda x: over_sum(x.exp() * Y))
 sample("exp_of_log_softmax", lambda x: x.log_softmax(1).exp())
+sample("log_of_softmax", lambda x: x.softmax(1).log())
 sample("sigmoid_by_exp", lambda x: 1 / (1 + torch.exp(-x)))
 sample("log_softmax", lambda x: x.log_softmax(1))
 sample("scaled_dot_product_attention", F.scaled_dot_product_attention, X, Y, random(2, 4, 6, seed=2))
@@ -435,6 +437,8 @@ sample("empty_like", lambda x: x + torch.empty_like(x).fill_(2.0))
 sample("new_zeros", lambda x: x + x.new_zeros(6))
 sample("new_ones", lambda x: x + x.new_ones(6))
 sample("new_full", lambda x: x + x.new_full((6,), 2.0))
+sample("zeros", lambda x: x + torch.zeros(6))
+sample("full", lambda x: x + torch.full((6,), 2.0))
 sample("new_empty", lambda x: x + x.new_empty(6).fill_(2.0))
 sample("view_as_complex", lambda x: torch.view_as_real(torch.view_as_complex(x) * 2), random(3, 2))
 sample("view_as_real", lambda x: torch.view_as_real(torch.view_as_complex(x) * 2), random(3, 2))

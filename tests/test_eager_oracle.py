@@ -48,6 +48,10 @@ LATENT = {
     "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8,
 }  # fmt: skip
 
+LAYERS = {**TOKENS, "hidden_size": WIDTH, "num_hidden_layers": 2, "use_cache": False}
+SCANNED = {**LAYERS, "state_size": 4}
+OF_MAMBA_2 = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 2, "mamba_d_state": 4, "mamba_chunk_size": 4}
+
 
 def causal(name: str, keywords: dict, **more) -> tuple[str, str, dict]:
     return f"{name}Config", f"{name}ForCausalLM", {**keywords, **more}
@@ -109,6 +113,20 @@ FAMILIES = {
         {**CAUSAL, "intermediate_size_mlp": 64, "num_local_experts": 4, "interleave_moe_layer_step": 2,
          "attention_chunk_size": 4},
     ),
+    "mamba": causal("Mamba", SCANNED, time_step_rank=4),
+    "mamba2": causal("Mamba2", SCANNED, num_heads=8, head_dim=8, n_groups=2, chunk_size=4),
+    "falcon_mamba": causal("FalconMamba", SCANNED, time_step_rank=4),
+    "falcon_h1": causal("FalconH1", CAUSAL, **OF_MAMBA_2, mamba_d_ssm=64),
+    "jamba": causal(
+        "Jamba", GROUPED, **TWO_OF_FOUR, num_experts=4, num_hidden_layers=4, mamba_d_state=4, mamba_dt_rank=4,
+        attn_layer_period=4, attn_layer_offset=1, expert_layer_period=2, expert_layer_offset=1,
+    ),
+    "bamba": causal("Bamba", GROUPED, **OF_MAMBA_2, attn_layer_indices=[1]),
+    "rwkv": causal("Rwkv", LAYERS, attention_hidden_size=WIDTH, intermediate_size=64),
+    "minimax": causal(
+        "MiniMax", CAUSAL, **TWO_OF_FOUR, num_local_experts=4, block_size=4,
+        layer_types=["linear_attention", "full_attention"],
+    ),
     "roberta": tokens("Roberta", ENCODER),
     "electra": tokens("Electra", ENCODER, embedding_size=WIDTH),
     "albert": tokens("Albert", ENCODER, embedding_size=WIDTH),
@@ -151,7 +169,7 @@ FAMILIES = {
 }  # fmt: skip
 
 # One of each kind that others repeat, in the plain run; they take a second each.
-FEW = ("bert", "bloom", "gpt_neox", "gemma2", "deberta", "qwen3_moe")
+FEW = ("bert", "bloom", "gpt_neox", "gemma2", "deberta", "qwen3_moe", "mamba")
 # No other implementation of attention in transformers.
 EAGER = (
     "gemma2",
@@ -166,6 +184,10 @@ EAGER = (
     "big_bird",
     "roformer",
     "xlnet",
+    "mamba",
+    "mamba2",
+    "falcon_mamba",
+    "rwkv",
 )
 # What lrpfunc does not do yet, by family and composite.
 CASES = [(name, how) for name in FAMILIES for how in IMPLEMENTATIONS[: 1 if name in EAGER else 2]]

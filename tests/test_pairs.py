@@ -82,6 +82,7 @@ PAIRS = {
     "written": Pair(written, lambda x: torch.cat([x[..., :3] * 2, x[..., 3:]], -1)),
     "glu": Pair(lambda x: F.glu(F.linear(x, torch.cat([W, V]))), lambda x: F.linear(x, W) * F.linear(x, V).sigmoid()),
     "sigmoid": Pair(lambda x: F.linear(x, W).sigmoid(), lambda x: 1 / (1 + torch.exp(-F.linear(x, W)))),
+    "log softmax": Pair(lambda x: F.linear(x, W).log_softmax(-1), lambda x: F.linear(x, W).softmax(-1).log()),
     "gates": Pair(
         lambda x: (x * F.linear(x, W[:1]).sigmoid()).sum(1, keepdim=True),
         lambda x: F.linear(x, W[:1]).sigmoid().transpose(1, 2) @ x,
@@ -95,6 +96,15 @@ PAIRS = {
         lambda x: F.linear(x, W[:1]).relu().transpose(1, 2) @ F.linear(x, V),
     ),
     "silu": Pair(lambda x: F.silu(F.linear(x, W)), lambda x: F.linear(x, W) * F.linear(x, W).sigmoid()),
+    "a product by einsum": Pair(lambda x: torch.einsum("bti,i->bti", x.relu(), W[0]), lambda x: x.relu() * W[0]),
+    "an outer product by einsum": Pair(
+        lambda x: torch.einsum("bti,o->boti", x, W[0, :3]).relu().sum(1),
+        lambda x: (x[:, None] * W[0, :3, None, None]).relu().sum(1),
+    ),
+    "an outer product of two by einsum": Pair(
+        lambda x: torch.einsum("bti,bsi->btsi", x.relu(), F.linear(x, W)).sum(2),
+        lambda x: (x.relu()[:, :, None] * F.linear(x, W)[:, None]).sum(2),
+    ),
     "addcmul": Pair(
         lambda x: torch.addcmul(x, F.linear(x, W), F.linear(x, V), value=0.5),
         lambda x: x + 0.5 * (F.linear(x, W) * F.linear(x, V)),

@@ -85,7 +85,7 @@ LIMITS = (
     ),
     Limit(
         (5, 0),
-        r"[\[-](mixtral|qwen2_moe|qwen3_moe|deepseek_v2|deepseek_v3|gpt_oss)\b",
+        r"[\[-](mixtral|qwen2_moe|qwen3_moe|deepseek_v2|deepseek_v3|gpt_oss|jamba|minimax)\b",
         "experts are called one by one, as tokens choose them",
         "transformers",
     ),

@@ -18,6 +18,7 @@ from lrpfunc.operations import (
     BATCH_NORM,
     BILINEAR,
     CONVOLUTION,
+    DECAY,
     DENSE,
     ELEMENTWISE,
     EMBEDDING,
@@ -125,7 +126,7 @@ def _given(known: Facts, equation: Equation, given: Mapping[str, Rule]) -> Rule 
 
 def _default(known: Facts, equation: Equation) -> Rule:
     kind, constant = known.kind_of(equation), known.factor_of(equation)
-    if kind in (PRODUCT, BILINEAR) and constant is not None and constant.role in (SLOPE, GATE):
+    if kind in (PRODUCT, BILINEAR) and constant is not None and constant.role in (SLOPE, DECAY, GATE):
         return GATED
     return DEFAULTS.get(kind, FALLBACK)
 

@@ -17,6 +17,7 @@ from lrpfunc.operations import (
     BATCH_NORM,
     BILINEAR,
     CONVOLUTION,
+    DECAY,
     DENSE,
     LINEAR,
     NORMALIZATION,
@@ -262,7 +263,8 @@ def attn_lrp(
     """AttnLRP for transformers: products halve, the softmax has its Jacobian, normalizations constant denominators.
 
     Activations pass relevance through. Layers, the attention's projections included, get the gamma rule, for gamma = 0
-    the epsilon rule. The sum of all relevance is not the logit, as the softmax does not conserve; `cp_lrp` does.
+    the epsilon rule. The decay of a state space, exp(dt A), and its step dt are constants. The sum of all relevance is
+    not the logit, as the softmax does not conserve; `cp_lrp` does.
 
     Args:
         gamma: of the gamma rule for layers; 0 for the epsilon rule.
@@ -281,7 +283,7 @@ def attn_lrp(
     ['attention(stabilizer=0)']
     """
     kinds = _transformer_parts(gamma, epsilon, stabilizer, zero_bias)
-    return first_match(entries, _gated((SLOPE,), epsilon), by_kind(kinds))
+    return first_match(entries, _gated((SLOPE, DECAY), epsilon), by_kind(kinds))
 
 
 def cp_lrp(

@@ -30,9 +30,11 @@ if TYPE_CHECKING:
 
 # What makes a factor a constant. A denominator: of a division, or the reciprocal root, norm, ... that a normalization
 # written out multiplies by. A slope: f(x) / x of an activation written out, such as the sigmoid(x) in x * sigmoid(x).
-# A gate: what comes from a sigmoid, tanh, erf, exp or softmax. An activated factor: what comes from any other
-# activation, where the other factor does not, as in SwiGLU.
-DENOMINATOR, SLOPE, GATE, ACTIVATED = "denominator", "slope", "gate", "activated"
+# A decay: what comes from an exponential, or is the step that one is made of, as exp(dt A) and dt = softplus(x) are in
+# a state space; step by step it scales what was there before, so that half a product each would leave nothing of that.
+# A gate: what comes from a sigmoid, tanh, erf or softmax. An activated factor: what comes from any other activation,
+# where the other factor does not, as in SwiGLU, and is not scaled by a decay either, as a state is.
+DENOMINATOR, SLOPE, DECAY, GATE, ACTIVATED = "denominator", "slope", "decay", "gate", "activated"
 
 
 class Constant(NamedTuple):
@@ -47,11 +49,17 @@ def constant_factor(facts: Facts, equation: Equation) -> Constant | None:
     factors = facts.inputs_of(equation)
     if len(factors) != 2:
         return None
-    if facts.kind_of(equation) == BILINEAR:
-        return _gate(facts, factors) or _activated(facts, factors)
     if equation.operator == "div":
         return Constant(1, DENOMINATOR)
-    return _denominator(facts, factors) or _slope(facts, factors) or _gate(facts, factors) or _activated(facts, factors)
+    of_matrices = facts.kind_of(equation) == BILINEAR
+    tests = (_decay, _gate, _activated) if of_matrices else (_denominator, _slope, _decay, _gate, _activated)
+    return next(filter(None, (test(facts, factors) for test in tests)), None)
+
+
+def exponents(facts: Facts) -> frozenset[str]:
+    """The values that exponentials are made of by sums, scales and shifts, their arguments among them."""
+    powers = [e for e in facts.equations if _is_exponential(facts, e)]
+    return frozenset(v.name for e in powers for x in facts.inputs_of(e) for v in _sources(facts, x, OF_EXPONENTS))
 
 
 def _one_of(role: str, has_role: list[bool]) -> Constant | None:
@@ -73,8 +81,15 @@ def _denominator(facts: Facts, factors: Sequence[Variable]) -> Constant | None:
     return _one_of(DENOMINATOR, [_normalizes(facts, *pair) for pair in (factors, factors[::-1])])
 
 
+def _decay(facts: Facts, factors: Sequence[Variable]) -> Constant | None:
+    return _one_of(DECAY, [_comes_from(facts, factor, _is_decay, THROUGH_PRODUCTS) for factor in factors])
+
+
 def _activated(facts: Facts, factors: Sequence[Variable]) -> Constant | None:
-    return _one_of(ACTIVATED, [_comes_from(facts, factor, _is_activation, THROUGH_POWERS) for factor in factors])
+    constant = _one_of(ACTIVATED, [_comes_from(facts, factor, _is_activation, THROUGH_POWERS) for factor in factors])
+    if constant is None or _comes_from(facts, factors[1 - constant.factor], _is_scaled_by_decay, THROUGH):
+        return None
+    return constant
 
 
 # What a factor's origin is seen through: 1 - sigmoid(x) is a gate too, and so are the largest of some, or some divided
@@ -82,7 +97,9 @@ def _activated(facts: Facts, factors: Sequence[Variable]) -> Constant | None:
 # heads.
 THROUGH = (MOVEMENT, AFFINE, MAX_POOL)
 THROUGH_POWERS = (*THROUGH, ELEMENTWISE)
+THROUGH_PRODUCTS = (*THROUGH_POWERS, SUM, PRODUCT)
 THROUGH_LAYERS = (*THROUGH, DENSE, CONVOLUTION)
+OF_EXPONENTS = (MOVEMENT, AFFINE, SUM)
 
 RELU = Bounds(0.0, INFINITY)  # which a clamp may be
 
@@ -152,6 +169,21 @@ def _is_normalizer(facts: Facts, equation: Equation) -> bool:
         exponent = equation.arguments[1]
         return isinstance(exponent, Real) and float(exponent) < 0
     return row_of(equation).is_normalizer
+
+
+def _is_decay(facts: Facts, equation: Equation) -> bool:
+    """An exponential, or an activation that one is made of."""
+    is_step = facts.kind_of(equation) == ACTIVATION and equation.outputs[0].name in facts.exponents
+    return is_step or _is_exponential(facts, equation)
+
+
+def _is_exponential(facts: Facts, equation: Equation) -> bool:
+    """A number to the power of what depends on the input, which is the last argument."""
+    return row_of(equation).is_exponential and facts.inputs_of(equation) == equation.arguments[-1:]
+
+
+def _is_scaled_by_decay(facts: Facts, equation: Equation) -> bool:
+    return facts.kind_of(equation) in (PRODUCT, BILINEAR) and _decay(facts, facts.inputs_of(equation)) is not None
 
 
 def _is_gate(facts: Facts, equation: Equation) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from lrpfunc.operations.factors import DENOMINATOR, Constant, constant_factor
+from lrpfunc.operations.factors import DENOMINATOR, Constant, constant_factor, exponents
 from lrpfunc.operations.ids import Ids, sources
 from lrpfunc.operations.kinds import (
     EMBEDDING,
@@ -30,20 +30,23 @@ class Facts:
 
     `active`: the variables that relevance can come to: real and complex ones that depend on an input, and ids on their
     way to a table. `equations`: those that relevance can come to. `fixed`: the variables that depend on
-    parameters alone. `inputs`: each equation's active inputs. `readers`: the equations that read a variable, each once,
-    in the program's order. `results`: the variables that leave the program. `kinds`: each equation's kind. `factors`:
-    of products, the factor that may count as a constant. `signs`: by stated ranges of inputs, what is never below zero
-    (`ranges.nonnegative` fills it).
+    parameters alone. `zeros`: those that are zero whatever the input, and so constants. `inputs`: each equation's
+    active inputs. `readers`: the equations that read a variable, each once, in the program's order. `results`: the
+    variables that leave the program. `kinds`: each equation's kind. `exponents`: the variables that exponentials are
+    made of. `factors`: of products, the factor that may count as a constant. `signs`: by stated ranges of inputs, what
+    is never below zero (`ranges.nonnegative` fills it).
     """
 
     program: Program
     active: frozenset[str]
     equations: tuple[Equation, ...]
     fixed: frozenset[str]
+    zeros: frozenset[str]
     inputs: Mapping[str, tuple[Variable, ...]]
     readers: Mapping[str, list[Equation]]
     results: frozenset[str]
     kinds: Mapping[str, str] = field(default_factory=dict)
+    exponents: frozenset[str] = frozenset()
     factors: Mapping[str, Constant] = field(default_factory=dict)
     signs: dict[tuple, frozenset[str]] = field(default_factory=dict)
 
@@ -67,7 +70,8 @@ class Facts:
         """Whether an equation reads what relevance can come to and makes a constant of it: detached, or a step."""
         readers = self.readers.get(equation.outputs[0].name, [])
         gives_shape = bool(readers) and all(row_of(reader).shape_giver is not None for reader in readers)
-        return bool(self.inputs_of(equation)) and is_constant(equation) and not gives_shape
+        is_fixed = is_constant(equation) or equation.outputs[0].name in self.zeros
+        return bool(self.inputs_of(equation)) and is_fixed and not gives_shape
 
     def is_fixed(self, argument) -> bool:
         """Whether an argument depends on nothing but parameters."""
@@ -100,12 +104,14 @@ def active_equations(program: Program) -> tuple[Equation, ...]:
 
 
 def _made(program: Program) -> Facts:
-    active, ids = _active(program)
+    zeros = _zeros(program)
+    active, ids = _active(program, zeros)
     inputs = {e.outputs[0].name: _inputs(e, active, ids) for e in program.equations}
     results = frozenset(variable.name for variable in variables_in(program.output_leaves))
     equations = tuple(e for e in program.equations if any(variable.name in active for variable in e.outputs))
-    known = Facts(program, active, equations, _fixed(program), inputs, program.readers(), results)
+    known = Facts(program, active, equations, _fixed(program), zeros, inputs, program.readers(), results)
     known = replace(known, kinds={e.outputs[0].name: _kind(known, e) for e in program.equations})
+    known = replace(known, exponents=exponents(known))
     factors = {}
     for equation in program.equations:
         factor = constant_factor(known, equation)
@@ -156,7 +162,20 @@ def _fixed(program: Program) -> frozenset[str]:
 # -- what relevance can come to ---------------------------------------------------------------------------------------
 
 
-def _active(program: Program) -> tuple[frozenset[str], Ids]:
+def _zeros(program: Program) -> frozenset[str]:
+    zeros: set[str] = set()
+
+    def is_zero(value) -> bool:
+        return value.name in zeros if isinstance(value, Variable) else isinstance(value, (int, float)) and value == 0
+
+    for equation in program.equations:
+        vanishes = row_of(equation).vanishes
+        if vanishes is not None and vanishes(equation, is_zero):
+            zeros.update(variable.name for variable in equation.outputs)
+    return frozenset(zeros)
+
+
+def _active(program: Program, zeros: Collection[str]) -> tuple[frozenset[str], Ids]:
     leaves = [leaf.value for leaf in program.input_leaves if isinstance(leaf.value, Variable)]
     active = {variable.name for variable in leaves if variable.is_differentiable}
     ids = Ids(leaves)
@@ -164,7 +183,7 @@ def _active(program: Program) -> tuple[frozenset[str], Ids]:
         ids.pass_through(equation, active)
         is_active = any(variable.name in active for variable in equation.reads) or ids.looked_up(equation)
         if is_active and not is_constant(equation):
-            active.update(variable.name for variable in equation.outputs if variable.is_differentiable)
+            active.update(v.name for v in equation.outputs if v.is_differentiable and v.name not in zeros)
     return frozenset(active | ids.on_their_way(program)), ids
 
 

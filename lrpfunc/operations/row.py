@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lrpfunc.operations.cells import Recurrence
 from lrpfunc.operations.kinds import OTHER, KindOf
+from lrpfunc.operations.zeros import Vanishes
 
 if TYPE_CHECKING:
     from lrpfunc.operations.operation import Operation
@@ -73,11 +74,12 @@ class Row(NamedTuple):
         a bias of any shape. `divides`: tells a mean from a sum. `recurrence`: the cell of a recurrent layer's steps.
         `is_fold`: it multiplies all elements along its axes.
     What its result is made of:
-        `is_gate`: it scales a signal. `is_probability`: it ends models whose logits had better be explained.
+        `is_gate`: it scales a signal. `is_exponential`: it is a number to the power of its last argument, which scales
+        a signal as well. `is_probability`: it ends models whose logits had better be explained.
         `is_normalizer`: normalizations multiply by it. `is_statistic`, `is_clamp`, `rescales`, `reduces`,
         `is_elementwise`: what `factors` sees through. `shifts`: it adds its other operand.
-        `sign`: whether its result is never below zero. `is_constant`: its result is a constant, whatever it reads, or
-        if a function says so.
+        `sign`: whether its result is never below zero. `vanishes`: whether it is zero everywhere. `is_constant`: its
+        result is a constant, whatever it reads, or if a function says so.
     How things move through it:
         `moves`: a scale and shift per channel; `keeps_uniform`: a uniform value stays that value (None: always);
         `is_spatial`: it acts on the last axes, on each channel alike; `takes_scale`: a layer that can take one up;
@@ -114,6 +116,7 @@ class Row(NamedTuple):
     recurrence: Recurrence | None = None
     is_fold: bool = False
     is_gate: bool = False
+    is_exponential: bool = False
     is_probability: bool = False
     is_normalizer: bool = False
     is_statistic: bool = False
@@ -123,6 +126,7 @@ class Row(NamedTuple):
     reduces: bool = False
     is_elementwise: bool = False
     sign: Sign | None = None
+    vanishes: Vanishes | None = None
     is_constant: bool | Callable[[Equation], bool] = False
     moves: Moves | None = None
     keeps_uniform: Callable[[Equation], bool] | None = None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from lrpfunc.operations import adjoints, cells, constants, forms, kinds, lookups, moves, ratios, signs
+from lrpfunc.operations import adjoints, cells, constants, forms, kinds, lookups, moves, ratios, signs, zeros
 from lrpfunc.operations.kinds import (
     ACTIVATION,
     AFFINE,
@@ -88,7 +88,7 @@ CONVOLVE = Row(
 TRANSPOSED = CONVOLVE._replace(
     positions=Positions(0, 1, 2), adjoint=adjoints.transposed_adjoint, outputs=_transposed_channels
 )
-MATRIX_PRODUCT = Row(kinds.layer(DENSE, None, 1, None), Positions(None, 1))
+MATRIX_PRODUCT = Row(kinds.layer(DENSE, None, 1, None), Positions(None, 1), vanishes=zeros.of_any)
 PAIR = MATRIX_PRODUCT._replace(adjoint=adjoints.mm_adjoint, pullback=adjoints.mm_pullback)
 
 LAYERS = {
@@ -113,7 +113,9 @@ LAYERS = {
         kind=kinds.layer(DENSE, 0, 1, 2), adjoint=adjoints.linear_adjoint, outputs=None, takes_scale=False
     ),
     "matmul_with_bias": Row(kinds.layer(DENSE, None, 1, 2), Positions(None, 1, 2), adjoint=adjoints.mm_adjoint),
-    "einsum": Row(kinds.layer(DENSE, None, 2, None), Positions(None, 2), biased=einsum_with_bias),
+    "einsum": Row(
+        kinds.layer(DENSE, None, 2, None), Positions(None, 2), biased=einsum_with_bias, vanishes=zeros.of_any
+    ),
     "einsum_with_bias": Row(kinds.layer(DENSE, None, 2, 3), Positions(None, 2, 3)),
     **_rows("baddbmm addbmm", Row(kinds.layer(DENSE, 1, 2, 0), Positions(1, 2, 0))),
 }
@@ -125,7 +127,14 @@ ACTIVE = Row(ACTIVATION)
 ZERO_PRESERVING = Row(ELEMENTWISE, is_elementwise=True)  # f(0) = 0
 POSITIVE = Row(ACTIVATION, sign=signs.always)
 KEEPS_SIGN = Row(ACTIVATION, sign=signs.keeps)
-POWER = Row(kinds.power, ratio=ratios.pow_ratio, sign=signs.power, is_constant=constants.to_the_zeroth, moves_ids=SHIFT)
+POWER = Row(
+    kinds.power,
+    ratio=ratios.pow_ratio,
+    sign=signs.power,
+    is_constant=constants.to_the_zeroth,
+    moves_ids=SHIFT,
+    is_exponential=True,
+)
 CLAMP = Row(kinds.of_first(ACTIVATION, MAX_POOL), sign=signs.clamps, is_clamp=True, moves_ids=SHIFT)
 
 ACTIVATIONS = {
@@ -168,15 +177,18 @@ ACTIVATIONS = {
     "erf": ZERO_PRESERVING._replace(is_gate=True, sign=signs.keeps),
     **_rows("expm1 log1p asinh atan sinh", ZERO_PRESERVING._replace(sign=signs.keeps)),
     **_rows("sin tan asin atanh erfinv", ZERO_PRESERVING),
+    **_rows("log log2 log10", Row(ELEMENTWISE, is_elementwise=True)),
     **_rows("fake_quantize_per_tensor_affine fake_quantize_per_channel_affine", Row(ELEMENTWISE)),
-    "exp": Row(OTHER, sign=signs.always, is_gate=True, is_elementwise=True),
+    **_rows("exp exp2", Row(OTHER, sign=signs.always, is_gate=True, is_exponential=True, is_elementwise=True)),
     "nan_to_num": Row(ELEMENTWISE, is_clamp=True),
 }
 
 
 # -- arithmetic, sums and averages ------------------------------------------------------------------------------------
 
-MULTIPLY = Row(kinds.by_count(AFFINE, PRODUCT), is_multilinear=True, rescales=True, moves_ids=SHIFT)
+MULTIPLY = Row(
+    kinds.by_count(AFFINE, PRODUCT), is_multilinear=True, rescales=True, moves_ids=SHIFT, vanishes=zeros.of_any
+)
 ADDITION = Row(kinds.by_count(AFFINE, SUM), is_linear=True, shifts=True, moves_ids=SHIFT)
 SUMMATION = Row(SUM, is_linear=True, reduces=True)
 AVERAGE = Row(AVERAGE_POOL, is_linear=True, sign=signs.keeps, moves=moves.resized, is_spatial=True)
@@ -201,6 +213,7 @@ ARITHMETIC = {
         names=("divide", "true_divide"),
         adjoint=adjoints.div_adjoint,
         sign=signs.operands(0, 2),
+        vanishes=zeros.of_first,
         is_constant=constants.if_rounded,
     ),
     "prod": Row(PRODUCT, is_fold=True),
@@ -245,7 +258,7 @@ OTHERS = {
     "softmax": PROBABILITY,
     "exp_over_sum": PROBABILITY._replace(kind=kinds.at_first(SOFTMAX), sign=signs.exp_over_sum),
     "exp_of_log_softmax": PROBABILITY._replace(kind=kinds.at_first(SOFTMAX)),
-    "log_softmax": Row(kinds.of_first(SOFTMAX), is_probability=True),
+    **_rows("log_softmax log_of_softmax", Row(kinds.of_first(SOFTMAX), is_probability=True)),
     "scaled_dot_product_attention": Row(ATTENTION, smooth=smooth_attention, deterministic={"dropout_p": 0.0}),
     "layer_norm": NORM._replace(form=forms.LAYER_NORM),
     "rms_norm": NORM._replace(form=forms.RMS_NORM),
@@ -266,15 +279,16 @@ OTHERS = {
 MOVE = Row(MOVEMENT, is_linear=True)
 MOVE_SIGNED = MOVE._replace(sign=signs.keeps)
 MOVE_TOKENS = MOVE_SIGNED._replace(moves_ids=ALL)
-IDENTICAL = MOVE_TOKENS._replace(adjoint=adjoints.identity_adjoint, keeps_values=True)
-RESHAPE = MOVE_TOKENS._replace(adjoint=adjoints.reshape_adjoint, moves=moves.reshaped, keeps_values=True)
-SPLIT = MOVE_SIGNED._replace(adjoint=adjoints.split_adjoint)
-EXPAND = MOVE_SIGNED._replace(adjoint=adjoints.expand_adjoint)
+TAKE = MOVE_TOKENS._replace(vanishes=zeros.of_first)
+IDENTICAL = TAKE._replace(adjoint=adjoints.identity_adjoint, keeps_values=True)
+RESHAPE = TAKE._replace(adjoint=adjoints.reshape_adjoint, moves=moves.reshaped, keeps_values=True)
+SPLIT = MOVE_SIGNED._replace(adjoint=adjoints.split_adjoint, vanishes=zeros.of_first)
+EXPAND = MOVE_SIGNED._replace(adjoint=adjoints.expand_adjoint, vanishes=zeros.of_first)
 SHAPED = MOVE._replace(sign=signs.works_on, shape_giver=1)
 PICK = MOVE_SIGNED._replace(kind=kinds.lookup, moves_ids=FIRST)
 PAD = MOVE._replace(moves=moves.padded, is_spatial=True, keeps_uniform=moves.unless_padded_with_numbers)
 MIRROR = MOVE_SIGNED._replace(moves=moves.resized, is_spatial=True)
-TRANSPOSE = MOVE_SIGNED._replace(adjoint=adjoints.transpose_adjoint, moves=moves.transposed)
+TRANSPOSE = MOVE_SIGNED._replace(adjoint=adjoints.transpose_adjoint, moves=moves.transposed, vanishes=zeros.of_first)
 RECAST = IDENTICAL._replace(rescales=True, is_elementwise=True)
 
 MOVEMENTS = {
@@ -284,16 +298,16 @@ MOVEMENTS = {
     "reshape_as": SHAPED._replace(adjoint=adjoints.reshape_adjoint),
     "transpose": TRANSPOSE._replace(moves_ids=ALL),
     **_rows("swapaxes swapdims", TRANSPOSE),
-    "permute": MOVE_TOKENS._replace(adjoint=adjoints.permute_adjoint, moves=moves.permuted),
+    "permute": TAKE._replace(adjoint=adjoints.permute_adjoint, moves=moves.permuted),
     "contiguous": IDENTICAL._replace(moves=moves.same, may_return_input=True),
     "clone": IDENTICAL._replace(moves=moves.same),
     "to": RECAST._replace(may_return_input=True),
     "_to_copy": RECAST,
-    "slice": MOVE_TOKENS._replace(adjoint=adjoints.slice_adjoint),
-    "select": MOVE_TOKENS._replace(adjoint=adjoints.select_adjoint),
+    "slice": TAKE._replace(adjoint=adjoints.slice_adjoint),
+    "select": TAKE._replace(adjoint=adjoints.select_adjoint),
     **_rows("chunk split", SPLIT._replace(moves_ids=ALL)),
     **_rows("split_with_sizes tensor_split", SPLIT),
-    "unbind": MOVE_TOKENS._replace(adjoint=adjoints.unbind_adjoint),
+    "unbind": TAKE._replace(adjoint=adjoints.unbind_adjoint),
     "roll": MOVE_TOKENS._replace(adjoint=adjoints.roll_adjoint),
     "masked_fill": MOVE_TOKENS._replace(adjoint=adjoints.masked_fill_adjoint, sign=signs.fills(2)),
     "expand": EXPAND._replace(moves_ids=ALL, keeps_values=True),
@@ -353,6 +367,7 @@ TRANSFORMS = {
 # -- what relevance never passes, and what tracing takes away ---------------------------------------------------------
 
 STRIDES = Row(reads_strides=True)
+SHAPE = Row(shape_giver=0)
 STEP = Row(is_constant=True)  # whose derivative is zero wherever there is one
 
 FIXED = {
@@ -362,7 +377,12 @@ FIXED = {
     "floor_divide": STEP._replace(moves_ids=SHIFT),
     "ones_of": Row(is_constant=True, reads_shape=True),
     "size": Row(reads_shape=True),
-    **_rows("zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty zero", Row(shape_giver=0)),
+    **_rows("ones_like empty_like new_ones new_empty", SHAPE),
+    **_rows("zeros_like new_zeros zero", SHAPE._replace(vanishes=zeros.always)),
+    "full_like": SHAPE._replace(vanishes=zeros.filled(1)),
+    "new_full": SHAPE._replace(vanishes=zeros.filled(2)),
+    "zeros": Row(vanishes=zeros.always),
+    "full": Row(vanishes=zeros.filled(1)),
     "sym_stride": STRIDES,
     **_rows(
         "dropout dropout_ feature_dropout feature_dropout_ alpha_dropout alpha_dropout_ feature_alpha_dropout "

@@ -158,12 +158,30 @@ def _einsum(call: Call, depends: Depends, equation: str, operands: Sequence, pat
         return call(contract, equation, operands[0])
     terms, result = _spelled_out(equation, operands)
     values = list(operands)
-    while len(values) > 2:
+    while len(values) > 1:
         rest = set("".join(terms[2:]) + result)
         kept = "".join(dict.fromkeys(letter for letter in terms[0] + terms[1] if letter in rest))
-        values[:2] = [call(einsum, f"{terms[0]},{terms[1]}->{kept}", *values[:2])]
+        values[:2] = [_einsum_of_two(call, terms[:2], kept if len(terms) > 2 else result, values[:2])]
         terms[:2] = [kept]
-    return call(einsum, f"{','.join(terms)}->{result}" if len(operands) > 2 else equation, *values)
+    return values[0]
+
+
+def _einsum_of_two(call: Call, terms: Sequence[str], result: str, operands: Sequence):
+    """Where nothing is summed up, it is a product element by element, and no layer."""
+    sums = set("".join(terms)) - set(result) or any(len(set(term)) < len(term) for term in terms)
+    if sums:
+        return call(einsum, f"{','.join(terms)}->{result}", *operands)
+    return call(aten.mul.Tensor, *(_aligned(call, term, result, x) for term, x in zip(terms, operands, strict=True)))
+
+
+def _aligned(call: Call, term: str, result: str, x):
+    """An operand with its axes in the result's order, and axes of size one for those it lacks."""
+    order = [term.index(letter) for letter in result if letter in term]
+    x = x if order == sorted(order) else call(aten.permute.default, x, order)
+    for axis in reversed(range(len(result))):
+        if result[axis] not in term and not set(term).isdisjoint(result[:axis]):  # before all its axes is no need
+            x = call(aten.unsqueeze.default, x, axis - len(result))
+    return x
 
 
 def _spelled_out(equation: str, operands: Sequence) -> tuple[list[str], str]:

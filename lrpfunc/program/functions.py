@@ -177,6 +177,11 @@ def exp_of_log_softmax(x: Tensor, axis: int, norm: Tensor | None = None) -> Tens
     return torch.exp(torch.log_softmax(x, axis) if norm is None else x - norm)
 
 
+def log_of_softmax(x: Tensor, axis: int) -> Tensor:
+    """The logarithm of a softmax, taken of the softmax."""
+    return torch.softmax(x, axis).log()
+
+
 def sigmoid_by_exp(x: Tensor) -> Tensor:
     """A sigmoid that is written out: 1 / (1 + exp(-x))."""
     return (torch.exp(-x) + 1).reciprocal()

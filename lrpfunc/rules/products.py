@@ -18,8 +18,9 @@ def gate(to: str | int = "signal", stabilizer: StabilizerLike = 1e-6) -> Rule:
     A relevance that arrives at a matrix product is divided by its stabilized output first.
 
     Args:
-        to: "signal", where the gate is found by data flow (a denominator, what comes from a sigmoid, tanh, erf or
-            softmax, else what comes from any other activation), or the signal's position, 0 or 1.
+        to: "signal", where the gate is found by data flow (a denominator, what comes from an exponential or is
+            the step that one is made of, what comes from a sigmoid, tanh, erf or softmax, else from any other
+            activation), or the signal's position, 0 or 1.
         stabilizer: S, an epsilon in units of the product, a `stabilizer` or a function.
     Errors: `RuleError` for an equation that is no product of two values, or in which no factor is a gate.
     Source: Arras et al. 2019, doi:10.1007/978-3-030-28954-6_11.

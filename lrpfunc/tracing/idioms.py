@@ -1,8 +1,8 @@
 """Functions that are written out become one equation, to be explained as those that are called.
 
 A softmax: exp(x - m) / sum exp(x - m), whatever m is along the axes of the sum (the maximum mostly), with a mask or
-without, and exp(log_softmax(x)). A sigmoid: 1 / (1 + exp(-x)). A clamp at zero: max(x, 0). A threshold ReLU, as
-canonical programs have it that are traced again: clamp(x, low, high) with bounds for each channel, to which
+without, and exp(log_softmax(x)). Its logarithm: log(softmax(x)). A sigmoid: 1 / (1 + exp(-x)). A clamp at zero:
+max(x, 0). A threshold ReLU, as canonical programs have it that are traced again: clamp(x, low, high) with bounds for each channel, to which
 slope (x - clamp(x, low, high)) may be added. What takes their place computes what was written, to the last bit.
 """
 
@@ -19,7 +19,7 @@ from lrpfunc.program import Equation, Program, Variable, functions
 
 def with_idioms(program: Program) -> Program:
     """A program in which each function that is written out is one equation."""
-    found = (_quotient, _of_logarithm, _sigmoid, _clamp, _threshold, _leaky_threshold)
+    found = (_quotient, _of_logarithm, _logarithm, _sigmoid, _clamp, _threshold, _leaky_threshold)
     return program.replace(
         equations=tuple(
             next(filter(None, (match(program, equation) for match in found)), equation)
@@ -124,6 +124,13 @@ def _of_logarithm(program: Program, exp: Equation) -> Equation | None:
     if norm is None or norm.arguments[0] is not x or norm.arguments[2:] != (True,):
         return None
     return replace(exp, function=functions.exp_of_log_softmax, arguments=(x, norm.arguments[1], total))
+
+
+def _logarithm(program: Program, log: Equation) -> Equation | None:
+    softmax = _made_by(program, log.arguments[0], "softmax") if log.operator == "log" else None
+    if softmax is None or not set(softmax.arguments[2:]) <= {None} or softmax.keywords:
+        return None
+    return replace(log, function=functions.log_of_softmax, arguments=softmax.arguments[:2])
 
 
 def _made_by(program: Program, value, operator: str) -> Equation | None:
