@@ -85,23 +85,21 @@ CONVOLVE = Row(
     outputs=_rows_of_weight,
     takes_scale=True,
 )
+PLAIN = CONVOLVE._replace(kernel=adjoints.convolution)
 TRANSPOSED = CONVOLVE._replace(
-    positions=Positions(0, 1, 2), adjoint=adjoints.transposed_adjoint, outputs=_transposed_channels
+    positions=Positions(0, 1, 2),
+    adjoint=adjoints.transposed_adjoint,
+    outputs=_transposed_channels,
+    kernel=adjoints.transposed,
 )
 MATRIX_PRODUCT = Row(kinds.layer(DENSE, None, 1, None), Positions(None, 1), vanishes=zeros.of_any)
 PAIR = MATRIX_PRODUCT._replace(adjoint=adjoints.mm_adjoint, pullback=adjoints.mm_pullback)
 
 LAYERS = {
-    **{
-        name: CONVOLVE._replace(biased=BIAS_MAPS[name], kernel=adjoints.convolution)
-        for name in _dimensions("conv{}d").split()
-    },
+    **{name: PLAIN._replace(biased=BIAS_MAPS[name]) for name in _dimensions("conv{}d").split()},
     **_rows(_dimensions("conv{}d_bias_map"), CONVOLVE._replace(outputs=None)),
-    **{
-        name: TRANSPOSED._replace(biased=BIAS_MAPS[name], kernel=adjoints.transposed)
-        for name in _dimensions("conv_transpose{}d").split()
-    },
-    **_rows(_dimensions("conv_transpose{}d_bias_map"), TRANSPOSED._replace(outputs=None)),
+    **{name: TRANSPOSED._replace(biased=BIAS_MAPS[name]) for name in _dimensions("conv_transpose{}d").split()},
+    **_rows(_dimensions("conv_transpose{}d_bias_map"), TRANSPOSED._replace(outputs=None, kernel=None)),
     "linear": CONVOLVE._replace(
         kind=kinds.layer(DENSE, 0, 1, 2), adjoint=adjoints.linear_adjoint, biased=linear_with_bias
     ),

@@ -132,7 +132,7 @@ def softmax(stabilizer: StabilizerLike = 1e-6) -> Rule:
 
 
 def _is_logarithm(operation: Operation) -> bool:
-    return operation.operator in ("log_softmax", "log_of_softmax")
+    return operation.row.is_probability and not operation.row.is_gate
 
 
 def embedding() -> Rule:

@@ -2,8 +2,9 @@
 
 A softmax: exp(x - m) / sum exp(x - m), whatever m is along the axes of the sum (the maximum mostly), with a mask or
 without, and exp(log_softmax(x)). Its logarithm: log(softmax(x)). A sigmoid: 1 / (1 + exp(-x)). A clamp at zero:
-max(x, 0). A threshold ReLU, as canonical programs have it that are traced again: clamp(x, low, high) with bounds for each channel, to which
-slope (x - clamp(x, low, high)) may be added. What takes their place computes what was written, to the last bit.
+max(x, 0). A threshold ReLU, as canonical programs have it that are traced again: clamp(x, low, high) with bounds for
+each channel, to which slope (x - clamp(x, low, high)) may be added. What takes their place computes what was written,
+to the last bit.
 """
 
 from __future__ import annotations
