@@ -130,6 +130,11 @@ def test_the_sum_is_the_output_without_constants(name):
     assert (row.total, row.lost) == (pytest.approx(1.0, abs=1e-9), "")
 
 
+def test_where_nothing_is_left_of_the_output_there_is_no_share():
+    row = examined(of(lambda x: torch.cat([WEIGHT[:1], x], 1)[:, :3] * x))  # what reads a class token alone
+    assert (str(row.total), row.lost) == ("nan", "")
+
+
 def test_a_rule_that_loses_something_is_named():
     row = examined(of(lambda x: F.linear(x, WEIGHT).softmax(-1)))
     assert abs(row.total - 1) > 1e-3

@@ -89,6 +89,7 @@ LIMITS = (
         "experts are called one by one, as tokens choose them",
         "transformers",
     ),
+    Limit((5, 0), r"[\[-](falcon_h1|bamba)\b", "they decide by the values of a mask while they run", "transformers"),
     Limit(
         (5, 0),
         r"test_bfloat16_stays_finite.*-(bert|gpt2)\]",

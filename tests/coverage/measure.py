@@ -40,7 +40,8 @@ class Row(NamedTuple):
     `equations`: that relevance may come to. `fallbacks`: operations that are left to the gradient, and how many
     equations of each. `total`: what arrives at the inputs by CP-LRP, over the explained output, where all that is added
     whatever the input (biases, positions, class tokens, shifts) is replaced by zeros: one, unless a rule loses
-    something. `lost`: the operation that loses or adds most then. `error`: why there is nothing else to show.
+    something, and not a number if the output is zero then. `lost`: the operation that loses or adds most. `error`: why
+    there is nothing else to show.
     """
 
     title: str
@@ -101,9 +102,14 @@ def covered(fmodel: Program) -> tuple[int, dict[str, int]]:
 
 
 def conserved(fmodel: Program, params, x: Mapping[str, Tensor]) -> tuple[float, str]:
-    """The sum of all relevance over the explained output, without constants; and the operation that loses most."""
+    """The sum of all relevance over the explained output, without constants; and the operation that loses most.
+
+    Not a number where nothing is left of the output, as where all that a model reads is a class token.
+    """
     bare = without_constants(fmodel)
     logits = bare(params, **x)
+    if not logits.any():
+        return float("nan"), ""
     target = int(logits[0].abs().argmax())
     relevance = lrpfunc.attribute(bare, params, x, CONSERVES, target)
     arrived = sum(value.sum() for value in relevance.values() if value is not None)

@@ -45,6 +45,7 @@ TIMM = (
     "twins_svt_small", "visformer_tiny", "vitamin_small_224", "volo_d1_224", "xception41",
 )  # fmt: skip
 TIMM_OF_TESTS = [name.removeprefix("timm/") for name in (*test_models.TIMM, *test_attention_models.TIMM)]
+SMALLEST = 96  # pixels, which all take that have no size of their own
 # As deep as is needed to have all that the model is made of.
 SHALLOW: dict[str, dict[str, Any]] = {
     "beit_base_patch16_224": {"depth": 2},
@@ -151,7 +152,10 @@ def _timm(name: str):
 
     torch.manual_seed(0)
     model = timm.create_model(name, **SHALLOW.get(name, {}))
-    return _pictured(randomize(model), model.default_cfg["input_size"])
+    given = model.default_cfg
+    whole = given.get("min_input_size") or given["input_size"]
+    is_free = not given.get("fixed_input_size") and not given.get("min_input_size")
+    return _pictured(randomize(model), (3, SMALLEST, SMALLEST) if is_free else whole)
 
 
 # -- Hugging Face -----------------------------------------------------------------------------------------------------
