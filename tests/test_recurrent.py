@@ -84,7 +84,7 @@ class Partly(nn.Module):
 
 
 class Pair(NamedTuple):
-    """A layer and what it is written out, as programs of the same inputs; `seed`: what is explained of their outputs."""
+    """A layer and what it is written out, as programs of the same inputs; `seed`: what is explained of both."""
 
     fused: tuple
     written: tuple
@@ -346,7 +346,7 @@ def test_halves_by_hand():
 
 
 def sequences(count: int, steps: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Numbers, of which one is marked a, one b, by their places among three features; where these are; a + b and a - b."""
+    """Numbers, of which one is marked a, one b, by places among three features; where these are; a + b and a - b."""
     generator = torch.Generator().manual_seed(seed)
     sizes = torch.rand(count, steps, generator=generator) / 2 + 0.5
     values = sizes * (torch.randint(0, 2, (count, steps), generator=generator) * 2 - 1)
@@ -520,7 +520,7 @@ def test_the_ledger_adds_up_and_parameters_have_what_they_kept():
 
 
 def written_parameters(layer: nn.Module, head: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """What the linear part of an LSTM's steps has of the relevance of logit 1: value times gradient, as gates are fixed.
+    """What the linear part of an LSTM's steps has of logit 1's relevance: value times gradient, as gates are fixed.
 
     Without stabilizers LRP is the gradient of the model in which gates, and tanh(z) / z, are constants.
     """

@@ -283,7 +283,7 @@ def attn_lrp(
     ['attention(stabilizer=0)']
     """
     kinds = _transformer_parts(gamma, epsilon, stabilizer, zero_bias)
-    return first_match(entries, _gated((SLOPE,), epsilon), by_kind(kinds))
+    return first_match(entries, _gated((SLOPE, DECAY), epsilon), by_kind(kinds))
 
 
 def cp_lrp(
