@@ -462,7 +462,24 @@ def test_what_is_listed():
         ("layer.weight_hh_l0", "recurrent", "recurrent(epsilon(0.01), stabilizer=0.01)"),
         ("head", "dense", "epsilon(0.01)"),
     ]
-    assert composites.suggest(fmodel).call == "epsilon()"
+
+
+def test_what_is_suggested():
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.last = nn.Embedding(7, 3), Last(nn.LSTM(3, 4, batch_first=True))
+
+        def forward(self, ids):
+            return self.last(self.table(ids))
+
+    fmodel, _ = lrpfunc.functionalize(Reader().eval(), torch.tensor([[1, 2, 3]]))
+    assert str(composites.suggest(fmodel)) == (
+        "composites.epsilon(): the gates of recurrent layers count as constants there."
+    )
+    hear, last = nn.Conv1d(2, 3, 3), Last(nn.LSTM(3, 4, batch_first=True)).eval()
+    fmodel, _ = lrpfunc.trace(lambda p, x: last(hear(x).relu().transpose(1, 2)), {}, torch.zeros(2, 2, 5))
+    assert composites.suggest(fmodel).call == "epsilon_plus_flat()"
 
 
 GIVEN = {
@@ -626,11 +643,9 @@ def test_weights_that_depend_on_the_input():
 
 
 def test_the_rule_needs_a_recurrent_layer():
-    f = lrpfunc.custom_vjp(rules.recurrent(), nn.functional.linear)
-    with pytest.raises(
-        RuleError, match=r"'linear' \(linear\) is not the steps of a recurrent layer, but the rule needs"
-    ):
-        torch.func.vjp(lambda x: f(x, torch.ones(2, 2)), torch.ones(1, 2))
+    fmodel, params = lrpfunc.functionalize(nn.Sequential(nn.Linear(3, 4)), torch.zeros(2, 3))
+    with pytest.raises(RuleError, match=r"at layer '0': '0' \(linear\) is not the steps of a recurrent layer, but"):
+        lrpfunc.attribute(fmodel, params, torch.zeros(2, 3), {"0": rules.recurrent()})
 
 
 def test_a_rule_may_stop_relevance_between_steps():

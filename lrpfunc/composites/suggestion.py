@@ -13,6 +13,7 @@ from lrpfunc.operations import (
     EMBEDDING,
     NORMALIZATION,
     PRODUCT,
+    RECURRENT,
     SOFTMAX,
     Facts,
     active_equations,
@@ -41,9 +42,11 @@ class Suggestion(NamedTuple):
 def suggest(fmodel: Program) -> Suggestion:
     """The preset that suits a model: `relevance` and `explainer` take it, `explain` says which it is and why.
 
-    `attn_lrp` where tokens are looked up and where there is more attention than convolutions (a vision transformer has
-    one, which cuts the picture into patches); `epsilon_plus_flat` where a fifth of the layers are convolutions; else
-    `attn_lrp` where normalizations or products of two values are to be taken care of, and `epsilon` for dense layers.
+    `epsilon` for recurrent layers without attention, as their gates count as constants there, unless a fifth of the
+    layers are convolutions; `attn_lrp` where tokens are looked up and where there is more attention than convolutions
+    (a vision transformer has one, which cuts the picture into patches); `epsilon_plus_flat` where a fifth of the layers
+    are convolutions; else `attn_lrp` where normalizations or products of two values are to be taken care of, and
+    `epsilon` for dense layers.
 
     Args:
         fmodel: the program; the canonical one, if it is to be explained in that form.
@@ -58,11 +61,14 @@ def suggest(fmodel: Program) -> Suggestion:
     kinds = Counter(known.kind_of(equation) for equation in equations)
     attention = kinds[ATTENTION] + sum(_weighs(known, equation) for equation in equations)
     convolutions, layers = kinds[CONVOLUTION], kinds[CONVOLUTION] + kinds[DENSE]
+    is_convolutional = convolutions > 0 and convolutions >= layers / 5
+    if kinds[RECURRENT] and not attention and not is_convolutional:
+        return Suggestion(presets.epsilon(), "epsilon()", "the gates of recurrent layers count as constants there")
     if kinds[EMBEDDING]:
         return Suggestion(presets.attn_lrp(), "attn_lrp()", "tokens are looked up in a table")
     if attention and attention >= convolutions:
         return Suggestion(presets.attn_lrp(), "attn_lrp()", f"attention is what decides ({attention} times)")
-    if convolutions and convolutions >= layers / 5:
+    if is_convolutional:
         verb = "is a convolution" if convolutions == 1 else "are convolutions"
         reason = f"{convolutions} of {layers} layer{'s' * (layers > 1)} {verb}"
         return Suggestion(presets.epsilon_plus_flat(), "epsilon_plus_flat()", reason)
