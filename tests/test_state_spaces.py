@@ -253,6 +253,10 @@ def test_what_is_zero_whatever_the_input_is_a_constant(name):
 
 NOT_VANISHING = {
     "ones": lambda x: x.exp() * torch.ones_like(x),
+    "full": lambda x: x.exp() * torch.full((3, 3), 2.0, dtype=x.dtype),
+    "full_like": lambda x: x.exp() * torch.full_like(x, 2.0),
+    "new_full": lambda x: x.exp() * x.new_full((3, 3), 2.0),
+    "a number": lambda x: x.exp() * 2,
     "written": lambda x: x.exp() * x.new_zeros(3, 3).index_fill(0, torch.tensor([1]), 2.0),
     "in part": lambda x: x.exp() * torch.cat([x.new_zeros(2, 3), x.new_ones(1, 3)]),
     "padded": lambda x: x.exp() * F.pad(x.new_zeros(2, 3), (0, 0, 0, 1), value=1.0),
