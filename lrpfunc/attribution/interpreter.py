@@ -347,8 +347,13 @@ def no_relevance(value: Tensor) -> Tensor:
 # -- ends -------------------------------------------------------------------------------------------------------------
 
 
-def at_output(passed: Passed, tree, form: str = "relevance") -> dict[str, Flow]:
-    """What enters at the output's variables: a relevance or a coefficient in the output's structure.
+def of_relevance(tensor: Tensor) -> Flow:
+    """A relevance as what travels backwards."""
+    return Flow(relevance=tensor)
+
+
+def at_output(passed: Passed, tree, entering: Callable[[Tensor], Flow] = of_relevance) -> dict[str, Flow]:
+    """What enters at the output's variables: `entering` of tensors in the output's structure.
 
     It stays where it enters if the variable depends on parameters alone. Integers have none but if they are ids.
     """
@@ -358,7 +363,7 @@ def at_output(passed: Passed, tree, form: str = "relevance") -> dict[str, Flow]:
     active = facts(program).active
     for variable, share in zip(program.output_leaves, optree.tree_leaves(tree, namespace=NAMESPACE), strict=True):
         if isinstance(variable, Variable) and (variable.is_differentiable or variable.name in active):
-            add(flows, variable.name, Flow(**{form: share}), passed.segments[-1].values)
+            add(flows, variable.name, entering(share), passed.segments[-1].values)
     return flows
 
 
@@ -368,11 +373,11 @@ Reading = Callable[[str, "Flow | None", Tensor], Tensor]
 
 def at_inputs(passed: Passed, flows: Mapping[str, Flow], read: Reading):
     """What has arrived at the inputs, in their structure."""
-    arrived = []
+    arrived, active = [], facts(passed.plan.program).active
     leaves, structure = optree.tree_flatten(passed.inputs, namespace=NAMESPACE)
     for leaf, value in zip(passed.plan.program.input_leaves, leaves, strict=True):
         flow = flows.get(leaf.value.name) if isinstance(leaf.value, Variable) else None
-        if flow is not None:
+        if flow is not None and leaf.value.name in active:
             arrived.append(checked_range(read(leaf.label, flow, value)))
         else:
             arrived.append(no_relevance(value) if isinstance(value, Tensor) else value)

@@ -55,7 +55,7 @@ def flows_entering(passed: Passed, target: Target | Flow | Mapping[str, Any]) ->
         return _at_layers(passed, target)
     if isinstance(target, Flow):
         form = "relevance" if target.is_relevance else "coefficient"
-        return at_output(passed, check_relevance(target.tensor, output, form), form)
+        return at_output(passed, check_relevance(target.tensor, output, form), target.moved)
     if isinstance(target, Mapping) or _fits(target, output):
         return at_output(passed, check_relevance(target, output))
     refuse_constant_outputs(program)

@@ -136,7 +136,9 @@ def first_layer(rule: Rule) -> Composite:
 
 
 def _first_layer(rule: Rule, program: Program) -> Assignment:
-    return dict.fromkeys(_first(program), rule)
+    """Of a program that was cut off another one the layers that are first in the whole."""
+    own = {equation.name for equation in program.equations}
+    return {name: rule for name in _first(program.whole) if name in own}
 
 
 def first_match(*composites: Entries) -> Composite:

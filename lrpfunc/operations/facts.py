@@ -82,7 +82,7 @@ def facts(program: Program) -> Facts:
     """The facts of a program: made at the first call, kept with the program."""
     known = program.facts
     if known is None:
-        known = _made(program)
+        known = _made(program) if program.origin is None else _of_part(program, facts(program.whole))
         if not torch.compiler.is_compiling():  # a compiled call must leave nothing behind
             object.__setattr__(program, "facts", known)
     return known
@@ -107,8 +107,7 @@ def _made(program: Program) -> Facts:
     zeros = _zeros(program)
     active, ids = _active(program, zeros)
     inputs = {e.outputs[0].name: _inputs(e, active, ids) for e in program.equations}
-    results = frozenset(variable.name for variable in variables_in(program.output_leaves))
-    equations = tuple(e for e in program.equations if any(variable.name in active for variable in e.outputs))
+    equations, results = _among(program, active), _results(program)
     known = Facts(program, active, equations, _fixed(program), zeros, inputs, program.readers(), results)
     known = replace(known, kinds={e.outputs[0].name: _kind(known, e) for e in program.equations})
     known = replace(known, exponents=exponents(known))
@@ -122,6 +121,27 @@ def _made(program: Program) -> Facts:
         if factor.role == DENOMINATOR and kinds[name] == PRODUCT:
             kinds[name] = NORMALIZATION  # written out
     return replace(known, kinds=kinds, factors=factors)
+
+
+def _of_part(program: Program, known: Facts) -> Facts:
+    """The facts of a program that was cut off another: what its values are was decided by the whole."""
+    return replace(
+        known,
+        program=program,
+        equations=_among(program, known.active),
+        fixed=_fixed(program),
+        readers=program.readers(),
+        results=_results(program),
+        signs={},
+    )
+
+
+def _among(program: Program, active: Collection[str]) -> tuple[Equation, ...]:
+    return tuple(e for e in program.equations if any(variable.name in active for variable in e.outputs))
+
+
+def _results(program: Program) -> frozenset[str]:
+    return frozenset(variable.name for variable in variables_in(program.output_leaves))
 
 
 def _kind(known: Facts, equation: Equation) -> str:

@@ -21,13 +21,14 @@ def cut(program: Program, name: str) -> tuple[Program, Program]:
 
     Errors: `ProgramError`.
     """
-    place = _place(program, name)
+    varying = _varying(program)
+    place = _place(program, name, varying)
     made_of = _needed(program.equations, [place])
     lower = [e for e in program.equations if e.name in made_of]
     upper = [e for e in program.equations if e.name not in made_of]
     if not upper:
         raise ProgramError(f"nothing follows '{name}': what the program gives is made there.")
-    crossing, upper = _interface(program, place, lower, upper)
+    crossing, upper = _interface(program, place, lower, upper, varying)
     first = program.replace(output=crossing[0] if len(crossing) == 1 else tuple(crossing))
     second = replace(
         program,
@@ -35,13 +36,16 @@ def cut(program: Program, name: str) -> tuple[Program, Program]:
         input_leaves=tuple(Leaf((i,), f"crossing_{i}" if i else "x", v) for i, v in enumerate(crossing)),
         equations=tuple(upper),
         takes_keywords=False,
+        origin=first.whole,
     )
     return first, second
 
 
-def _place(program: Program, name: str) -> Variable:
-    """The output of an equation by its name, or of the last one below a module's path."""
-    found = called([e for e in program.equations if e.outputs[0].is_tensor], name)
+def _place(program: Program, name: str, varying: set[str]) -> Variable:
+    """The output of an equation by its name, or of the last one below a module's path that inputs' values are in."""
+    tensors = [e for e in program.equations if e.outputs[0].is_tensor]
+    carrying = [e for e in tensors if e.outputs[0].is_differentiable and e.outputs[0].name in varying]
+    found = called(carrying, name) or called(tensors, name)
     if not found:
         paths = {e.name.rpartition(".")[0] for e in program.equations} - {""}
         hint = near_misses(name, [*(e.name for e in program.equations), *paths])
@@ -65,14 +69,14 @@ def _needed(equations: Sequence[Equation], variables: Iterable[Variable]) -> set
 
 
 def _interface(
-    program: Program, place: Variable, lower: Sequence[Equation], upper: list[Equation]
+    program: Program, place: Variable, lower: Sequence[Equation], upper: list[Equation], varying: set[str]
 ) -> tuple[list[Variable], list[Equation]]:
     """The tensors that cross a cut, the layer's own first, and the equations above it.
 
-    Sizes do not cross: what is asked of a tensor below is asked of one that crosses, or done above once more.
+    What no input's values are in does not cross: what is made of parameters, constants and sizes is made above once
+    more, of sizes that are asked of what crosses.
     """
     above = {v.name for e in upper for v in e.outputs}
-    upper = [e if any(v.name in above for v in e.reads) else _asked_of(e, [place]) for e in upper]
     makers = {v.name: e for e in lower for v in e.outputs}
     crossing = {place.name: place}
     again: dict[str, Equation] = {}
@@ -81,7 +85,7 @@ def _interface(
         name = variable.name
         if name in above or name in again or name in (DEVICE, DTYPE) or name.startswith(PARAMETER):
             return
-        if variable.is_tensor:
+        if name in crossing or (variable.is_tensor and name in varying):
             crossing.setdefault(name, variable)
             return
         maker = _asked_of(makers[name], crossing.values())
@@ -90,12 +94,26 @@ def _interface(
         again[name] = maker
 
     ends = [leaf for leaf in program.output_leaves if isinstance(leaf, Variable)]
-    for variable in [*(v for e in upper for v in e.reads if v.is_tensor), *ends]:
+    needed = [*(v for e in upper if e.function is not size for v in e.reads), *ends]
+    for variable in sorted(needed, key=lambda v: v.name not in varying):  # sizes are asked of all that crosses
         need(variable)
-    for equation in upper:
-        for variable in equation.reads:
-            need(variable)
-    return list(crossing.values()), [*dict.fromkeys(again.values()), *upper]
+    asked = {e.name: _asked_of(e, crossing.values()) for e in upper if _asks_below(e, above)}
+    for equation in asked.values():
+        need(equation.arguments[0])
+    return list(crossing.values()), [*dict.fromkeys(again.values()), *(asked.get(e.name, e) for e in upper)]
+
+
+def _varying(program: Program) -> set[str]:
+    """The names of what inputs' values are in. Sizes are asked of tensors, but hold none of their values."""
+    varying = {leaf.value.name for leaf in program.input_leaves if isinstance(leaf.value, Variable)}
+    for equation in program.equations:
+        if equation.function is not size and any(variable.name in varying for variable in equation.reads):
+            varying.update(variable.name for variable in equation.outputs)
+    return varying
+
+
+def _asks_below(equation: Equation, above: set[str]) -> bool:
+    return equation.function is size and equation.arguments[0].name not in above
 
 
 def _asked_of(equation: Equation, tensors: Iterable[Variable]) -> Equation:

@@ -41,6 +41,8 @@ class Program:
         notes: what became of equations that a pass took away, and where, by their name.
         nodes: the dataclasses among the containers of parameters, inputs and output.
         buffers: the names of the leaves of parameters that a module keeps as buffers, which nobody learns.
+        origin: what makes the inputs of a program that was cut off another one. It tells what they are, so that kinds
+            stay what they were, and nobody evaluates it.
 
     Of these follow: `producers`, the equation that makes a variable, by its name; `output_leaves`; `last_reads`, for
     each equation the results that nobody reads after it; `reference`, the tensor whose device and dtype rule a call:
@@ -65,6 +67,7 @@ class Program:
     notes: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     nodes: tuple[type, ...] = ()
     buffers: tuple[str, ...] = ()
+    origin: Program | None = None
     producers: Mapping[str, Equation] = field(init=False)
     output_leaves: tuple = field(init=False)
     last_reads: tuple[tuple[str, ...], ...] = field(init=False)
@@ -162,6 +165,19 @@ class Program:
                 dtype = values[DTYPE] if follows else expected.dtype
                 calls.check_tensor(label, value, values[DEVICE], dtype, follows)
                 calls.check_shape(label, expected, tuple(value.shape), self.size_ranges, seen)
+
+    @property
+    def whole(self) -> Program:
+        """The program together with what makes its inputs, if it was cut off that."""
+        if self.origin is None:
+            return self
+        equations = (*self.origin.equations, *(e for e in self.equations if not self.origin.makes(e)))
+        parameters = {**self.origin.parameters, **self.parameters}
+        return replace(self.origin, parameters=parameters, equations=equations, output=self.output)
+
+    def makes(self, equation: Equation) -> bool:
+        """Whether an equation makes again what the program has already."""
+        return equation.outputs[0].name in self.producers
 
     # -- rewriting ----------------------------------------------------------------------------------------------------
 
