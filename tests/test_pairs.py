@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import lrpfunc
 from lrpfunc import composites, rules
 from tests.helpers import randomize
+from tests.recurrent import WrittenOut
 
 DOUBLE = torch.float64
 TINY = 1e-13  # stabilizers stand at other sums in the two; what they take is no part of the law
@@ -61,6 +62,11 @@ def attention(to_values: Callable) -> Callable:
 
 def sdpa(x):
     return F.scaled_dot_product_attention(F.linear(x, W), F.linear(x, V), F.linear(x, U))
+
+
+def recurrent(layer: nn.RNNBase) -> Pair:
+    layer = randomize(layer.double()).requires_grad_(False)
+    return Pair(lambda x: layer(x)[0], lambda x: WrittenOut(layer)(x)[0])
 
 
 def written(x):
@@ -129,6 +135,9 @@ PAIRS = {
     "attention by einsum": Pair(
         sdpa, attention(lambda scores, value: torch.einsum("bij,bjd->bid", scores.softmax(-1), value))
     ),
+    "lstm": recurrent(nn.LSTM(6, 3, batch_first=True, bidirectional=True)),
+    "gru": recurrent(nn.GRU(6, 6, 2, batch_first=True)),
+    "rnn": recurrent(nn.RNN(6, 6, nonlinearity="relu", batch_first=True)),
     "layer norm": Pair(
         lambda x: F.layer_norm(x, (6,), W[0], B),
         lambda x: (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt() * W[0] + B,

@@ -128,7 +128,7 @@ def test_dropout_in_training_mode_is_the_identity():
         def __init__(self):
             super().__init__()
             self.attention = nn.MultiheadAttention(4, 2, dropout=0.5, batch_first=True)
-            self.lstm = nn.LSTM(4, 4, 2, dropout=0.5, batch_first=True)
+            self.lstm = nn.LSTM(4, 4, 2, batch_first=True)
             self.drops = nn.Sequential(nn.Dropout(), nn.AlphaDropout(), nn.Dropout1d(), nn.RReLU())
 
         def forward(self, x):

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lrpfunc.errors import TargetError
+from lrpfunc.extras import extra
 
 
 class Heads(nn.Module):
@@ -23,7 +24,7 @@ class Heads(nn.Module):
     >>> detector = torchvision.models.detection.fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=3)
     >>> output = targets.Heads(detector.eval())(torch.zeros(1, 3, 64, 64))
     >>> output["logits"].shape, output["boxes"].shape
-    (torch.Size([1, 85, 3]), torch.Size([1, 85, 4]))
+    (torch.Size([1, 86, 3]), torch.Size([1, 86, 4]))
     """
 
     def __init__(self, detector: Any):
@@ -35,13 +36,12 @@ class Heads(nn.Module):
 
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
         """`logits` (batch, candidates, classes), `boxes` (batch, candidates, 4) in pixels, and other results."""
-        from torchvision.models.detection.image_list import ImageList
-
+        lists = extra("torchvision.models.detection.image_list", "cli", "a detector of torchvision")
         features = self.backbone(pictures)
         features = [features] if isinstance(features, Tensor) else list(features.values())
         found = dict(self.head(features))
         height, width = pictures.shape[-2:]
-        (anchors,) = self.anchor_generator(ImageList(pictures[:1], [(height, width)]), features)
+        (anchors,) = self.anchor_generator(lists.ImageList(pictures[:1], [(height, width)]), features)
         boxes = self._boxes(found.pop("bbox_regression").detach(), anchors)
         return {"logits": found.pop("cls_logits"), "boxes": boxes, **found}
 
