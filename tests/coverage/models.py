@@ -51,7 +51,6 @@ SHALLOW: dict[str, dict[str, Any]] = {
     "beit_base_patch16_224": {"depth": 2},
     "deit3_small_patch16_224": {"depth": 2},
     "eva02_tiny_patch14_224": {"depth": 2},
-    "mixer_s16_224": {"num_blocks": 2},
     "xcit_nano_12_p16_224": {"depth": 2},
 }
 
@@ -153,9 +152,9 @@ def _timm(name: str):
     torch.manual_seed(0)
     model = timm.create_model(name, **SHALLOW.get(name, {}))
     given = model.default_cfg
-    whole = given.get("min_input_size") or given["input_size"]
-    is_free = not given.get("fixed_input_size") and not given.get("min_input_size")
-    return _pictured(randomize(model), (3, SMALLEST, SMALLEST) if is_free else whole)
+    free = (3, SMALLEST, SMALLEST)
+    size = given["input_size"] if given.get("fixed_input_size") else given.get("min_input_size") or free
+    return _pictured(randomize(model), size)
 
 
 # -- Hugging Face -----------------------------------------------------------------------------------------------------
