@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations
 
 import lrpfunc
 from lrpfunc import Flow, composites, rules
-from lrpfunc.errors import ProgramError
+from lrpfunc.errors import ProgramError, TargetError
 from lrpfunc.operations import facts
 from lrpfunc.program import check
 from tests.cases import NETWORKS, TINY, in_float64, subject
@@ -114,6 +114,14 @@ def gru(p, x):
     return state @ p["out"]
 
 
+def state_space(p, x):
+    step, given = F.softplus(x @ p["dt"]), x @ p["b"]
+    state = x.new_zeros(x.shape[0], 6)
+    for dt, u in zip(step.unbind(1), given.unbind(1), strict=True):
+        state = (dt * p["a"]).exp() * state + dt * u
+    return state @ p["out"]
+
+
 def gated(p, x):
     return (x @ p["a"]) * (x @ p["b"]).sigmoid() @ p["c"]
 
@@ -180,6 +188,7 @@ FUNCTIONS = {
     "a gate": (gated, {"a": A, "b": B, "c": C}),
     "swish written out": (swish, {"a": A, "b": B, "c": C}),
     "a GRU": (gru, {**{n: random(5, 6) for n in "zrn"}, **{f"u{n}": random(6, 6) for n in "zrn"}, "out": C}),
+    "a state space": (state_space, {"dt": A, "b": B, "a": -random(6).abs(), "out": C}),
     "a norm written out": (rms_norm, {"a": A, "s": random(6), "c": C}),
     "attention written out": (attention, {"q": W, "k": W + 1, "v": A, "c": C}),
     "experts": (experts, {"a": A, "b": B, "c": C}),
@@ -286,6 +295,23 @@ def test_constants_cross_and_stay_constants():
     assert not relevance[1].any()
 
 
+def test_ids_cross_as_they_are():
+    """Those that a table is looked up by have the relevance of its rows, also where a program ends in them."""
+    given, ids = {"t": random(7, 5), "w": random(5, 2)}, torch.tensor([[1, 2, 3], [4, 5, 6]])
+    function = lambda p, ids: (F.embedding((ids + 1) % 7, p["t"]) @ p["w"]).relu().sum(1)  # noqa: E731
+    fmodel, params = lrpfunc.trace(function, given, ids)
+    expected = lrpfunc.attribute(fmodel, params, ids, EXACT["epsilon"], 1)
+    assert expected.any()
+    for name in ("add", "remainder"):
+        lower, upper = fmodel.cut(name)
+        crossing = lower(params, ids)
+        above = lrpfunc.attribute(upper, params, crossing, EXACT["epsilon"], 1)
+        trail = lrpfunc.record(lower, params, ids, EXACT["epsilon"])
+        torch.testing.assert_close(trail.pull(Flow(relevance=above))[0], expected)
+        with pytest.raises(TargetError, match=r"the output holds integers, to which nothing is proportional: give Fl"):
+            trail.pull(Flow(coefficient=above))
+
+
 def test_first_layers_are_those_of_the_whole():
     fmodel, *_ = subject("convolutional")
     lower, upper = fmodel.cut("second")
@@ -316,6 +342,32 @@ def test_parts_stay_parts_when_they_are_pickled_saved_and_canonized(tmp_path):
     saved, _ = lrpfunc.load(tmp_path / "upper.safetensors")
     for again in (pickle.loads(pickle.dumps(upper)), saved, lrpfunc.canonize(upper, params).fmodel):
         assert lrpfunc.explain(again, composites.cp_lrp()).rows == expected
+
+
+def test_what_comes_after_is_known_to_a_canonized_part_as_well(tmp_path):
+    """A step size is a constant because exponentials follow, whatever the part's own layers have become."""
+
+    class Mixer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.norm, self.step = nn.Linear(5, 5), nn.BatchNorm1d(5), nn.Linear(5, 6)
+            self.rates = nn.Parameter(torch.ones(6))
+
+        def forward(self, x):
+            dt = F.softplus(self.step(self.norm(self.first(x))))
+            return (-dt * self.rates).exp() * x.sum(1, keepdim=True) + dt * x.sum(1, keepdim=True)
+
+    fmodel, params = lrpfunc.functionalize(randomize(Mixer()).eval(), torch.randn(2, 5))
+    canonical = lrpfunc.canonize(fmodel, params)
+    kinds = {e.name: facts(canonical.fmodel).kind_of(e) for e in canonical.fmodel.equations}
+    assert set(kinds) < {e.name for e in fmodel.equations}
+    lower, _ = fmodel.cut("softplus")
+    lrpfunc.save(tmp_path / "lower.safetensors", (lower, params))
+    saved, _ = lrpfunc.load(tmp_path / "lower.safetensors")
+    for part in (lower, saved, pickle.loads(pickle.dumps(lower))):
+        again = lrpfunc.canonize(part, params).fmodel
+        assert {e.name: facts(again).kind_of(e) for e in again.equations}.items() <= kinds.items()
+        assert facts(again).exponents == facts(canonical.fmodel).exponents != frozenset()
 
 
 # -- what crosses -----------------------------------------------------------------------------------------------------

@@ -82,7 +82,8 @@ def facts(program: Program) -> Facts:
     """The facts of a program: made at the first call, kept with the program."""
     known = program.facts
     if known is None:
-        known = _made(program) if program.origin is None else _of_part(program, facts(program.whole))
+        whole = program.whole
+        known = _made(program) if whole is program else _of_part(program, facts(whole))
         if not torch.compiler.is_compiling():  # a compiled call must leave nothing behind
             object.__setattr__(program, "facts", known)
     return known

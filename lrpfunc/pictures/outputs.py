@@ -168,7 +168,7 @@ def settle(program: Program, wish: Meaning, example: Tensor, who: str) -> Settle
 def _settled_end(program: Program, meaning: Meaning, end: _End, who: str) -> Settled:
     if end.logits is not None and not meaning.as_is:
         said = f"{who} ends in {end.name}: the logit in front of it is explained; --as-is explains what comes out."
-        return Settled(program.replace(output=end.logits), meaning, (said,))
+        return Settled(program.replace(output=end.logits, sequel=None), meaning, (said,))
     why = "a part of it comes out, and is explained as it is"
     if end.kind == VALUES:
         why = f"what comes out is no logit: it is taken for {WORDS[meaning.kind or VALUES]}"

@@ -29,16 +29,17 @@ def cut(program: Program, name: str) -> tuple[Program, Program]:
     if not upper:
         raise ProgramError(f"nothing follows '{name}': what the program gives is made there.")
     crossing, upper = _interface(program, place, lower, upper, varying)
-    first = program.replace(output=crossing[0] if len(crossing) == 1 else tuple(crossing))
-    second = replace(
+    taken = tuple(f"crossing_{i}" if i else "x" for i in range(len(crossing)))
+    above = replace(
         program,
-        input_names=tuple(f"crossing_{i}" if i else "x" for i in range(len(crossing))),
-        input_leaves=tuple(Leaf((i,), f"crossing_{i}" if i else "x", v) for i, v in enumerate(crossing)),
+        input_names=taken,
+        input_leaves=tuple(Leaf((i,), name, v) for i, (name, v) in enumerate(zip(taken, crossing, strict=True))),
         equations=tuple(upper),
         takes_keywords=False,
-        origin=first.whole,
+        origin=None,
     )
-    return first, second
+    below = program.replace(output=crossing[0] if len(crossing) == 1 else tuple(crossing), sequel=None)
+    return replace(below, sequel=above.whole), replace(above, origin=below.whole)
 
 
 def _place(program: Program, name: str, varying: set[str]) -> Variable:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lrpfunc.errors import InputError
 from lrpfunc.program import calls, cuts
-from lrpfunc.program.equations import DEVICE, DTYPE, Equation, Variable, substitute, variables_in
+from lrpfunc.program.equations import DEVICE, DTYPE, Equation, Variable, rename, substitute, variables_in
 from lrpfunc.program.names import below_call, matches
 from lrpfunc.program.pytrees import NAMESPACE, Leaf, leaf_names, register
 from lrpfunc.program.tables import equation_row, format_table
@@ -41,8 +41,9 @@ class Program:
         notes: what became of equations that a pass took away, and where, by their name.
         nodes: the dataclasses among the containers of parameters, inputs and output.
         buffers: the names of the leaves of parameters that a module keeps as buffers, which nobody learns.
-        origin: what makes the inputs of a program that was cut off another one. It tells what they are, so that kinds
-            stay what they were, and nobody evaluates it.
+        origin: what makes the inputs of a program that was cut off another one, and
+        sequel: what becomes of its output there. They tell what its values are, so that kinds stay what they were, and
+            nobody evaluates them.
 
     Of these follow: `producers`, the equation that makes a variable, by its name; `output_leaves`; `last_reads`, for
     each equation the results that nobody reads after it; `reference`, the tensor whose device and dtype rule a call:
@@ -68,6 +69,7 @@ class Program:
     nodes: tuple[type, ...] = ()
     buffers: tuple[str, ...] = ()
     origin: Program | None = None
+    sequel: Program | None = None
     producers: Mapping[str, Equation] = field(init=False)
     output_leaves: tuple = field(init=False)
     last_reads: tuple[tuple[str, ...], ...] = field(init=False)
@@ -168,16 +170,31 @@ class Program:
 
     @property
     def whole(self) -> Program:
-        """The program together with what makes its inputs, if it was cut off that."""
-        if self.origin is None:
+        """The program together with what makes its inputs and what becomes of its output, if it was cut off these."""
+        if self.origin is None and self.sequel is None:
             return self
-        equations = (*self.origin.equations, *(e for e in self.equations if not self.origin.makes(e)))
-        parameters = {**self.origin.parameters, **self.parameters}
-        return replace(self.origin, parameters=parameters, equations=equations, output=self.output)
+        parts = [part for part in (self.origin, self, self._continued()) if part is not None]
+        equations: dict[str, Equation] = {}
+        for equation in (equation for part in parts for equation in part.equations):
+            equations.setdefault(equation.outputs[0].name, equation)  # what two of them make is the first one's
+        return replace(
+            parts[0],
+            parameters={name: variable for part in parts for name, variable in part.parameters.items()},
+            equations=tuple(equations.values()),
+            output=parts[-1].output,
+            origin=None,
+            sequel=None,
+        )
 
-    def makes(self, equation: Equation) -> bool:
-        """Whether an equation makes again what the program has already."""
-        return equation.outputs[0].name in self.producers
+    def _continued(self) -> Program | None:
+        """What becomes of the output, as it reads what that is by now."""
+        if self.sequel is None:
+            return None
+        taken = (leaf.value for leaf in self.sequel.input_leaves)
+        given = {old.name: new for old, new in zip(taken, self.output_leaves, strict=True) if isinstance(new, Variable)}
+        equations = tuple(equation.renamed(given) for equation in self.sequel.equations)
+        output = optree.tree_map(lambda leaf: rename(leaf, given), self.sequel.output, namespace=NAMESPACE)
+        return replace(self.sequel, equations=equations, output=output)
 
     # -- rewriting ----------------------------------------------------------------------------------------------------
 
