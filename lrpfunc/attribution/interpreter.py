@@ -153,7 +153,7 @@ def _pass(plan: Plan, segment: _Segment, at: Mapping[str, str], is_final: bool) 
             program.store(equation, equation.evaluate(values), values)
         else:
             tensors = [values[variable.name] for variable in step.inputs]
-            bound = step.operation or bound_operation(program, step, values, hoists=False)
+            bound = step.operation or bound_operation(program, step, values)
             operation = bound.at(tensors, is_final)
             with Naming(rule, equation):
                 output, residuals = checked_pair(rule.forward(operation, *tensors))
@@ -355,7 +355,8 @@ def of_relevance(tensor: Tensor) -> Flow:
 def at_output(passed: Passed, tree, entering: Callable[[Tensor], Flow] = of_relevance) -> dict[str, Flow]:
     """What enters at the output's variables: `entering` of tensors in the output's structure.
 
-    It stays where it enters if the variable depends on parameters alone. Integers have none but if they are ids.
+    It stays where it enters if the variable depends on parameters alone. Integers have none but if they are ids, to
+    which nothing is proportional: what enters there is relevance, as it is where coefficients come out.
     """
     program = passed.plan.program
     refuse_constant_outputs(program)
@@ -363,7 +364,8 @@ def at_output(passed: Passed, tree, entering: Callable[[Tensor], Flow] = of_rele
     active = facts(program).active
     for variable, share in zip(program.output_leaves, optree.tree_leaves(tree, namespace=NAMESPACE), strict=True):
         if isinstance(variable, Variable) and (variable.is_differentiable or variable.name in active):
-            add(flows, variable.name, entering(share), passed.segments[-1].values)
+            flow = entering(share) if variable.is_differentiable else of_relevance(share)
+            add(flows, variable.name, flow, passed.segments[-1].values)
     return flows
 
 

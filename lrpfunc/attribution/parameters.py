@@ -146,7 +146,7 @@ def _by_rule(
     if rule is None or rule.parameters is None or len(outputs) > 1:
         return None
     inputs = tuple(values[variable.name] for variable in step.inputs)
-    operation = bound_operation(plan.program, step, values, hoists=False).at(inputs)
+    operation = bound_operation(plan.program, step, values).at(inputs)
     with Naming(rule, step.equation):
         return rule.parameters(operation, inputs, values[outputs[0].name], arrived[outputs[0].name], opened)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
+from lrpfunc.attribution import keeping
 from lrpfunc.compat import outside_inference
 from lrpfunc.composites import Assignment, Entries, assign_everywhere, reached, refuse_fallbacks
 from lrpfunc.errors import RuleError, TraceError
@@ -53,11 +54,24 @@ class Plan(NamedTuple):
         return planned, (self.program, values, self.ranges, self.assigned, self.hoists, self.is_strict)
 
 
+class Sketch(NamedTuple):
+    """What a plan has without parameters: its steps without operations; `kept` and `lays_out` as there."""
+
+    steps: tuple[Step, ...]
+    kept: frozenset[str]
+    lays_out: bool
+
+
+# What becomes of a step's operation that has a weight: one with what the rule makes of that.
+Hoisting = Callable[[Rule, Operation], Operation]
+
+
 @outside_inference(NAMESPACE)
 def make_plan(
     fmodel: Program, params, rules: Entries, strict: bool, input_range: InputRange, hoists: bool = False
 ) -> Plan:
-    """All that can be decided without an input. `hoists`: also what rules make of parameters, which takes memory.
+    """All that can be decided without an input. `hoists`: also what rules make of parameters, which takes memory;
+    without it what pays is kept with the program, if the same parameters come again and again.
 
     Errors: `TraceError`, `ParameterError`, `RuleError`, `InputError`.
     """
@@ -66,7 +80,13 @@ def make_plan(
         raise TraceError(f"a program is needed, as functionalize and trace return it first, but got {kind}.")
     ranges = input_ranges(fmodel, input_range)
     assigned = assign_everywhere(fmodel, rules)
-    return planned(fmodel, fmodel.bind_params(params), ranges, assigned, hoists, strict)
+    values = fmodel.bind_params(params)
+    if hoists:
+        return planned(fmodel, values, ranges, assigned, hoists, strict)
+    kept = keeping.of(fmodel, assigned, ranges, strict)
+    if kept.sketch is None:
+        kept.sketch = _sketched(fmodel, assigned, ranges, strict)
+    return _filled(fmodel, kept.sketch, values, ranges, kept.assigned, kept.hoisted, strict)
 
 
 def planned(
@@ -81,35 +101,52 @@ def planned(
 
     Errors: `RuleError`.
     """
+    sketch = _sketched(fmodel, assigned, ranges, is_strict)
+    plan = _filled(fmodel, sketch, values, ranges, assigned, _all_hoisted if hoists else None, is_strict)
+    return plan._replace(hoists=hoists)
+
+
+def _all_hoisted(rule: Rule, operation: Operation) -> Operation:
+    return operation.hoisting(rule.hoists)
+
+
+def _sketched(fmodel: Program, assigned: Mapping[str, Rule], ranges: Mapping, is_strict: bool) -> Sketch:
     known = facts(fmodel)
     rules = _rules(fmodel, assigned, known.results, is_strict)
     signs = nonnegative(fmodel, ranges) if fast_paths.taken else frozenset()
     rectified, coefficients = _forms(fmodel, rules, frozenset())
     steps = []
     for equation, dead in zip(fmodel.equations, fmodel.last_reads, strict=True):
-        rule = rules.get(equation.name)
         inputs = known.inputs_of(equation)
-        if rule is None and all(variable.name in values for variable in equation.reads):
+        context = Context(
+            is_nonnegative=all(variable.name in signs for variable in inputs),
+            is_rectified=equation.outputs[0].name in rectified,
+            gets_coefficients=equation.outputs[0].name in coefficients,
+        )
+        steps.append(Step(equation, rules.get(equation.name), None, inputs, context, dead))
+    return Sketch(tuple(steps), _meeting_points(fmodel, coefficients), _lays_out(fmodel, rules))
+
+
+def _filled(
+    fmodel: Program,
+    sketch: Sketch,
+    values: dict[str, Any],
+    ranges: Mapping[str, tuple[float, float]],
+    assigned: Mapping[str, Rule],
+    hoisting: Hoisting | None,
+    is_strict: bool,
+) -> Plan:
+    """A sketch with the values of parameters: what they alone make, and the operations that take nothing else."""
+    steps = []
+    for step in sketch.steps:
+        equation = step.equation
+        if step.rule is None and all(variable.name in values for variable in equation.reads):
             fmodel.store(equation, equation.evaluate(values), values)
             continue
-        step = Step(
-            equation,
-            rule,
-            None,
-            inputs,
-            Context(
-                is_nonnegative=all(variable.name in signs for variable in inputs),
-                is_rectified=equation.outputs[0].name in rectified,
-                gets_coefficients=equation.outputs[0].name in coefficients,
-            ),
-            dead,
-        )
-        if rule is not None and all(v.name in values or v in inputs for v in equation.reads):
-            step = step._replace(operation=bound_operation(fmodel, step, values, hoists))
+        if step.rule is not None and all(v.name in values or v in step.inputs for v in equation.reads):
+            step = step._replace(operation=bound_operation(fmodel, step, values, hoisting))
         steps.append(step)
-    kept = _meeting_points(fmodel, coefficients)
-    lays_out = _lays_out(fmodel, rules)
-    return Plan(fmodel, values, tuple(steps), ranges, kept, lays_out, assigned, hoists, is_strict)
+    return Plan(fmodel, values, tuple(steps), ranges, sketch.kept, sketch.lays_out, assigned, False, is_strict)
 
 
 def _rules(program: Program, assigned: Mapping[str, Rule], entered: Collection[str], is_strict: bool) -> Assignment:
@@ -140,14 +177,16 @@ def opened(plan: Plan, places: frozenset[str]) -> Plan:
     return plan._replace(steps=tuple(steps), kept=kept, places=places, lays_out=lays_out)
 
 
-def bound_operation(program: Program, step: Step, values: Mapping[str, Any], hoists: bool) -> Operation:
-    """The operation of a step, and with `hoists` what its rule makes of the parameters."""
+def bound_operation(
+    program: Program, step: Step, values: Mapping[str, Any], hoisting: Hoisting | None = None
+) -> Operation:
+    """The operation of a step, and with `hoisting` what its rule makes of the parameters."""
     assert step.rule is not None
     operation = bind(program, step.equation, values, step.context)
-    if not (hoists and operation.is_weighted):
+    if hoisting is None or not operation.is_weighted:
         return operation
     with Naming(step.rule, step.equation):
-        return operation.hoisting(step.rule.hoists)
+        return hoisting(step.rule, operation)
 
 
 class Naming:

@@ -280,8 +280,6 @@ def check_relevance(relevance: Any, output: Any, form: str = "relevance") -> Any
             raise TargetError(f"the {form} of the output must have its shape, {tuple(needed.shape)}, but has {shape}.")
         dtype = real_dtype(needed) if form == "relevance" else needed.dtype
         is_of_ids = got.is_floating_point() and not (needed.is_floating_point() or needed.is_complex())
-        if is_of_ids and form != "relevance":
-            raise TargetError("the output holds integers, to which nothing is proportional: give Flow(relevance=...).")
         if got.dtype != dtype and not is_of_ids:
             as_it_is = "as it is" if dtype == needed.dtype else "as it is real also of complex numbers"
             raise TargetError(f"the {form} of the output must be {dtype} {as_it_is}, but is {got.dtype}.")

@@ -1,5 +1,6 @@
 """What an equation is to relevance: the table of ATen, kinds, facts of a program, and an equation as a function."""
 
+from lrpfunc.operations import kernels
 from lrpfunc.operations.cells import Cell, Recurrence, Shares, Steps, in_rows, let_out, times
 from lrpfunc.operations.channels import (
     Absorber,

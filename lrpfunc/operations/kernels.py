@@ -15,7 +15,7 @@ from torch import Tensor
 from lrpfunc import compat
 from lrpfunc.program import is_plain
 
-SEVERAL = 4  # samples
+LEAST = 2**21  # products, which take about as long as oneDNN needs to find out what to do with a weight
 
 # What was made of a weight, by what it was made for: an input's shape, and which of the two functions.
 Packs = dict[str, tuple[torch.Size, int, Tensor]]
@@ -23,7 +23,7 @@ Packs = dict[str, tuple[torch.Size, int, Tensor]]
 
 def convolve(packs: compat.TensorTable | None, x, weight, bias, stride, padding, dilation, groups) -> Tensor | None:
     """`conv2d` of its arguments. `packs`: where weights in another layout are kept."""
-    if isinstance(padding, str) or not _fits(packs, x, weight, bias):
+    if isinstance(padding, str) or not _fits(x, weight, bias):
         return None
     geometry = _pair(padding), _pair(stride), _pair(dilation), groups
     packed = _packed(packs, "convolve", x, weight, lambda: compat.pack_convolution(weight, *geometry, x.shape))
@@ -34,7 +34,7 @@ def convolve_transposed(
     packs: compat.TensorTable | None, x, weight, bias, stride, padding, left_over, groups, dilation
 ) -> Tensor | None:
     """`conv_transpose2d` of its arguments, as `convolve` does it. `left_over`: its output_padding."""
-    if not _fits(packs, x, weight, bias):
+    if not _fits(x, weight, bias):
         return None
     geometry = _pair(padding), _pair(left_over), _pair(stride), _pair(dilation), groups
     packed = _packed(packs, "transposed", x, weight, lambda: compat.pack_transposed(weight, *geometry, x.shape))
@@ -46,21 +46,29 @@ def _pair(value: int | Sequence[int]) -> list[int]:
     return values * 2 if len(values) == 1 else values
 
 
-def _fits(packs: compat.TensorTable | None, x, weight, bias) -> bool:
-    """Channels must be last, and surely so, as they are in the result; a row of pixels has any layout.
+def suit(*tensors: Tensor) -> bool:
+    """Whether a weight, and a bias if there is one, may be of a convolution that these functions compute.
 
-    What is laid out for one call alone must be so for several samples, or it takes more time than it saves.
+    One channel by itself (depthwise) has so few weights that ATen lays them out in no time.
     """
-    tensors = (x, weight) if bias is None else (x, weight, bias)
     return (
         is_plain(*tensors)
-        and weight.dim() == x.dim() == 4
-        and (packs is not None or len(x) >= SEVERAL)
+        and tensors[0].dim() == 4
+        and tensors[0].shape[1] > 1
+        and all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
+        and compat.has_packed_convolutions()
+    )
+
+
+def _fits(x, weight, bias) -> bool:
+    """Channels must be last, and surely so, as they are in the result; a row of pixels has any layout."""
+    return (
+        suit(weight, x, *(() if bias is None else (bias,)))
+        and x.dim() == 4
         and x.is_contiguous(memory_format=torch.channels_last)
         and not x.is_contiguous()
-        and all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
         and x.numel() > 0
-        and compat.has_packed_convolutions()
+        and x[:, 0].numel() * weight.numel() >= LEAST
     )
 
 

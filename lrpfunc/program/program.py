@@ -47,7 +47,8 @@ class Program:
 
     Of these follow: `producers`, the equation that makes a variable, by its name; `output_leaves`; `last_reads`, for
     each equation the results that nobody reads after it; `reference`, the tensor whose device and dtype rule a call:
-    the first floating-point one with dimensions, or the first. `facts` is what `operations.facts` keeps here.
+    the first floating-point one with dimensions, or the first. `facts` is what `operations.facts` keeps here, `kept`
+    what `attribution.keeping` does.
 
     >>> import lrpfunc, torch
     >>> program, params = lrpfunc.trace(lambda w, x: (x @ w).relu(), torch.eye(3), torch.ones(2, 3))
@@ -75,6 +76,7 @@ class Program:
     last_reads: tuple[tuple[str, ...], ...] = field(init=False)
     reference: Variable | None = field(init=False)
     facts: Any = field(init=False, default=None)  # what operations.facts knows of it
+    kept: Any = field(init=False, default=None)  # what an explanation leaves for the next one
 
     def __post_init__(self):
         for kind in self.nodes:

@@ -8,7 +8,7 @@ from lrpfunc.rules.linear import alpha_beta, epsilon, flat, gamma, norm, transfo
 from lrpfunc.rules.normalization import normalization
 from lrpfunc.rules.products import gate, halve
 from lrpfunc.rules.recurrences import recurrent
-from lrpfunc.rules.rule import Rule, call_of, called, gradient, input_times_gradient, nothing, pass_through
+from lrpfunc.rules.rule import Rule, call_of, called, gradient, input_times_gradient, is_same, nothing, pass_through
 from lrpfunc.rules.stabilizers import Stabilizer, StabilizerLike, settings_of, stabilizer
 
 __all__ = [

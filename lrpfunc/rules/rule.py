@@ -10,7 +10,7 @@ from lrpfunc.operations import Operation
 from lrpfunc.program import multiply
 from lrpfunc.rules.flows import Flow
 from lrpfunc.rules.labels import Label, call, remade
-from lrpfunc.rules.stabilizers import StabilizerLike, as_stabilizer, check_named
+from lrpfunc.rules.stabilizers import Stabilizer, StabilizerLike, as_stabilizer, check_named
 
 # What a rule may declare by `gives`.
 COEFFICIENTS, SAME, SHIFTED, RECTIFIED = "coefficients", "same", "shifted", "rectified"
@@ -90,6 +90,27 @@ def _call(rule: Rule) -> tuple[str, tuple, Mapping[str, Any]] | None:
         return None
     call = rule.label.name, rule.label.arguments, rule.label.keywords
     return call if _is_alike(remade(*call), rule) else None
+
+
+def is_same(one: Rule, other: Rule) -> bool:
+    """Whether two rules are surely the same: one object, or made by the same call of a constructor."""
+    if one is other:
+        return True
+    calls = _call(one), _call(other)
+    return None not in calls and _are_equal(*calls)
+
+
+def _are_equal(one: Any, other: Any) -> bool:
+    """Whether two calls, or what they were given, are the same. Tensors are where they are one object."""
+    if isinstance(one, Rule) and isinstance(other, Rule):
+        return is_same(one, other)
+    if isinstance(one, Stabilizer) and isinstance(other, Stabilizer):
+        return one is other or (one.epsilon is not None and one.epsilon == other.epsilon and one.label == other.label)
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_are_equal(one[key], other[key]) for key in one)
+    if type(one) is tuple and type(other) is tuple:
+        return len(one) == len(other) and all(map(_are_equal, one, other))
+    return one is other or (type(one) is type(other) and isinstance(one, (str, int, float)) and one == other)
 
 
 def called(rule: Rule | None) -> tuple[str, tuple]:
