@@ -15,6 +15,9 @@ X = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0), dtype=to
 NEVER_BELOW_ZERO = {
     "relu": F.relu,
     "relu6": F.relu6,
+    "hardtanh, as nn.ReLU6 is": lambda x: F.hardtanh(x, 0.0, 6.0),
+    "hardtanh above zero": lambda x: F.hardtanh(x, 0.5, 2.0),
+    "hardtanh of what never is": lambda x: F.hardtanh(x.relu()),
     "sigmoid": torch.sigmoid,
     "hardsigmoid": F.hardsigmoid,
     "softmax": lambda x: x.softmax(1),
@@ -57,6 +60,8 @@ MAY_BE = {
     "clamp": lambda x: x.clamp(-1.0, 2.0),
     "clamp max": lambda x: x.clamp(max=2.0),
     "clamp to below zero": lambda x: x.clamp(0.0, -1.0),
+    "hardtanh": lambda x: F.hardtanh(x),
+    "hardtanh below zero": lambda x: F.hardtanh(x.relu(), -2.0, -1.0),
     "odd power": lambda x: x**3,
     "difference": lambda x: x.relu() - x.sigmoid(),
     "sum with a negative number": lambda x: x.relu() + -1.5,

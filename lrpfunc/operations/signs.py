@@ -90,6 +90,11 @@ def clamps(equation: Equation, is_nonnegative) -> bool:
     return (is_nonnegative(x) or is_nonnegative(low)) and (high is None or is_nonnegative(high))
 
 
+def clamps_by_position(equation: Equation, is_nonnegative) -> bool:
+    """As `clamps`, of what calls the ends otherwise where they are given by name."""
+    return clamps(equation, is_nonnegative) and not equation.keywords
+
+
 def exp_over_sum(equation: Equation, is_nonnegative) -> bool:
     """If the factor is, where there is one."""
     factor = equation.arguments[3]

@@ -140,7 +140,7 @@ ACTIVATIONS = {
     "relu6": POSITIVE._replace(bounds=moves.of_relu6),
     "threshold_relu": Row(THRESHOLD_RELU, bounds=moves.of_threshold_relu),
     "leaky_relu": KEEPS_SIGN._replace(ratio=ratios.leaky_relu_ratio, bounds=moves.of_leaky_relu),
-    "hardtanh": Row(ACTIVATION, bounds=moves.of_clamp),
+    "hardtanh": Row(ACTIVATION, sign=signs.clamps_by_position, bounds=moves.of_clamp),
     "clamp": CLAMP._replace(names=("clip",), bounds=moves.of_clamp),
     "clamp_min": CLAMP._replace(bounds=moves.of_clamp_min),
     "clamp_max": CLAMP._replace(sign=None, bounds=moves.of_clamp_max),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
+from torch import Tensor
 
 from lrpfunc.errors import RuleError
 from lrpfunc.program import minimum
@@ -140,10 +143,17 @@ def clamp(stabilizer: StabilizerLike = 1e-6) -> Rule:
         (low, high, slope), x, y = residuals
         if flow.is_relevance and not flow.by_value:
             return flow
-        from_bend = minimum(y - low, high - y)
         if not slope:
-            return flow.moved(rectify(flow.tensor, from_bend))
+            return flow.moved(_between(flow.tensor, y, low, high))
+        from_bend = minimum(y - low, high - y)
         beyond = x * stabilize.quotient(flow.tensor, y) if flow.is_relevance else flow.tensor
         return flow.moved(torch.where(from_bend > 0, flow.tensor, slope * beyond))
 
     return Rule(call("clamp", stabilizer=stabilize), forward, backward, gives=SAME, any_layout=True)
+
+
+def _between(tensor: Tensor, y: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
+    """`tensor` where low < y < high, else 0."""
+    if isinstance(low, Tensor) or low > -math.inf:
+        tensor = rectify(tensor, y if isinstance(low, float) and low == 0 else y - low)
+    return rectify(tensor, high - y) if isinstance(high, Tensor) or high < math.inf else tensor

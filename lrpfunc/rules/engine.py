@@ -22,7 +22,7 @@ from lrpfunc.errors import RuleError
 from lrpfunc.operations import CONVOLUTION, DENSE, Operation
 from lrpfunc.operations.pullbacks import pull_back
 from lrpfunc.program import add, divide, fast_paths, multiply
-from lrpfunc.rules.flows import Flow, factors
+from lrpfunc.rules.flows import Flow, factors, rectify
 from lrpfunc.rules.labels import Label, remade
 from lrpfunc.rules.rule import COEFFICIENTS, Rule, as_coefficients
 from lrpfunc.rules.stabilizers import Stabilizer, as_stabilizer
@@ -254,7 +254,7 @@ def _where(branch: Branch, output: Tensor | None, s: Tensor) -> Tensor:
     """Only at outputs of the branch's sign. Where none is kept the flow is rectified, so that only s > 0 is left."""
     if not branch.where or output is None:
         return s
-    return torch.where(output > 0 if branch.where > 0 else output < 0, s, 0.0)
+    return rectify(s, output if branch.where > 0 else -output)
 
 
 def over(flow: Flow, stable: Tensor, value: Tensor | None, is_spare: bool = False) -> Tensor:
@@ -306,8 +306,8 @@ def _sum(tensors: Sequence) -> Any:
 
 
 def _by_sign(x: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-    """`negative` where x < 0, else `positive`; torch.where takes several times as long on a CPU."""
-    return torch.lerp(positive, negative, (x < 0).to(positive.dtype))
+    """`negative` where x < 0, else `positive`."""
+    return add(rectify(positive, x, keeps_zero=True), rectify(negative, -x))
 
 
 def _as_relevances(moved) -> Flow | tuple[Flow, ...]:

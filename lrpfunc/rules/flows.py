@@ -110,6 +110,8 @@ def factors(flow: Flow, value: Tensor | None) -> tuple[Tensor, Tensor]:
     return factor, flow._tensor
 
 
-def rectify(tensor: Tensor, by: Tensor) -> Tensor:
-    """`tensor` where `by` > 0, else 0; one pass, ten times as fast as torch.where on a CPU."""
-    return torch.ops.aten.threshold_backward(tensor, by, 0)
+def rectify(tensor: Tensor, by: Tensor, keeps_zero: bool = False) -> Tensor:
+    """`tensor` where `by` > 0, or >= 0, else 0; one pass, ten times as fast as torch.where on a CPU."""
+    info = torch.finfo(by.dtype)
+    threshold = -info.smallest_normal * info.eps if keeps_zero else 0  # next to zero
+    return torch.ops.aten.threshold_backward(tensor, by, threshold)
