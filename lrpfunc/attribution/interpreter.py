@@ -19,7 +19,7 @@ from lrpfunc.attribution.checks import (
     refuse_other_inputs,
 )
 from lrpfunc.attribution.memory import Watch, contiguous
-from lrpfunc.attribution.plans import Naming, Plan, Step, bound_operation
+from lrpfunc.attribution.plans import Plan, Step, bound_operation, named
 from lrpfunc.compat import outside_inference
 from lrpfunc.errors import InputError, RuleError
 from lrpfunc.operations import Operation, facts
@@ -58,7 +58,8 @@ class Passed:
     """What a forward pass leaves behind for backward passes.
 
     `at`: variables by the names that people have for them, where relevance is read, enters or is edited; `values`: of
-    these variables. `use`: of what is for one backward pass; else None.
+    these variables. `use`: of what is for one backward pass; else None. `is_watched`: whether inputs and parameters may
+    be written to before that.
     """
 
     def __init__(
@@ -70,11 +71,12 @@ class Passed:
         output: Any,
         at: Mapping[str, str],
         use: Use | None,
+        is_watched: bool = True,
     ):
         self.plan, self.inputs, self.pack, self.segments = plan, inputs, pack, segments
         self.output, self.at, self.use = output, at, use
         self.values = {variable: segments[-1].values[variable] for variable in at.values()}
-        self.watch = Watch(_given(plan, inputs))
+        self.watch = Watch(_given(plan, inputs) if is_watched else {})
 
     def refuse_spent(self) -> None:
         """Errors: `InputError` if this was for one backward pass and had it, or what it needs was written over."""
@@ -119,7 +121,9 @@ def _given(plan: Plan, inputs: tuple) -> dict[str, Any]:
 
 
 @outside_inference(NAMESPACE)
-def forward(plan: Plan, x, at: Mapping[str, str], checkpoint: int | None, is_final: bool) -> Passed:
+def forward(
+    plan: Plan, x, at: Mapping[str, str], checkpoint: int | None, is_final: bool, is_watched: bool = True
+) -> Passed:
     """Pass through a plan's steps under their rules, or, with `checkpoint`, through all but the last segment without.
 
     Errors: `InputError`, `RuleError`.
@@ -141,7 +145,7 @@ def forward(plan: Plan, x, at: Mapping[str, str], checkpoint: int | None, is_fin
     segments.append(_Segment(parts[-1], values))
     _pass(plan, segments[-1], at, is_final)
     use = Use() if is_final else None
-    return Passed(plan, inputs, pack, segments, contiguous(program.result(values)), at, use)
+    return Passed(plan, inputs, pack, segments, contiguous(program.result(values)), at, use, is_watched)
 
 
 def _pass(plan: Plan, segment: _Segment, at: Mapping[str, str], is_final: bool) -> None:
@@ -155,10 +159,12 @@ def _pass(plan: Plan, segment: _Segment, at: Mapping[str, str], is_final: bool) 
             tensors = [values[variable.name] for variable in step.inputs]
             bound = step.operation or bound_operation(program, step, values)
             operation = bound.at(tensors, is_final)
-            with Naming(rule, equation):
+            try:
                 output, residuals = checked_pair(rule.forward(operation, *tensors))
                 outputs = output if isinstance(output, (tuple, list)) else (output,)
                 check_outputs(equation, outputs)
+            except RuleError as error:
+                raise named(error, rule, equation) from error
             program.store(equation, outputs, values)
             records.append(_Record(step, operation, residuals))
         _forget(values, step, needed)
@@ -277,8 +283,10 @@ def _retreat(
             _forget_results(step, values, inner)
         if flow is None:
             continue
-        with Naming(step.rule, step.equation):
+        try:
             moved = step.rule.backward(operation, residuals, flow)
+        except RuleError as error:
+            raise named(error, step.rule, step.equation) from error
         del residuals
         who = f"{step.rule.label} at layer '{step.equation.name}'"
         sent = checked_flows(who, moved, operation.shapes)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lrpfunc.attribution.checks import checked_range
 from lrpfunc.attribution.interpreter import add, no_relevance
-from lrpfunc.attribution.plans import Naming, Plan, Step, bound_operation, make_plan
+from lrpfunc.attribution.plans import Plan, Step, bound_operation, make_plan, named
 from lrpfunc.attribution.records import followed
 from lrpfunc.attribution.targets import Target
 from lrpfunc.composites import Entries
@@ -147,8 +147,10 @@ def _by_rule(
         return None
     inputs = tuple(values[variable.name] for variable in step.inputs)
     operation = bound_operation(plan.program, step, values).at(inputs)
-    with Naming(rule, step.equation):
+    try:
         return rule.parameters(operation, inputs, values[outputs[0].name], arrived[outputs[0].name], opened)
+    except RuleError as error:
+        raise named(error, rule, step.equation) from error
 
 
 def _by_derivative(

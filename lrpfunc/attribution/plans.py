@@ -185,22 +185,15 @@ def bound_operation(
     operation = bind(program, step.equation, values, step.context)
     if hoisting is None or not operation.is_weighted:
         return operation
-    with Naming(step.rule, step.equation):
+    try:
         return hoisting(step.rule, operation)
+    except RuleError as error:
+        raise named(error, step.rule, step.equation) from error
 
 
-class Naming:
-    """Add the rule and the layer to a rule's error, once, where both are known."""
-
-    def __init__(self, rule: Rule, equation: Equation):
-        self.rule, self.equation = rule, equation
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, trace):
-        if isinstance(error, RuleError):
-            raise RuleError(f"{self.rule.label} at layer '{self.equation.name}': {error}") from error
+def named(error: RuleError, rule: Rule, equation: Equation) -> RuleError:
+    """A rule's error with the rule and the layer, once both are known."""
+    return RuleError(f"{rule.label} at layer '{equation.name}': {error}")
 
 
 def _forms(program: Program, assigned: Mapping[str, Rule], places: frozenset[str]) -> tuple[set[str], set[str]]:

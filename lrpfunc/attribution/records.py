@@ -74,11 +74,12 @@ def record(
 def recorded(
     plan: Plan, x, at: str | Sequence[str] | None, checkpoint: int | None, reads_only: bool = False, once: bool = False
 ) -> Trail:
-    """The trail of a plan. `reads_only`: at inner layers relevance is only looked at; `once`: it is pulled once."""
-    places = outputs_named(plan.program, at)
+    """The trail of a plan. `reads_only`: at inner layers relevance is only looked at, and it is pulled at once; `once`:
+    it is pulled once."""
+    places = {} if at is None else outputs_named(plan.program, at)
     if not reads_only:
         plan = opened(plan, frozenset(places.values()))
-    return Trail(forward(plan, x, places, checkpoint, is_final=once))
+    return Trail(forward(plan, x, places, checkpoint, is_final=once, is_watched=not reads_only))
 
 
 def followed(plan: Plan, x, names: Iterable[str], target: Any) -> tuple[Mapping[str, Any], dict[str, Flow]]:

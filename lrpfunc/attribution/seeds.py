@@ -13,7 +13,7 @@ from lrpfunc.attribution.checks import refuse_constant_outputs
 from lrpfunc.attribution.interpreter import Edit, Passed, add, at_output
 from lrpfunc.attribution.memory import own
 from lrpfunc.attribution.places import outputs_named
-from lrpfunc.attribution.targets import Target, check_relevance, has_batch, is_function, real_dtype, seed
+from lrpfunc.attribution.targets import Target, check_relevance, has_batch, is_class, is_function, real_dtype, seed
 from lrpfunc.composites import variables_seen
 from lrpfunc.errors import InputError, LrpError, RuleError, TargetError
 from lrpfunc.program import NAMESPACE
@@ -56,7 +56,7 @@ def flows_entering(passed: Passed, target: Target | Flow | Mapping[str, Any]) ->
     if isinstance(target, Flow):
         form = "relevance" if target.is_relevance else "coefficient"
         return at_output(passed, check_relevance(target.tensor, output, form), target.moved)
-    if isinstance(target, Mapping) or _fits(target, output):
+    if isinstance(target, Mapping) or (not is_class(target) and _fits(target, output)):
         return at_output(passed, check_relevance(target, output))
     refuse_constant_outputs(program)
     given = own(output) if is_function(target) else output

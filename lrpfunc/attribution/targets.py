@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lrpfunc.errors import TargetError
 from lrpfunc.operations import row_of
-from lrpfunc.program import NAMESPACE, PARAMETER, Program, Variable
+from lrpfunc.program import NAMESPACE, PARAMETER, Program, Variable, is_plain
 
 Target = int | Tensor | Sequence | Callable | None
 
@@ -38,8 +38,9 @@ def _marked(output: Any, target: Target, has_batch: bool, mark: Callable[[Tensor
     leaves, structure = optree.tree_flatten(output, namespace=NAMESPACE)
     position = _explained(leaves)
     logits = leaves[position]
-    marked = [torch.zeros_like(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-    marked[position] = mark(logits, _one_hot(logits, target) if has_batch else _one_hot(logits[None], target)[0])
+    chosen = _one_hot(logits, target) if has_batch else _one_hot(logits[None], target)[0]
+    marked = [torch.zeros_like(leaf) if isinstance(leaf, Tensor) and leaf is not logits else leaf for leaf in leaves]
+    marked[position] = mark(logits, chosen)
     return optree.tree_unflatten(structure, marked)
 
 
@@ -231,7 +232,8 @@ def _known_range(index: Tensor) -> tuple[int, int]:
     if torch.compiler.is_compiling() or index.numel() == 0:
         return 0, 0
     try:
-        return int(index.min()), int(index.max())
+        low, high = torch.aminmax(index)
+        return int(low), int(high)
     except RuntimeError:
         return 0, 0
 
@@ -246,8 +248,18 @@ def is_int(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
+def is_class(target: Any) -> bool:
+    """Whether it is a class for sure, or one for each sample: None, an integer or a tensor of integers."""
+    if isinstance(target, Tensor):
+        return not (target.is_floating_point() or target.is_complex())
+    return target is None or is_int(target)
+
+
 def mark(logits: Tensor, indices: list[Tensor]) -> Tensor:
     """True where all indices of a sample agree, else False: comparisons only, so that it maps over any transform."""
+    if logits.dim() == 2 and is_plain(logits, *indices):
+        chosen = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
+        return chosen.scatter_(1, (indices[0] % logits.shape[1])[:, None], True)
     agree = []
     for axis, index in enumerate(indices, start=1):
         size = logits.shape[axis]
