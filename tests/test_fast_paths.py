@@ -5,11 +5,13 @@ layout of convolutions, closed forms, epsilon in biases. The pieces that plans d
 """
 
 import contextlib
+import copy
 import re
 from functools import partial
 from unittest import mock
 
 import hypothesis
+import optree
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,14 +22,14 @@ import lrpfunc
 from lrpfunc import Flow, composites, rules
 from lrpfunc.attribution import plans
 from lrpfunc.errors import RuleError
-from lrpfunc.program import arithmetic, fast_paths
+from lrpfunc.program import NAMESPACE, arithmetic, fast_paths
 from lrpfunc.rules.rule import COEFFICIENTS, RECTIFIED, SAME
 from tests.helpers import randomize, relative_error
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-4}
 
 # What a plan knows, by the function that decides it and what it says of a program of which nothing is known.
-PIECES = {"nonnegative": frozenset(), "_forms": (set(), set()), "_lays_out": False}
+PIECES = {"nonnegative": frozenset(), "_forms": (set(), set(), set()), "_lays_out": False}
 
 
 def generic_path():
@@ -133,10 +135,32 @@ def test_each_piece_changes_nothing_but_the_time(name, dtype):
     pieces = [mock.patch.object(plans, name, return_value=nothing) for name, nothing in PIECES.items()]
     for off in (contextlib.nullcontext(), generic_path(), *pieces):
         with off:
-            fast, fast_inner = lrpfunc.attribute(fmodel, params, x, rules, at=list(inner))
+            again = copy.deepcopy(fmodel)  # which knows nothing of the other piece
+            fast, fast_inner = lrpfunc.attribute(again, params, x, rules, at=list(inner))
         assert relative_error(fast, generic) <= TOLERANCE[dtype], off
         for layer in inner:
             assert relative_error(fast_inner[layer], inner[layer]) <= TOLERANCE[dtype], (off, layer)
+
+
+def test_what_both_denominators_tell_is_not_kept_once_more():
+    """relu(z) = relu(d+ + d-); but where they say nothing of z, or may overflow where it does not."""
+
+    def keeps(rule, dtype=torch.float64) -> bool:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.ReLU(), torch.nn.Linear(5, 2)).to(dtype)
+        fmodel, params = lrpfunc.functionalize(model, x := torch.rand(4, 3, dtype=dtype))
+        trail = lrpfunc.record(fmodel, params, x, {"0": rule, "2": rules.epsilon()})
+        expected = lrpfunc.record(fmodel, params, x, {"0": rule._replace(recalls=False), "2": rules.epsilon()})
+        torch.testing.assert_close(trail.pull(1)[0], expected.pull(1)[0])
+        relu = model[:2](x)
+        tensors = optree.tree_leaves(trail._passed.content(), namespace=NAMESPACE)
+        return any(isinstance(t, torch.Tensor) and t.shape == relu.shape and torch.equal(t, relu) for t in tensors)
+
+    assert not keeps(rules.alpha_beta(2, 1))
+    assert keeps(rules.alpha_beta(2, 1, zero_bias=True))
+    assert keeps(rules.alpha_beta(2, 1, stabilizer=plain))
+    assert keeps(rules.zplus())
+    assert keeps(rules.alpha_beta(2, 1), torch.bfloat16)
 
 
 @pytest.mark.parametrize("name", COMPOSITES)

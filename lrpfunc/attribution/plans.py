@@ -114,7 +114,7 @@ def _sketched(fmodel: Program, assigned: Mapping[str, Rule], ranges: Mapping, is
     known = facts(fmodel)
     rules = _rules(fmodel, assigned, known.results, is_strict)
     signs = nonnegative(fmodel, ranges) if fast_paths.taken else frozenset()
-    rectified, coefficients = _forms(fmodel, rules, frozenset())
+    rectified, coefficients, recalled = _forms(fmodel, rules, frozenset())
     steps = []
     for equation, dead in zip(fmodel.equations, fmodel.last_reads, strict=True):
         inputs = known.inputs_of(equation)
@@ -122,6 +122,7 @@ def _sketched(fmodel: Program, assigned: Mapping[str, Rule], ranges: Mapping, is
             is_nonnegative=all(variable.name in signs for variable in inputs),
             is_rectified=equation.outputs[0].name in rectified,
             gets_coefficients=equation.outputs[0].name in coefficients,
+            is_recalled=any(variable.name in recalled for variable in inputs),
         )
         steps.append(Step(equation, rules.get(equation.name), None, inputs, context, dead))
     return Sketch(tuple(steps), _meeting_points(fmodel, coefficients), _lays_out(fmodel, rules))
@@ -164,11 +165,15 @@ def opened(plan: Plan, places: frozenset[str]) -> Plan:
     places |= plan.places
     program = plan.program
     rules = _rules(program, plan.assigned, facts(program).results | places, plan.is_strict)
-    rectified, coefficients = _forms(program, rules, places)
+    rectified, coefficients, recalled = _forms(program, rules, places)
     steps = []
     for step in plan.steps:
         name = step.equation.outputs[0].name
-        forms = {"is_rectified": name in rectified, "gets_coefficients": name in coefficients}
+        forms = {
+            "is_rectified": name in rectified,
+            "gets_coefficients": name in coefficients,
+            "is_recalled": any(variable.name in recalled for variable in step.inputs),
+        }
         operation = None if step.operation is None else step.operation.copy(**forms)
         rule = rules.get(step.equation.name)
         steps.append(step._replace(context=step.context._replace(**forms), operation=operation, rule=rule))
@@ -196,12 +201,16 @@ def named(error: RuleError, rule: Rule, equation: Equation) -> RuleError:
     return RuleError(f"{rule.label} at layer '{equation.name}': {error}")
 
 
-def _forms(program: Program, assigned: Mapping[str, Rule], places: frozenset[str]) -> tuple[set[str], set[str]]:
-    """The variables at which coefficients surely arrive, as rectified flows and as others."""
+def _forms(
+    program: Program, assigned: Mapping[str, Rule], places: frozenset[str]
+) -> tuple[set[str], set[str], set[str]]:
+    """The variables at which coefficients surely arrive, as rectified flows and as others; and of the former those that
+    what is kept in front of the ReLU tells."""
     if not fast_paths.taken:
-        return set(), set()
+        return set(), set(), set()
     arriving: set[str] = set()
     rectified: set[str] = set()
+    recalled: set[str] = set()
     readers, entered = facts(program).readers, facts(program).results | places
     for equation in reversed(program.equations):
         for variable in equation.outputs:
@@ -213,7 +222,9 @@ def _forms(program: Program, assigned: Mapping[str, Rule], places: frozenset[str
             is_relu = len(active) == 1 and row_of(active[0]).rectifies
             if is_relu and assigned[active[0].name].gives == RECTIFIED:
                 rectified.add(variable.name)
-    return rectified, arriving - rectified
+                if equation.name in assigned and assigned[equation.name].recalls:
+                    recalled.add(variable.name)
+    return rectified, arriving - rectified, recalled
 
 
 def _gives(equation: Equation, rule: Rule, arriving: set[str]) -> bool:

@@ -26,13 +26,15 @@ class Context(NamedTuple):
     """What is known of where an operation stands.
 
     `is_nonnegative`: no input is ever below zero. `is_rectified`: what comes back is a rectified flow.
-    `gets_coefficients`: it is a coefficient of the output itself. `is_final`: it comes back but once, so that residuals
+    `gets_coefficients`: it is a coefficient of the output itself. `is_recalled`: a ReLU whose output is told by what is
+    kept in front of it. `is_final`: it comes back but once, so that residuals
     may be written over.
     """
 
     is_nonnegative: bool = False
     is_rectified: bool = False
     gets_coefficients: bool = False
+    is_recalled: bool = False
     is_final: bool = False
 
 
@@ -63,6 +65,7 @@ class Operation:
     is_nonnegative: bool = False
     is_rectified: bool = False
     gets_coefficients: bool = False
+    is_recalled: bool = False
     is_final: bool = False
     shapes: Sequence[torch.Size] = ()
     dtypes: Sequence[torch.dtype] = ()

@@ -24,7 +24,7 @@ from lrpfunc.operations.pullbacks import pull_back
 from lrpfunc.program import add, divide, fast_paths, multiply
 from lrpfunc.rules.flows import Flow, factors, rectify
 from lrpfunc.rules.labels import Label, remade
-from lrpfunc.rules.rule import COEFFICIENTS, Rule, as_coefficients
+from lrpfunc.rules.rule import COEFFICIENTS, RECALLS, Rule, as_coefficients
 from lrpfunc.rules.stabilizers import Stabilizer, as_stabilizer
 from lrpfunc.rules.statements import ALL, NEGATIVE, ONES, POSITIVE, Branch, Make, SharedBias, Statement
 
@@ -193,7 +193,7 @@ def _adds_up(statement: Statement, operation: Operation) -> bool:
     that there is of the output. In half precision they may overflow where it does not."""
     signs = [branch.sign for branch in statement.branches]
     has_biases = operation.bias is None or all(branch.bias is not None for branch in statement.branches)
-    is_exact = statement.stabilize.epsilon is not None and has_biases and torch.finfo(operation.dtypes[0]).bits >= 32
+    is_exact = statement.stabilize.epsilon is not None and has_biases and operation.dtypes[0].itemsize >= RECALLS
     return fast_paths.taken and signs == [1, -1] and is_exact
 
 
@@ -210,6 +210,11 @@ def _ratio(output: Tensor, stable: Tensor, stabilize: Stabilizer, is_spare: bool
 def move(statement: Statement, operation: Operation, residuals: Residuals, flow: Flow, is_spare: bool = True):
     """What the branches send to the inputs. `is_spare`: nobody else needs the denominators."""
     inputs, output, ratios = residuals
+    if is_rectified(operation) and _adds_up(statement, operation):
+        gains, losses = ratios
+        assert gains is not None
+        assert losses is not None
+        flow = flow.recalled(gains + losses)
     if _shares_output(statement, operation):
         return as_coefficients(operation.adjoint(flow.coefficient(output, statement.stabilize)))
     sent = []

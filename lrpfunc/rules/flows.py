@@ -13,6 +13,13 @@ from lrpfunc.program import multiply
 from lrpfunc.rules.stabilizers import as_stabilizer
 
 
+class Recalled:
+    """What stands for a = relu(v) in a rectified flow: v is known where it arrives, so that nobody else keeps a."""
+
+
+RECALLED = Recalled()
+
+
 class Flow:
     """What travels backwards on an edge with value v: a relevance R, or a coefficient c with R = v * c.
 
@@ -26,7 +33,7 @@ class Flow:
         relevance: R, of the value's shape; a tuple for an equation with several outputs.
         coefficient: c, likewise. Exactly one of the two is given.
         rectified: a = relu(v), where c is the coefficient of a that has yet to pass the ReLU: R = a c, and where a is
-            zero so is R.
+            zero so is R; `RECALLED` where whoever gets it knows v, which then must be given.
         by_value: False for a relevance that was shared whatever the value is (flat, wsquare) or relative to its bounds
             (zbox), so that a constant in it has no share: (x - mean) / std hands it on as it is.
     Errors: `RuleError` for both forms or none.
@@ -46,7 +53,7 @@ class Flow:
         self,
         relevance: Tensor | tuple | None = None,
         coefficient: Tensor | tuple | None = None,
-        rectified: Tensor | None = None,
+        rectified: Tensor | Recalled | None = None,
         by_value: bool = True,
     ):
         if (relevance is None) == (coefficient is None):
@@ -61,11 +68,19 @@ class Flow:
     @property
     def tensor(self) -> Any:
         """R or c; a tuple of them for an equation with several outputs."""
+        assert not isinstance(self.rectified, Recalled)
         return self._tensor if self.rectified is None else rectify(self._tensor, self.rectified)
 
     @property
     def shape(self) -> torch.Size:
         return self._tensor.shape
+
+    def recalled(self, value: Tensor | None) -> Flow:
+        """The same with a = relu(v) itself, if that was left to whoever knows v."""
+        if not isinstance(self.rectified, Recalled):
+            return self
+        assert value is not None
+        return Flow(coefficient=self._tensor, rectified=value.relu())
 
     def relevance(self, value: Tensor | None) -> Tensor:
         """R, by R = v * c. The value of a relevance or a rectified flow need not be given, here and below."""
@@ -86,6 +101,8 @@ class Flow:
             stabilize: S, a stabilizer or any function of v.
             as_it_is: a coefficient is handed on as it arrived, so that only a relevance is divided by S(v).
         """
+        if isinstance(self.rectified, Recalled):
+            return self.recalled(value).coefficient(value, stabilize, as_it_is)
         stable = as_stabilizer(stabilize)
         if not self.is_relevance and (as_it_is or stable.is_identity):
             return self.tensor
@@ -105,8 +122,8 @@ class Flow:
 
 def factors(flow: Flow, value: Tensor | None) -> tuple[Tensor, Tensor]:
     """A factor and a coefficient whose product is R: v and c, or a and c that is not rectified yet."""
-    factor = value if flow.rectified is None else flow.rectified
-    assert factor is not None
+    factor = value if flow.rectified is None else flow.recalled(value).rectified
+    assert isinstance(factor, Tensor)
     return factor, flow._tensor
 
 

@@ -157,7 +157,8 @@ def alpha_beta(
         Branch(losses, _unless(zero_bias, negative), share=-beta, sign=-1),
     ]
     label = call("alpha_beta", alpha, beta, stabilizer=stabilize, zero_bias=zero_bias)
-    return engine.rule(label, state(branches if beta else branches[:1], stabilize))
+    rule = engine.rule(label, state(branches if beta else branches[:1], stabilize))
+    return rule._replace(recalls=bool(beta) and not zero_bias and stabilize.epsilon is not None)
 
 
 def gamma(gamma: float = 0.25, stabilizer: StabilizerLike = 1e-6, zero_bias: bool = False) -> Rule:

@@ -8,12 +8,13 @@ import torch
 from lrpfunc.errors import RuleError
 from lrpfunc.operations import Operation
 from lrpfunc.program import multiply
-from lrpfunc.rules.flows import Flow
+from lrpfunc.rules.flows import RECALLED, Flow
 from lrpfunc.rules.labels import Label, call, remade
 from lrpfunc.rules.stabilizers import Stabilizer, StabilizerLike, as_stabilizer, check_named
 
 # What a rule may declare by `gives`.
 COEFFICIENTS, SAME, SHIFTED, RECTIFIED = "coefficients", "same", "shifted", "rectified"
+RECALLS = 4  # bytes of a number that the sum of two denominators surely does not overflow in
 
 
 def nothing(operation: Operation) -> Sequence[int]:
@@ -43,6 +44,7 @@ class Rule(NamedTuple):
         parameters: `parameters(operation, inputs, output, flow, opened)` gives what parameters get, one flow (or None)
             for each input of `opened`, the same operation as a function of its parameters; None in place of them all,
             as without it, stands for value * derivative of what is shared.
+        recalls: its residuals tell its output, in single precision or better, so that a ReLU after it need not keep it.
         takes_steps: it moves relevance through all steps of a recurrent layer. One that does not is given to the linear
             part of the steps, as `recurrent(rule)`.
 
@@ -68,6 +70,7 @@ class Rule(NamedTuple):
     any_layout: bool = False
     parameters: Callable[..., Sequence[Flow | None] | None] | None = None
     takes_steps: bool = False
+    recalls: bool = False
 
     def __reduce__(self):
         """A rule that a constructor made is pickled as that call; one of somebody's own by its functions' names."""
@@ -224,13 +227,15 @@ def pass_through() -> Rule:
             raise RuleError(
                 f"{operation.description} must have one input, of its output's shape, for relevance to pass."
             )
+        if operation.is_recalled and operation.dtypes[0].itemsize >= RECALLS:
+            return output, None
         return output, inputs[0] if operation.row.ratio is not None else output
 
     def backward(operation, residual, flow):
         if flow.is_relevance:
             return Flow(relevance=flow.tensor.sum_to_size(operation.shapes[0]))
         if operation.row.rectifies:
-            return Flow(coefficient=flow.tensor, rectified=residual)
+            return Flow(coefficient=flow.tensor, rectified=RECALLED if residual is None else residual)
         if operation.row.ratio is not None:
             ratio = operation.row.ratio(residual, *operation.arguments[1:], **operation.keywords)
             return Flow(coefficient=multiply(ratio, flow.tensor))
