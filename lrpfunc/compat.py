@@ -246,6 +246,13 @@ def as_plain_operations(function: Callable, *arguments) -> Callable:
         return make_fx(function)(*arguments)
 
 
+def traced_operations(function: Callable, *arguments) -> Callable:
+    """A function of tensors as the graph of operations that it is made of for arguments of these shapes."""
+    from torch.fx.experimental.proxy_tensor import make_fx  # slow to import
+
+    return make_fx(function)(*arguments)
+
+
 def all_sizes_alike() -> AbstractContextManager:
     """Where exports take sizes 0 and 1 for nothing special, so that what a model asks about them is on record."""
     import torch.fx.experimental._config as config

@@ -1,7 +1,7 @@
 """Explanations: from a program, its parameters and rules to relevance."""
 
 from lrpfunc.attribution.autograd import custom_vjp, with_rules
-from lrpfunc.attribution.explanations import Prepared, attribute, attribute_each, prepare, vjp
+from lrpfunc.attribution.explanations import Prepared, as_prepared, attribute, attribute_each, prepare, vjp
 from lrpfunc.attribution.front import explainer, relevance
 from lrpfunc.attribution.ledgers import Entry, Ledger, ledger
 from lrpfunc.attribution.parameters import parameter_relevance

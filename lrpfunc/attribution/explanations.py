@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lrpfunc.attribution.compiling import Compiled
 from lrpfunc.attribution.plans import Plan, make_plan
 from lrpfunc.attribution.records import Trail, check_chunk_size, recorded
 from lrpfunc.attribution.targets import Target
@@ -124,6 +125,7 @@ class Prepared:
 
     Args:
         plan: what `prepare` found out.
+        compiled: what compiles it, if that was asked for.
 
     >>> import lrpfunc, torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 4))
@@ -134,6 +136,7 @@ class Prepared:
     """
 
     plan: Plan
+    compiled: Compiled | None = None
 
     @property
     def fmodel(self) -> Program:
@@ -142,6 +145,8 @@ class Prepared:
 
     def __call__(self, x, target: Target = None, at: str | Sequence[str] | None = None, checkpoint: int | None = None):
         """The relevance of the inputs; see `attribute`."""
+        if self.compiled is not None and checkpoint is None:
+            return self.compiled(x, target, at)
         return _attribute(self.plan, x, target, at, checkpoint)
 
     def record(
@@ -159,10 +164,18 @@ class Prepared:
         return _attribute_each(self.plan, x, targets, chunk_size)
 
     def __repr__(self) -> str:
-        return f"Prepared({len(self.plan.steps)} equations, inputs {', '.join(self.plan.program.input_names)})"
+        how = "" if self.compiled is None else f", {self.compiled}"
+        return f"Prepared({len(self.plan.steps)} equations, inputs {', '.join(self.plan.program.input_names)}{how})"
 
 
-def prepare(fmodel: Program, params, rules: Entries, strict: bool = False, input_range: InputRange = None) -> Prepared:
+def prepare(
+    fmodel: Program,
+    params,
+    rules: Entries,
+    strict: bool = False,
+    input_range: InputRange = None,
+    compile: bool | str = False,
+) -> Prepared:
     """An explanation as a function of x: what depends on parameters only (W+, W^2, ...) is computed here, once.
 
     `explain = prepare(fmodel, params, rules)`; then `explain(x, target, at, checkpoint)` equals `attribute` with the
@@ -171,8 +184,12 @@ def prepare(fmodel: Program, params, rules: Entries, strict: bool = False, input
 
     Args:
         fmodel, params, rules, strict, input_range: as `attribute` takes them.
+        compile: whether `explain(x, target, at)` is compiled by torch, by a backend if one is named: once for inputs of
+            each shape, which takes minutes, or seconds where torch has it on disk from another process. What it gives
+            is the same to rounding. It pays for small networks, of which most of the time is Python's, and on GPUs.
 
-    Errors: `ParameterError`, `RuleError`; `InputError` for an `input_range` that names no input or is none.
+    Errors: `ParameterError`, `RuleError`; `InputError` for an `input_range` that names no input or is none; in use
+    `TraceError` where torch cannot compile.
 
     >>> import lrpfunc, torch
     >>> from lrpfunc import rules
@@ -182,7 +199,17 @@ def prepare(fmodel: Program, params, rules: Entries, strict: bool = False, input
     >>> explain(x, target=0)
     tensor([[2., 0.]])
     """
-    return Prepared(make_plan(fmodel, params, rules, strict, input_range, hoists=True))
+    return as_prepared(make_plan(fmodel, params, rules, strict, input_range, hoists=True), compile)
+
+
+def as_prepared(plan: Plan, compile: bool | str = False) -> Prepared:
+    """The prepared explanation of a plan."""
+    backend = "inductor" if compile is True else compile
+    return Prepared(plan, Compiled(plan, _explained, backend) if backend else None)
+
+
+def _explained(plan: Plan, x, target: Target, at: str | Sequence[str] | None):
+    return _attribute(plan, x, target, at, None)
 
 
 def _attribute(plan: Plan, x, target: Target, at: str | Sequence[str] | None, checkpoint: int | None):

@@ -179,19 +179,19 @@ def _per_sample(logits: Tensor, target: list) -> list[Tensor]:
     columns = [list(column) for column in zip(*rows, strict=True)]
     for column, size in zip(columns, classes, strict=True):
         for index in column:
-            _check_range(index, size)
+            check_class(index, size)
     return [torch.tensor(column, device=logits.device) for column in columns]
 
 
 def _index(logits: Tensor, index: Any, size: int) -> Tensor:
     if isinstance(index, Tensor):
-        return index_tensor(logits, index, lambda extreme: _check_range(extreme, size))
+        return index_tensor(logits, index, lambda extreme: check_class(extreme, size))
     if not is_int(index):
         raise TargetError(
             "a target must be an int, an index tensor, an array, a range, a tuple, a list or a function, "
             f"but is {' '.join(repr(index).split())}."  # an array's repr has several lines
         )
-    _check_range(index, size)
+    check_class(index, size)
     return torch.full((logits.shape[0],), int(index), device=logits.device)
 
 
@@ -238,7 +238,8 @@ def _known_range(index: Tensor) -> tuple[int, int]:
         return 0, 0
 
 
-def _check_range(index: int, size: int) -> None:
+def check_class(index: int, size: int) -> None:
+    """Errors: `TargetError` for a class that there is not among so many."""
     if not -size <= index < size:
         raise TargetError(f"target {index} is out of range: the output has {size} classes, 0 to {size - 1}.")
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrpfunc.attribution import Prepared, planned
+from lrpfunc.attribution import Prepared, as_prepared, planned
 from lrpfunc.canonizers import Canonical, restored
 from lrpfunc.errors import FileError, LrpError
 from lrpfunc.program import Program, check, leaf_names
@@ -85,7 +85,8 @@ def _parts(what: Any) -> tuple[str, Any, Mapping[str, Tensor]]:
     if isinstance(what, Prepared):
         plan = what.plan
         values = {name: plan.values[variable.name] for name, variable in plan.program.parameters.items()}
-        settings = [plan.ranges, plan.assigned, plan.hoists, plan.is_strict]
+        backend = False if what.compiled is None else what.compiled.backend
+        settings = [backend, plan.ranges, plan.assigned, plan.hoists, plan.is_strict]
         return "prepared", [plan.program, list(values.values()), *settings], values
     if isinstance(what, tuple) and len(what) == 2 and isinstance(what[0], Program):
         program, params = what
@@ -113,8 +114,8 @@ def _made(kind: str, content: Any) -> Any:
         program.flatten_params(params)
         return Canonical(program, params, partial(restored, program, originals, names), report)
     if kind == "prepared":
-        _, leaves, *settings = content
-        return Prepared(planned(program, program.bind_leaves(leaves), *settings))
+        _, leaves, backend, *settings = content
+        return as_prepared(planned(program, program.bind_leaves(leaves), *settings), backend)
     raise FileError(f"nothing is known of the kind '{kind}'")
 
 

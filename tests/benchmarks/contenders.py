@@ -1,4 +1,4 @@
-"""Who is measured: the plain gradient, lrpfunc, zennit and captum, all with the same network, input and classes.
+"""Who is measured: the plain gradient, lrpfunc, zennit, captum and autoLRP, all with the same network, input and classes.
 
 A contender takes a question and returns a function from classes to their explanation. What it does before that (copy,
 canonize, register hooks, compile) is not timed.
@@ -137,8 +137,7 @@ def prepared(question: Question):
 
 
 def compiled(question: Question):
-    torch.compiler.reset()  # or what other questions compiled counts towards a limit
-    return torch.compile(attribute(question), fullgraph=True)
+    return partial(lrpfunc.prepare(*question.arguments, compile=True), question.x)
 
 
 def all_at_once(question: Question, chunk_size: int | None = None):
@@ -179,6 +178,24 @@ def by_captum(question: Question):
     return lambda classes: explainer.attribute(x, target=classes)
 
 
+def by_autolrp(question: Question):
+    """autoLRP as it comes, whose rules are no composite of ours: beside epsilon, or attn_lrp for attention."""
+    if question.composite not in ("epsilon", "attn_lrp"):
+        raise NotEntered("its own rules only")
+    try:
+        import autolrp
+    except ImportError:
+        raise NotEntered("not installed: pip install autolrp") from None
+    model = copy.deepcopy(question.model)
+
+    def explain(classes: Tensor) -> Tensor:
+        x = autolrp.tensor(question.x)
+        model(x).gather(1, classes[:, None]).sum().lrp()
+        return x.relevance
+
+    return explain
+
+
 def one_by_one(contender: Contender) -> Contender:
     """Many classes of one sample, each in a call of its own."""
 
@@ -196,4 +213,5 @@ CONTENDERS: dict[str, Contender] = {
     "prepared": prepared,
     "zennit": by_zennit,
     "captum": by_captum,
+    "autolrp": by_autolrp,
 }
