@@ -125,21 +125,23 @@ class Seen(NamedTuple):
     gradient: Tensor
 
 
-def see(model, picture, least=0.3):
-    """What a detector finds in a picture, with a score of at least `least`, and why."""
+def see(model, pictures, least=0.3):
+    """What a detector finds in each picture, with a score of at least `least`, and why."""
+    program = lrpfunc.functionalize(targets.heads(model), model.transform(pictures[:1])[0].tensors)
+    canonical = lrpfunc.canonize(*program)
+    explain = lrpfunc.prepare(canonical.fmodel, canonical.params, composites.epsilon_gamma_box(-2, 2), strict=True)
+    return [seen for picture in pictures for seen in see_one(model, canonical, explain, picture, least)]
+
+
+def see_one(model, canonical, explain, picture, least):
     with torch.no_grad():
         (found,) = model([picture])
-    x = model.transform([picture])[0].tensors
-    canonical = lrpfunc.canonize(*lrpfunc.functionalize(targets.heads(model), x))
-    explain = lrpfunc.prepare(canonical.fmodel, canonical.params, composites.epsilon_gamma_box(-2, 2), strict=True)
-    seen = []
+    x = model.transform([picture])[0].tensors  # normalized
     for box, label, score in zip(found["boxes"], found["labels"].tolist(), found["scores"].tolist(), strict=True):
-        if score < least:
-            break
-        target = targets.box(label, box)  # the candidate with the best score there, which suppression leaves
-        gradient = attributors.gradient(canonical.fmodel, canonical.params, x, target)
-        seen.append(Seen(f"{NAMES[label]} {score:.0%}", box, explain(x, target)[0], (x * gradient)[0]))
-    return seen
+        if score >= least:
+            target = targets.box(label, box)  # the candidate with the best score there, which suppression leaves
+            gradient = attributors.gradient(canonical.fmodel, canonical.params, x, target, times_input=True)
+            yield Seen(f"{NAMES[label]} {score:.0%}", box, explain(x, target)[0], gradient[0])
 
 
 def share(relevance, box):
@@ -165,7 +167,7 @@ def draw(picture, seen):
     figure = heatmaps.new_figure(4.2 + 2.1 * len(seen), 4.8)
     grid = figure.add_gridspec(2, 2 + len(seen))
     scene = figure.add_subplot(grid[:, :2])
-    scene.imshow(picture.permute(1, 2, 0))
+    scene.imshow(picture.permute(1, 2, 0).numpy())
     scene.set_title("what it found", fontsize=10)
     for column, one in enumerate(seen, 2):
         frame(scene, one.box, one.title)
@@ -196,10 +198,9 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     model = trained(options.steps)
     picture = scene(torch.Generator().manual_seed(1))[0]
-    seen = see(model, picture)
+    seen = see(model, [picture])
     more = [scene(torch.Generator().manual_seed(seed))[0] for seed in range(100, 110)]
-    others = [one for other in more for one in see(model, other)]
-    for title, group in [*((one.title, [one]) for one in seen), ("ten other scenes", others)]:
+    for title, group in [*((one.title, [one]) for one in seen), ("ten other scenes", see(model, more))]:
         inside, outside, *gradient = torch.tensor([shares(one) for one in group]).mean(0).tolist()
         print(f"{title}: {inside:.0%} of relevance in the box, {outside:.0%} in a box beside it;", end=" ")
         print("gradient x input {:.0%} and {:.0%}".format(*gradient))

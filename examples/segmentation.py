@@ -25,7 +25,7 @@ from lrpfunc import attributors, composites, heatmaps, targets
 NAMES = ("ground", "disc", "square", "triangle")
 COLOURS = torch.tensor([[0.9, 0.9, 0.9], [0.9, 0.6, 0.0], [0.0, 0.6, 0.5], [0.8, 0.5, 0.7]])
 SIZE = 64  # of pictures, in pixels
-VOLUME = (16, 32, 32)
+VOLUME = (12, 32, 32)
 
 # -- pictures and volumes ---------------------------------------------------------------------------------------------
 
@@ -58,13 +58,13 @@ def scene(generator):
 
 
 def volume(generator, things=5):
-    """A volume (1, 16, 32, 32) with balls and rods of one brightness, and where the balls are (16, 32, 32)."""
+    """A volume (1, 12, 32, 32) with balls and rods of one brightness, and where the balls are (12, 32, 32)."""
     where = torch.stack(torch.meshgrid(*[torch.arange(size) + 0.5 for size in VOLUME], indexing="ij"), -1)
     values = 0.15 * torch.randn(VOLUME, generator=generator)
     classes = torch.zeros(VOLUME, dtype=torch.long)
     for index in range(things):
         center = torch.rand(3, generator=generator) * torch.tensor(VOLUME)
-        offset, radius = where - center, 2 + torch.rand((), generator=generator)
+        offset, radius = where - center, 2.5 + torch.rand((), generator=generator)
         if index % 2:  # a rod: as wide as a ball, through the whole volume
             direction = F.normalize(torch.randn(3, generator=generator), dim=0)
             offset = offset - (offset @ direction)[..., None] * direction
@@ -101,11 +101,10 @@ def deeplab():
 class UNet(nn.Module):
     """A U-Net of volumes (N, 1, depth, height, width), with two steps down and up: logits of ground and ball."""
 
-    def __init__(self, width=8):
+    def __init__(self, width=6):
         super().__init__()
         self.fine, self.middle, self.coarse = (
-            block(given, made, dimensions=3)
-            for given, made in ((1, width), (width, 2 * width), (2 * width, 4 * width))
+            block(given, made, dimensions=3) for given, made in ((1, width), (width, 2 * width), (2 * width, 4 * width))
         )
         self.joined = block(6 * width, 2 * width, dimensions=3)
         self.last = block(3 * width, width, dimensions=3)
@@ -120,18 +119,135 @@ class UNet(nn.Module):
         return self.head(self.last(torch.cat([self.up(middle), fine], 1)))
 
 
-def trained(model, draw, steps, batch=8):
+def trained(model, draw, steps, batch):
     """A network that has learned the classes of what `draw` draws."""
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, steps)
-    for step in range(steps):
+    for _ in range(steps):
         inputs, classes = map(torch.stack, zip(*(draw(generator) for _ in range(batch)), strict=True))
         logits = model(inputs)
-        loss = F.cross_entropy(logits["out"] if isinstance(logits, dict) else logits, classes)
+        logits = logits["out"] if isinstance(logits, dict) else logits
+        weight = torch.tensor([0.3] + [1.0] * (logits.shape[1] - 1))  # most is ground
+        loss = F.cross_entropy(logits, classes, weight)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-        if step % 20 == 0: print(step, loss.item(), flush=True)
     return model.eval()
+
+
+# -- what is seen, and the picture ------------------------------------------------------------------------------------
+
+
+class Seen(NamedTuple):
+    """A thing that a network found: its input, its classes and its mask, why, and why by gradient times input."""
+
+    title: str
+    x: Tensor
+    classes: Tensor
+    mask: Tensor
+    relevance: Tensor
+    gradient: Tensor
+
+
+def see(model, inputs):
+    """Why a network gave its class to the thing that it is surest of, in each of some pictures or volumes."""
+    canonical = lrpfunc.canonize(*lrpfunc.functionalize(model, inputs[0][None]))
+    return [see_one(canonical.fmodel, canonical.params, x[None]) for x in inputs]
+
+
+def see_one(fmodel, params, x):
+    output = fmodel(params, x)
+    (logits,) = output["out"] if isinstance(output, dict) else output
+    classes = logits.argmax(0)
+    surest = (logits.amax(0) * (classes > 0)).argmax()
+    label = int(classes.flatten()[surest])
+    mask = hanging_together(classes == label, surest)
+    target = targets.region(label, mask)
+    relevance = lrpfunc.attribute(fmodel, params, x, composites.epsilon_plus(), target, strict=True)
+    gradient = attributors.gradient(fmodel, params, x, target, times_input=True)
+    title = NAMES[label] if mask.dim() == 2 else "ball"
+    return Seen(title, x[0], classes, mask, relevance[0], gradient[0])
+
+
+def hanging_together(region, start):
+    """The part of a region that hangs together with a pixel or voxel, given as an index of the flat region."""
+    mask = torch.zeros_like(region)
+    mask.view(-1)[start] = True
+    while (more := grown(mask) & region).sum() > mask.sum():
+        mask = more
+    return mask
+
+
+def grown(mask, by=1):
+    """A mask and what is near it."""
+    pool = F.max_pool2d if mask.dim() == 2 else F.max_pool3d
+    return pool(mask[None].float(), 2 * by + 1, 1, by)[0] > 0
+
+
+def share(relevance, mask):
+    """The share of a map's size, whatever its sign, that lies in a mask and two pixels around it."""
+    size = relevance.abs().sum(0)
+    return (size[grown(mask, 2)].sum() / size.sum()).item()
+
+
+def beside(mask):
+    """A mask of the same form in the other half of the picture."""
+    return mask.roll(mask.shape[-1] // 2, -1)
+
+
+def shares(one):
+    """The shares of its mask and of the one beside it: of relevance, then of gradient times input."""
+    return [share(values, mask) for values in (one.relevance, one.gradient) for mask in (one.mask, beside(one.mask))]
+
+
+def draw(seen):
+    """A row for each thing: what the network saw, what it said, and why. Of volumes the slice with most of the mask."""
+    figure = heatmaps.new_figure(10, 2.8 * len(seen))
+    axes = figure.subplots(len(seen), 4, squeeze=False)
+    for row, one in zip(axes, seen, strict=True):
+        flat = one.mask.dim() == 2
+        at = ... if flat else int(one.mask.sum((1, 2)).argmax())
+        x, relevance, gradient = ((t if flat else t[:, at]) for t in (one.x, one.relevance, one.gradient))
+        row[0].imshow(x.clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0).numpy())
+        row[1].imshow(COLOURS[one.classes[at]].numpy())
+        for axis, values in zip(row[2:], (relevance, gradient), strict=True):
+            axis.imshow(heatmaps.overlay(x[None], values[None], quantile=0.995)[0])
+        titles = (
+            "a picture" if flat else f"slice {at} of a volume",
+            "what the network says",
+            "relevance",
+            "gradient x input",
+        )
+        for axis, title, values in zip(row, titles, (None, None, one.relevance, one.gradient), strict=True):
+            text = title if values is None else f"{title}: {share(values, one.mask):.0%} at the {one.title}"
+            axis.set_title(text, fontsize=10)
+            axis.contour(one.mask[at].float().numpy(), [0.5], colors="black", linewidths=1)
+            axis.set_xticks([])
+            axis.set_yticks([])
+    return figure
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("segmentation.png"))
+    parser.add_argument("--steps", type=int, nargs=2, default=(600, 200), help="of training, of each network")
+    options = parser.parse_args(arguments)
+    torch.manual_seed(0)
+    flat = trained(deeplab(), scene, options.steps[0], batch=8)
+    deep = trained(UNet(), volume, options.steps[1], batch=4)
+    seen = []
+    for name, model, made, first in (("things", flat, scene, 103), ("balls", deep, volume, 100)):
+        explained = see(model, [made(torch.Generator().manual_seed(seed))[0] for seed in range(first, first + 10)])
+        inside, outside, *gradient = torch.tensor([shares(one) for one in explained]).mean(0).tolist()
+        print(f"ten {name}: {inside:.0%} of relevance there, {outside:.0%} beside it;", end=" ")
+        print("gradient x input {:.0%} and {:.0%}".format(*gradient))
+        seen.append(explained[0])
+    heatmaps.save(draw(seen), options.out, dpi=90)
+    print(f"written: {options.out}")
+    return seen
+
+
+if __name__ == "__main__":
+    main()
