@@ -20,7 +20,7 @@ class Heads(nn.Module):
     and resized already: that and the suppression of boxes are left out.
 
     Args:
-        detector: torchvision's RetinaNet or FCOS, or one with the same parts.
+        detector: torchvision's RetinaNet, FCOS or SSD, or one with the same parts.
 
     >>> import torch, torchvision
     >>> from lrpfunc import targets
