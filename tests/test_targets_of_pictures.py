@@ -145,6 +145,32 @@ def test_each_sample_has_its_own_box_class_and_candidate():
     close(targets.candidate([1, 3], [4, 9])(output["logits"]), expected)
 
 
+CHANGING = {
+    "sigmoid": torch.sigmoid,
+    "softmax": lambda y: y.softmax(-1),
+    "twice as large": lambda y: 2 * y,
+    "differences": lambda y: y[..., 1:] - y[..., :1],
+    "twice as many": lambda y: y.repeat(1, 2, 1),
+}
+
+
+@pytest.mark.parametrize("name", CHANGING)
+def test_logits_are_picked_and_not_made(name):
+    logits = candidates()["logits"]
+    made = targets.candidate(1, 2, logits=lambda y: CHANGING[name](y["logits"]))
+    with pytest.raises(
+        TargetError, match=r"must pick values of the output as they are, .* not their sigmoid, softmax or"
+    ):
+        made({"logits": logits})
+    rows = torch.tensor([[4, 2], [0, 1]])  # of each sample
+    picked = targets.candidate(1, 0, logits=lambda y: y["logits"].flip(2).gather(1, rows[..., None].expand(-1, -1, 4)))
+    expected = torch.zeros_like(logits)
+    expected[[0, 1], [4, 0], 2] = logits[[0, 1], [4, 0], 2]
+    close(picked({"logits": logits})["logits"], expected)
+    logits[0, 0, 0] = torch.nan
+    assert targets.candidate(1, 2, logits=lambda y: y["logits"])({"logits": logits})["logits"][0, 2, 1] != 0
+
+
 def test_under_vmap_what_is_not_there_gives_zeros():
     output = candidates()
     target = targets.box(1, (10.0, 8.0, 40.0, 36.0), 0.3)

@@ -59,7 +59,8 @@ def box(
     Overlap is the intersection over the union (IoU).
 
     Args:
-        label: the class; a list or tensor has one per sample; None: the class that such a candidate says most.
+        label: the class; a list or tensor has one per sample; None: the class that such a candidate says most, be it
+            the background (class 0 of SSD, the last one of DETR), which `logits` can leave out.
         box: four numbers, or (batch, 4), in the units of the candidates' boxes and of the same form.
         overlap: how much of it a candidate's box must overlap, above 0 and at most 1.
         logits: where the logits (batch, candidates, classes) are: a name, an index or a function of the output; None:
