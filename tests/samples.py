@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor
 
 from lrpfunc.program import Equation, Leaf, Program, Variable, functions
@@ -494,6 +495,8 @@ SAMPLES["scatter_reduce"] = SAMPLES.pop("scatter_reduce: sum")
 sample("segment_reduce", lambda x: torch.segment_reduce(x, "sum", lengths=torch.tensor([2, 2])), random(4, 3))
 CUBE = torch.tensor([1, 6]).reshape(1, 1, 1, 1, 2)
 PLACES = random(2, 3, 3, 2, seed=5).tanh() * 0.7
+WINDOWS = torch.tensor([[0.0, 0, 1, 4, 5], [1.0, 2, 0, 5, 3]], dtype=torch.float64)
+sample("roi_align", lambda x: torchvision.ops.roi_align(x, WINDOWS, 2), random(2, 4, 5, 6))
 sample("grid_sampler", lambda x: F.grid_sample(x, PLACES, align_corners=False), random(2, 4, 5, 6))
 sample("max_unpool3d", lambda x: F.max_unpool3d(x, CUBE, 2), random(1, 1, 1, 1, 2))
 sample("put", lambda x, y: x.put(ROWS[:3], y), X, random(3))

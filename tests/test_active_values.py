@@ -293,14 +293,15 @@ def test_constants_are_listed():
 # -- operators that know autograd, but not torch.func ------------------------------------------------------------------
 
 
-def test_an_operator_of_torchvision_moves_by_plain_autograd():
+@pytest.mark.parametrize(("pool", "fallbacks"), [("roi_align", ()), ("roi_pool", ("roi_pool",))])
+def test_an_operator_of_torchvision_moves_by_plain_autograd(pool, fallbacks):
     x, boxes = random(1, 3, 8, 8), torch.tensor([[0.0, 1, 1, 6, 6]], dtype=DOUBLE)
 
     def f(p, x):
-        return torchvision.ops.roi_align(x, p, 2).flatten(1)
+        return getattr(torchvision.ops, pool)(x, p, 2).flatten(1)
 
     fmodel, params = lrpfunc.trace(f, boxes, x)
-    assert lrpfunc.explain(fmodel, rules.epsilon()).fallbacks == ("roi_align",)
+    assert lrpfunc.explain(fmodel, rules.epsilon()).fallbacks == fallbacks
     found = lrpfunc.attribute(fmodel, params, x, rules.epsilon(0), target=lambda y: y)
     torch.testing.assert_close(found, by_gradient(f, boxes, x)[0], rtol=1e-4, atol=1e-4)
 

@@ -253,9 +253,18 @@ def test_what_does_not_fit(call, message):
 
 
 def test_outputs_of_several_tensors():
-    fmodel, params = lrpfunc.trace(lambda p, x: (x, 2 * x), {}, torch.ones(1, 2))
-    with pytest.raises(TargetError, match="the output must be one tensor, but is tuple: trace a function that picks"):
-        gradient(fmodel, params, torch.ones(1, 2))
+    """As detectors have them; a class does not say which tensor is meant."""
+    weight, x = torch.tensor([[1.0, -2.0], [3.0, 1.0]], dtype=torch.float64), torch.tensor([[2.0, 1.0], [0.0, 3.0]])
+    fmodel, params = lrpfunc.trace(
+        lambda p, x: {"where": x.argmax(1), "logits": x @ p.T, "n": 3, "boxes": 5 * x}, weight, x.double()
+    )
+    target = lambda y: {**y, "logits": y["logits"] * mask, "boxes": 0 * y["boxes"], "where": 0 * y["where"]}  # noqa: E731
+    mask = torch.tensor([[1.0, -1.0]], dtype=torch.float64)
+    close(gradient(fmodel, params, x.double(), target), (mask @ weight).expand(2, 2))
+    close(score(fmodel, params, x.double(), target)(2 * x.double()), (2 * x.double() @ weight.T * mask).sum(1))
+    for attributor in (gradient, score):
+        with pytest.raises(TargetError, match="the output has 2 floating-point tensors, so a class does not say what"):
+            attributor(fmodel, params, x.double(), 0)
 
 
 def test_a_function_is_explained_by_its_derivative_also_where_the_output_is_zero():

@@ -116,6 +116,13 @@ class Weighing(nn.Module):
 
 MIXER = nn.Sequential(nn.Conv1d(2, 3, 1), *(nn.Sequential(nn.LayerNorm(5), nn.Linear(5, 5)) for _ in range(6)))
 
+
+def hearing(first):
+    """A network whose second layer has one channel, too, and is no first one."""
+    layers = (nn.Identity(), first, nn.ReLU(), nn.Flatten(1), nn.Unflatten(1, (1, -1)), nn.Conv1d(1, 3, 2), nn.ReLU())
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(3, 2))
+
+
 MADE_OF = [
     (Weighing(lambda p: p.clamp(min=0.1)), (2, 5), "epsilon_plus_flat()", "1 of 2 layers is a convolution"),
     (Weighing(lambda p: p * torch.arange(3.0)), (2, 5), "epsilon_plus_flat()", "1 of 2 layers is a convolution"),
@@ -128,6 +135,11 @@ MADE_OF = [
     (Attending(), (2, 3, 3), "attn_lrp()", "attention is what decides (1 times)"),
     (Attending(2), (2, 3, 3), "epsilon_plus_flat()", "2 of 2 layers are convolutions"),
     (WrittenOut(), (3, 4), "attn_lrp()", "attention is what decides (1 times)"),
+    (hearing(nn.Conv1d(1, 2, 5)), (1, 9), "epsilon_plus(entries={'1': rules.epsilon()})", "2 of 3 layers are convolut"),
+    (hearing(nn.Conv2d(1, 2, (5, 1))), (1, 9, 3), "epsilon_plus(entries={'1': rules.epsilon()})", "2 of 3 layers are"),
+    (hearing(nn.Conv1d(1, 2, 1)), (1, 9), "epsilon_plus_flat()", "2 of 3 layers are convolutions"),
+    (hearing(nn.Conv1d(2, 2, 5)), (2, 9), "epsilon_plus_flat()", "2 of 3 layers are convolutions"),
+    (hearing(nn.Conv2d(1, 2, (5, 2))), (1, 9, 3), "epsilon_plus_flat()", "2 of 3 layers are convolutions"),
 ]
 
 
@@ -139,7 +151,7 @@ def test_the_preset_follows_from_what_the_model_is_made_of(model, shape, call, r
     assert suggestion.reason.startswith(reason)
     listing = lrpfunc.explain(fmodel)
     assert str(listing).splitlines()[0] == f"composites.{call}: {suggestion.reason}."
-    chosen = eval(call, vars(composites))
+    chosen = eval(call, {**vars(composites), "rules": rules})
     assert listing.rows == lrpfunc.explain(fmodel, chosen).rows
     assert "composites." not in str(lrpfunc.explain(fmodel, chosen))
 
@@ -197,3 +209,31 @@ def test_every_folder_can_be_imported_first():
     modules = [*FOLDERS, "contents", "compat", "composites.presets", "composites.assignment", "pictures.inspection"]
     found = subprocess.run([sys.executable, "-c", FIRST, *modules], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
+
+
+def test_of_a_waveform_the_first_layer_gets_epsilon_and_a_reason():
+    """Under z+ each sound gets about its share of the power; under epsilon one that is not heard cancels."""
+    time = torch.arange(64, dtype=torch.float64)
+    heard, louder = (torch.sin(2 * torch.pi * time * k / 64) for k in (8, 24))
+    listen, weigh = nn.Conv1d(1, 2, 16, stride=4, bias=False).double(), nn.Linear(2, 1, bias=False).double()
+    listen.weight.data = torch.stack([heard[:16], -heard[:16]])[:, None]
+    weigh.weight.data.fill_(1)
+    model = nn.Sequential(listen, nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), weigh)
+    x = (heard + 2 * louder)[None, None]
+    fmodel, params = lrpfunc.functionalize(model, x)
+    suggestion = composites.suggest(fmodel)
+    assert str(suggestion) == (
+        "composites.epsilon_plus(entries={'0': rules.epsilon()}): 1 of 2 layers is a convolution, and '0' reads a "
+        "waveform, of which only what a filter answers to may count."
+    )
+    expected = lrpfunc.attribute(fmodel, params, x, suggestion.composite)
+    torch.testing.assert_close(lrpfunc.relevance(model, x), expected)
+
+    def share_of_the_tone(composite):
+        z = torch.fft.rfft(x)
+        program, same = lrpfunc.trace(lambda params, z: fmodel(params, torch.fft.irfft(z)), params, z)
+        relevance = lrpfunc.attribute(program, same, z, composite)[0, 0]
+        return relevance[8] / relevance.sum()
+
+    torch.testing.assert_close(share_of_the_tone(suggestion.composite), torch.tensor(1.0).double(), rtol=0, atol=1e-6)
+    assert share_of_the_tone(composites.epsilon_plus()) < 0.6

@@ -131,7 +131,7 @@ def test_every_folder_has_a_readme(folder):
     assert 5 <= len(lines) <= 40
 
 
-PUBLIC = ("", "rules", "composites", "canonizers", "heatmaps", "text", "circuits", "concepts", "attributors")
+PUBLIC = ("", "rules", "composites", "canonizers", "heatmaps", "text", "circuits", "concepts", "attributors", "targets")
 
 
 def public_functions() -> dict[str, object]:

@@ -74,7 +74,7 @@ FEW = {
     "ops.box_iou": BY_RULE,
     "ops.masks_to_boxes": CONSTANT,
     "ops.nms": GRADIENT,
-    "ops.roi_align": MARKED,
+    "ops.roi_align": GRADIENT,
     "layers.Conv2dNormActivation": BY_RULE,
     "layers.MLP": GRADIENT,
     "transforms.normalize.inplace": GRADIENT,

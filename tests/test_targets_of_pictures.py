@@ -77,6 +77,7 @@ def test_weights_as_a_mask():
         (lambda y: targets.region("cat"), "a class must be a number, but is 'cat'."),
         (lambda y: targets.region(0, [[1]]), "a mask must be a tensor, but is list."),
         (lambda y: targets.region(0, torch.ones(8, 8))(y), r"\(4, 5\) or \(2, 4, 5\), .* but is \(8, 8\) .* resize"),
+        (lambda y: targets.region(0, torch.full((4, 5), torch.nan))(y), "the mask has values that are not finite"),
         (lambda y: targets.region(0, torch.zeros(4, 5))(y), "the mask is empty, so there is nothing to explain"),
         (lambda y: targets.region(1)(y - 9 * torch.eye(3)[1, :, None, None]), "class 1 is predicted nowhere"),
         (lambda y: targets.region(0)(y[:, :, 0, 0]), r"height, width\), but they are \(2, 3\). The class"),
@@ -98,6 +99,9 @@ def candidates(batch=2, number=30, classes=4):
     corners = torch.rand(batch, number, 2, generator=generator, dtype=DOUBLE) * 40
     sizes = torch.rand(batch, number, 2, generator=generator, dtype=DOUBLE) * 30 + 1
     return {"logits": logits_of(batch, number, classes), "boxes": torch.cat([corners, corners + sizes], 2)}
+
+
+BOX = torch.tensor([-3.0, -3, -1, -1])  # where nothing is
 
 
 def by_hand(output, box, overlap, label):
@@ -141,6 +145,32 @@ def test_each_sample_has_its_own_box_class_and_candidate():
     close(targets.candidate([1, 3], [4, 9])(output["logits"]), expected)
 
 
+CHANGING = {
+    "sigmoid": torch.sigmoid,
+    "softmax": lambda y: y.softmax(-1),
+    "twice as large": lambda y: 2 * y,
+    "differences": lambda y: y[..., 1:] - y[..., :1],
+    "twice as many": lambda y: y.repeat(1, 2, 1),
+}
+
+
+@pytest.mark.parametrize("name", CHANGING)
+def test_logits_are_picked_and_not_made(name):
+    logits = candidates()["logits"]
+    made = targets.candidate(1, 2, logits=lambda y: CHANGING[name](y["logits"]))
+    with pytest.raises(
+        TargetError, match=r"must pick values of the output as they are, .* not their sigmoid, softmax or"
+    ):
+        made({"logits": logits})
+    rows = torch.tensor([[4, 2], [0, 1]])  # of each sample
+    picked = targets.candidate(1, 0, logits=lambda y: y["logits"].flip(2).gather(1, rows[..., None].expand(-1, -1, 4)))
+    expected = torch.zeros_like(logits)
+    expected[[0, 1], [4, 0], 2] = logits[[0, 1], [4, 0], 2]
+    close(picked({"logits": logits})["logits"], expected)
+    logits[0, 0, 0] = torch.nan
+    assert targets.candidate(1, 2, logits=lambda y: y["logits"])({"logits": logits})["logits"][0, 2, 1] != 0
+
+
 def test_under_vmap_what_is_not_there_gives_zeros():
     output = candidates()
     target = targets.box(1, (10.0, 8.0, 40.0, 36.0), 0.3)
@@ -160,8 +190,12 @@ def test_under_vmap_what_is_not_there_gives_zeros():
         (lambda o: targets.box(0, (5, 2, 3, 9))(o), r"must have left < right and top < bottom, but is \(5, 2, 3, 9\)"),
         (lambda o: targets.box(0, (5, 2, float("nan"), 9))(o), "must have left < right"),
         (lambda o: targets.box(0, (5, 2, -3, 9), form="cxcywh")(o), "must have a width and a height above zero"),
-        (lambda o: targets.box(0, (500, 500, 520, 520))(o), "no candidate of sample 0 overlaps the box"),
-        (lambda o: targets.box(0, (0.1, 0.1, 0.4, 0.4))(o), "and in the units of the candidates' boxes"),
+        (lambda o: targets.box(0, (500, 500, 520, 520))(o), r"sample 0 touches the box \(500, 500, 520, 520\): all "),
+        (lambda o: targets.box(0, (9, 500, 5, 5), form="cxcywh")(o), r"the box \(9, 500, 5, 5\): all .* \(xyxy\)"),
+        (lambda o: targets.box(0, (-9, -9, -1, -1))(o), r"within \(.*\) \(xyxy\). Is the box in the picture"),
+        (lambda o: targets.box(0, (0, 0, 500, 500))(o), r"overlaps the box \(0, 0, 500, 500\) by 0.5: the best"),
+        (lambda o: targets.box(0, torch.stack([o["boxes"][0, 0], BOX]))(o), r"sample 1 touches the box \(-3, -3, -1"),
+        (lambda o: targets.box(0, (20, 20, 30, 30), 0.99)(o), r"by 0.99: the best overlap is 0\.\d+, at \(.*Lower"),
         (lambda o: targets.box(0, (1, 2, 3, 4), overlap=0), "overlap must be above 0 and at most 1, but is 0"),
         (lambda o: targets.box(0, (1, 2, 3, 4), form="yxyx"), "must be xyxy or cxcywh, but is 'yxyx'"),
         (lambda o: targets.box(4, (10, 8, 40, 36), 0.3)(o), "class 4 is out of range: there are 4, 0 to 3"),
@@ -222,7 +256,14 @@ def heads_of(name, **options):
     return randomize(model).eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize("name", ["fcos_resnet50_fpn", pytest.param("retinanet_resnet50_fpn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fcos_resnet50_fpn",
+        pytest.param("retinanet_resnet50_fpn", marks=pytest.mark.slow),
+        pytest.param("ssdlite320_mobilenet_v3_large", marks=pytest.mark.slow),
+    ],
+)
 def test_detectors_of_torchvision(name):
     detector, x = heads_of(name), torch.randn(1, 3, 64, 64)
     before = {key: value.clone() for key, value in detector.state_dict().items()}

@@ -63,7 +63,7 @@ def cotangent(output: Any, target: Target, has_batch: bool = True) -> Any:
 
     def explained(*tensors: Tensor) -> tuple[Tensor, Any]:
         relevance = seed(filled(tensors, leaves), target, has_batch)
-        return _total(relevance), relevance
+        return _total(relevance), _differentiable(relevance)
 
     found: Any = torch.func.vjp(explained, *(leaves[place] for place in places), has_aux=True)
     value, pullback, relevance = found

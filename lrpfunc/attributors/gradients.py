@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import optree
 import torch
 from torch import Tensor
 
 from lrpfunc.attribution import Target, cotangent, has_batch, is_function, seed
-from lrpfunc.errors import InputError, TargetError
-from lrpfunc.program import Program
+from lrpfunc.errors import InputError
+from lrpfunc.program import NAMESPACE, Program, Variable
 
 
 def gradient(fmodel: Program, params, x: Tensor, target: Target = None, times_input: bool = False) -> Tensor:
@@ -20,7 +22,8 @@ def gradient(fmodel: Program, params, x: Tensor, target: Target = None, times_in
         fmodel: a program.
         params: its parameters.
         x: one input, a floating-point tensor.
-        target: what is explained, as `attribute` takes it: a class, or a function output -> R_out.
+        target: what is explained, as `attribute` takes it: a class, or a function output -> R_out, as an output
+            of several tensors needs.
         times_input: x * gradient, which is LRP-0 on a piecewise linear network.
 
     Errors: `TargetError`, `InputError`.
@@ -32,8 +35,10 @@ def gradient(fmodel: Program, params, x: Tensor, target: Target = None, times_in
     tensor([[ 2., -1.]])
     """
     check_input(x)
-    output, pullback = _vjp(lambda x: fmodel(params, x), x)
-    moved = pullback(_chosen(fmodel, output, target))[0]
+    found: Any = torch.func.vjp(lambda x: _divided(fmodel(params, x)), x, has_aux=True)
+    values, pullback, fixed = found
+    chosen = cotangent(_joined(fmodel.output, values, fixed), target, has_batch(fmodel))
+    moved = pullback(_divided(chosen)[0])[0]
     return x * moved if times_input else moved
 
 
@@ -59,25 +64,37 @@ def score(fmodel: Program, params, x: Tensor, target: Target = None) -> Callable
     """
     check_input(x)
     with torch.no_grad():
-        chosen = _chosen(fmodel, fmodel(params, x), target)
+        output = fmodel(params, x)
+        chosen = [] if is_function(target) else _divided(cotangent(output, target, has_batch(fmodel)))[0]
 
     def explained(x: Tensor) -> Tensor:
         output = fmodel(params, x)
-        relevance = seed(output, target) if is_function(target) else output * chosen
-        return relevance.reshape(len(output), -1).sum(1) if has_batch(fmodel) else relevance.sum()
+        if is_function(target):
+            shares, _ = _divided(seed(output, target))
+        else:
+            shares = [value * one for value, one in zip(_divided(output)[0], chosen, strict=True)]
+        axes = 1 if has_batch(fmodel) else 0
+        sums = [share.sum(tuple(range(axes, share.dim()))) if share.dim() > axes else share for share in shares]
+        return sum(sums[1:], start=sums[0])
 
     return explained
 
 
-def _vjp(function: Callable, x: Tensor) -> Any:
-    return torch.func.vjp(function, x)
+def _divided(output: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """An output's tensors that have a derivative, and the others."""
+    tensors = [leaf for leaf in optree.tree_leaves(output, namespace=NAMESPACE) if isinstance(leaf, Tensor)]
+    kinds = [tensor.is_floating_point() or tensor.is_complex() for tensor in tensors]
+    return list(itertools.compress(tensors, kinds)), list(itertools.compress(tensors, [not kind for kind in kinds]))
 
 
-def _chosen(fmodel: Program, output: Any, target: Target) -> Tensor:
-    if not isinstance(output, Tensor):
-        got = type(output).__name__
-        raise TargetError(f"the output must be one tensor, but is {got}: trace a function that picks one.")
-    return cotangent(output, target, has_batch(fmodel))
+def _joined(template: Any, values: Sequence[Tensor], fixed: Sequence[Tensor]) -> Any:
+    """An output of such tensors, in the place of a program's variables."""
+    leaves, structure = optree.tree_flatten(template, namespace=NAMESPACE)
+    moving, others = iter(values), iter(fixed)
+    filled = [
+        next(moving if leaf.is_differentiable else others) if isinstance(leaf, Variable) else leaf for leaf in leaves
+    ]
+    return optree.tree_unflatten(structure, filled)
 
 
 def check_input(x: Any) -> None:

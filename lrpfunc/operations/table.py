@@ -1,4 +1,4 @@
-"""The one table of operations: a row for each ATen operation that lrpfunc knows.
+"""The one table of operations: a row for each operation of ATen (one of torchvision) that lrpfunc knows.
 
 No other module lists operations. What has no row is of kind "other" and is moved by its vector-Jacobian product. The
 columns are explained in `row.py`; those that are functions stand in modules of their own (`adjoints`, `signs`, ...).
@@ -222,7 +222,7 @@ ARITHMETIC = {
     **_rows("index_add scatter_add col2im", SUMMATION),
     **_rows("diff trace contract", SUMMATION._replace(reduces=False)),
     **_rows("scatter_reduce pooled_rows segment_reduce", Row(kinds.reduction, is_linear=True)),
-    **_rows("grid_sampler", Row(kinds.of_first(AVERAGE_POOL), is_linear=True)),
+    **_rows("grid_sampler roi_align", Row(kinds.of_first(AVERAGE_POOL), is_linear=True)),
     **_rows(_dimensions("avg_pool{}d"), AVERAGE._replace(sign=signs.averages, keeps_uniform=moves.unless_zeros_count)),
     **_rows(
         f"{_dimensions('adaptive_avg_pool{}d')} {_dimensions('upsample_nearest{}d')} "

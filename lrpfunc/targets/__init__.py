@@ -9,7 +9,7 @@ language model says see `lrpfunc.text`.
 """
 
 from lrpfunc.targets.boxes import box, candidate
-from lrpfunc.targets.detectors import Heads, heads
+from lrpfunc.targets.detectors import BoxHead, Heads, heads
 from lrpfunc.targets.regions import region
 
-__all__ = ["Heads", "box", "candidate", "heads", "region"]
+__all__ = ["BoxHead", "Heads", "box", "candidate", "heads", "region"]

@@ -59,7 +59,8 @@ def box(
     Overlap is the intersection over the union (IoU).
 
     Args:
-        label: the class; a list or tensor has one per sample; None: the class that such a candidate says most.
+        label: the class; a list or tensor has one per sample; None: the class that such a candidate says most, be it
+            the background (class 0 of SSD, the last one of DETR), which `logits` can leave out.
         box: four numbers, or (batch, 4), in the units of the candidates' boxes and of the same form.
         overlap: how much of it a candidate's box must overlap, above 0 and at most 1.
         logits: where the logits (batch, candidates, classes) are: a name, an index or a function of the output; None:
@@ -86,8 +87,9 @@ def box(
 
         def explained(logits: Tensor) -> Tensor:
             _check_logits(logits)
-            shares = _overlaps(places, _as_box(box, places, form), form, logits)
-            _check_near(shares >= overlap, shares, box, places)
+            given = _as_box(box, places)
+            shares = _overlaps(places, _checked_corners(given, form), form, logits)
+            _check_near(shares, overlap, given, places, form)
             return logits * _best(logits.detach(), shares >= overlap, label)
 
         return placed(output, logits, LOGITS, explained)
@@ -108,7 +110,7 @@ def _best(logits: Tensor, is_near: Tensor, label: Numbers | None) -> Tensor:
 # -- boxes ------------------------------------------------------------------------------------------------------------
 
 
-def _as_box(given: Sequence[float] | Tensor, boxes: Tensor, form: str) -> Tensor:
+def _as_box(given: Sequence[float] | Tensor, boxes: Tensor) -> Tensor:
     """(batch or 1, 4). Errors: `TargetError`."""
     try:
         one = torch.as_tensor(given, dtype=boxes.dtype, device=boxes.device)
@@ -116,11 +118,16 @@ def _as_box(given: Sequence[float] | Tensor, boxes: Tensor, form: str) -> Tensor
         raise TargetError(f"a box must be four numbers, but is {given!r}.") from error
     if tuple(one.shape) not in ((4,), (len(boxes), 4)):
         raise TargetError(f"a box must be four numbers, or ({len(boxes)}, 4), but has shape {tuple(one.shape)}.")
-    corners = _corners(one.reshape(-1, 4), form)
-    has_none = (corners[:, 2:] <= corners[:, :2]) | ~corners[:, 2:].isfinite()
+    return one.reshape(-1, 4)
+
+
+def _checked_corners(given: Tensor, form: str) -> Tensor:
+    """Errors: `TargetError` for a box without a size."""
+    corners = _corners(given, form)
+    has_none = (corners[:, 2:] <= corners[:, :2]) | ~corners.isfinite().reshape(-1, 2, 2).all(1)
     if known_any(has_none, unknown=False):
         order = "left < right and top < bottom" if form == CORNERS else "a width and a height above zero"
-        raise TargetError(f"a box must have {order}, but is {_numbers(one)} ({form}).")
+        raise TargetError(f"a box must have {order}, but is {_numbers(given)} ({form}).")
     return corners
 
 
@@ -145,17 +152,24 @@ def _overlaps(boxes: Tensor, one: Tensor, form: str, logits: Tensor) -> Tensor:
     return common / (areas[0] + areas[1] - common)
 
 
-def _check_near(is_near: Tensor, overlaps: Tensor, box: Any, boxes: Tensor) -> None:
+def _check_near(overlaps: Tensor, overlap: float, box: Tensor, boxes: Tensor, form: str) -> None:
     """Errors: `TargetError` for samples of which no candidate is near enough, as far as that is known."""
-    is_alone = ~is_near.any(1)
+    is_alone = ~(overlaps >= overlap).any(1)
     if not known_any(is_alone, unknown=False):
         return
     sample = int(is_alone.nonzero()[0])
     best = int(overlaps[sample].argmax())
+    given = _numbers(box.expand(len(boxes), 4)[sample])
+    if overlaps[sample, best] > 0:
+        raise TargetError(
+            f"no candidate of sample {sample} overlaps the box {given} by {overlap:g}: the best overlap is "
+            f"{overlaps[sample, best]:.2g}, at {_numbers(boxes[sample, best])}. Lower `overlap`, or give a nearer box."
+        )
+    corners = _corners(boxes[sample], form)
+    whole = torch.cat([corners[:, :2].amin(0), corners[:, 2:].amax(0)])
     raise TargetError(
-        f"no candidate of sample {sample} overlaps the box {_numbers(torch.as_tensor(box))} enough: the best one has "
-        f"{overlaps[sample, best]:.2f}, at {_numbers(boxes[sample, best])}. Is the box in the picture, and in the "
-        "units of the candidates' boxes? Else lower `overlap`."
+        f"no candidate of sample {sample} touches the box {given}: all lie within {_numbers(whole)} ({CORNERS}). Is "
+        "the box in the picture, and in the units of the candidates' boxes?"
     )
 
 

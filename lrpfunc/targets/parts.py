@@ -9,6 +9,7 @@ import optree
 import torch
 from torch import Tensor
 
+from lrpfunc.attribution import known_any
 from lrpfunc.errors import TargetError
 from lrpfunc.program import NAMESPACE
 
@@ -18,7 +19,7 @@ Part = str | int | Callable[[Any], Tensor] | None
 def placed(output: Any, part: Part, names: Sequence[str], explain: Callable[[Tensor], Tensor]) -> Any:
     """R_out in the output's structure, where `explain` makes that of a part, and zeros elsewhere.
 
-    Errors: those of `picked`.
+    Errors: those of `picked`; `TargetError` for a function that does not pick values as they are.
     """
     leaves, structure = optree.tree_flatten(output, namespace=NAMESPACE)
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
@@ -29,9 +30,11 @@ def placed(output: Any, part: Part, names: Sequence[str], explain: Callable[[Ten
             given[place] = tensor
         return picked(optree.tree_unflatten(structure, given), part, names)
 
-    # Whatever picks is linear: its transposed map puts relevance where it was picked.
+    # What picks is linear: its transposed map puts relevance where it was picked.
     found: Any = torch.func.vjp(pick, *(leaves[place] for place in places))
     value, put_back = found
+    if callable(part):
+        _check_picks(value, pick(*put_back(value)))
     shares = [torch.zeros_like(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     for place, share in zip(places, put_back(explain(value)), strict=True):
         shares[place] = share
@@ -59,6 +62,15 @@ def picked(output: Any, part: Part, names: Sequence[str]) -> Tensor:
         f"the output has no floating-point tensor {wanted}, but {has}: say where it is, by a name or a function of the "
         "output."
     )
+
+
+def _check_picks(value: Tensor, again: Tensor) -> None:
+    """A map that picks undoes its transposed one. Errors: `TargetError` for any other, as far as values are known."""
+    if known_any((value != again) & ~(value.isnan() & again.isnan()), unknown=False):
+        raise TargetError(
+            "a function that says where logits are must pick values of the output as they are, each once, but this one "
+            "makes others of them: pick the logits, and not their sigmoid, softmax or sums."
+        )
 
 
 def _field(output: Any, name: str | int) -> Any:

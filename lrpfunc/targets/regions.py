@@ -28,7 +28,8 @@ def region(label: int, mask: Tensor | None = None, logits: Part = None) -> Calla
             its logit is positive.
         logits: where the logits are: a name, an index or a function of the output; None: the output itself, or its
             `out` or `logits`.
-    Errors: `TargetError` for a class or logits that there are not, and for a mask of another shape or an empty one.
+    Errors: `TargetError` for a class or logits that there are not, and for a mask of another shape, an empty one, or
+    one with values that are not finite. In a batch a sample whose region is empty gets zeros.
 
     >>> import lrpfunc, torch
     >>> from lrpfunc import targets
@@ -51,6 +52,8 @@ def region(label: int, mask: Tensor | None = None, logits: Part = None) -> Calla
         if not known_any(where, unknown=True):
             who = f"class {label} is predicted nowhere" if mask is None else "the mask is empty"
             raise TargetError(f"{who}, so there is nothing to explain: give a mask of a region.")
+        if known_any(~where.isfinite(), unknown=False):
+            raise TargetError("the mask has values that are not finite: give booleans, or weights such as 0 and 1.")
         is_class = torch.arange(classes, device=logits.device) == label % classes
         chosen = is_class.reshape(-1, *[1] * (logits.dim() - 2)) * where.unsqueeze(1)
         return logits * chosen.to(logits.dtype)

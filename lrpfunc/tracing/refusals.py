@@ -111,7 +111,7 @@ def _hint(text: str, where: str, frames: list[FrameType]) -> str:
     if any(place in file for file in files for place in DETECTION):
         return (
             " Detection models choose boxes by their values: explain the backbone and the head alone, "
-            "without postprocessing, as lrpfunc.targets.heads(model) gives them of torchvision's RetinaNet and FCOS."
+            "without postprocessing, as lrpfunc.targets.heads(model) gives them of torchvision's."
         )
     if "functorch" in text or any("_functorch" in file for file in files):
         return " Transforms of torch.func inside forward are not followed: write them out."
