@@ -1,4 +1,4 @@
-"""Who is measured: the plain gradient, lrpfunc, zennit, captum and autoLRP, all with the same network, input and classes.
+"""Who is measured: the plain gradient, lrpfunc and others, all with the same network, input and classes.
 
 A contender takes a question and returns a function from classes to their explanation. What it does before that (copy,
 canonize, register hooks, compile) is not timed.
