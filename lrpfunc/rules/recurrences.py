@@ -229,8 +229,8 @@ def _refuse_explosion(operation: Operation, left: _Residuals, came: Flow, sent: 
     if math.isfinite(total) and not times <= LARGEST:
         raise RuleError(
             f"relevance exploded: more than {LARGEST:.0e} times what came to the steps would leave. Where terms of a "
-            'sum cancel, each gets a multiple of what came, at every step again: take recurrent(to="signal"), and leave '
-            "biases in (zero_bias=False)."
+            'sum cancel, each gets a multiple of what came, at every step again: take recurrent(to="signal"), and '
+            "leave biases in (zero_bias=False)."
         )
 
 
