@@ -4,6 +4,7 @@ What is known needs no labels: where a sound begins and ends, which frequencies 
 EfficientNet-Lite0's turn is `test_photos.py`. Nothing is downloaded; a package that is missing is named.
 """
 
+import copy
 from importlib import metadata
 
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 
 import lrpfunc
 from lrpfunc import composites, rules
+from lrpfunc.errors import RuleError
 from tests.test_examples import load
 
 sound = load("sound")
@@ -196,6 +198,71 @@ def test_relevance_of_a_likeness_lies_where_the_voice_is(encoder, speakers, one)
     voiced = (moments > 0.38) & (moments < 1.32)
     assert relevance[voiced].sum() > 0
     assert relevance[voiced].abs().sum() > 0.9 * relevance.abs().sum()
+
+
+@pytest.mark.parametrize("name", ["attn_lrp", "cp_lrp"])
+def test_three_layers_of_160_steps_are_explained_as_arras_et_al_have_it(encoder, speakers, name):
+    """Input times gradient where gates, tanh(z) / z and the norm are constants; with what biases kept, the likeness."""
+    x, module = speakers[:1].double(), copy.deepcopy(encoder).double().requires_grad_(False)
+    other = module(speakers[1:2].double())
+    fmodel, params = lrpfunc.functionalize(module, x)
+    found = lrpfunc.attribute(fmodel, params, x, getattr(composites, name)(), lambda y: y * other, strict=True)
+    given = {key: p.clone().requires_grad_() for key, p in module.named_parameters()}
+    start = sequence = x.clone().requires_grad_()
+    for layer in range(3):
+        sequence = with_constant_gates(sequence, *(given[f"lstm.{key}_l{layer}"] for key in LSTM))
+    embedding = (sequence[:, -1] @ given["linear.weight"].T + given["linear.bias"]).relu()
+    likeness = (embedding / embedding.norm(dim=1, keepdim=True).detach() * other).sum()
+    likeness.backward()
+    torch.testing.assert_close(found, start * start.grad, rtol=1e-9, atol=1e-12)
+    kept = sum((p * p.grad).sum() for key, p in given.items() if "bias" in key)
+    torch.testing.assert_close(found.sum() + kept, likeness)
+
+
+LSTM = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+def with_constant_gates(x, w, v, b, d):
+    h = c = x.new_zeros(len(x), v.shape[1])
+    states = []
+    for row in x.unbind(1):
+        i, f, g, o = (row @ w.T + b + h @ v.T + d).chunk(4, -1)
+        i, f, o, slope = i.sigmoid().detach(), f.sigmoid().detach(), o.sigmoid().detach(), (g.tanh() / g).detach()
+        c = f * c + i * slope * g
+        h = o * c * (c.tanh() / c).detach()
+        states.append(h)
+    return torch.stack(states, 1)
+
+
+def preset(name, **settings):
+    return pytest.param(getattr(composites, name)(**settings), id=f"{name} {settings}")
+
+
+PRESETS = [
+    *map(preset, ["epsilon", "epsilon_plus", "epsilon_plus_flat", "epsilon_alpha2_beta1", "excitation_backprop"]),
+    *[preset(name, **given) for name in ("attn_lrp", "cp_lrp") for given in ({}, {"gamma": 0.25})],
+]
+
+
+@pytest.mark.parametrize("composite", PRESETS)
+def test_relevance_does_not_grow_from_step_to_step(encoder, speakers, composite):
+    fmodel, params = lrpfunc.functionalize(encoder, speakers)
+    relevance = lrpfunc.attribute(fmodel, params, speakers, composite, lambda y: y.square(), strict=True)
+    assert (relevance.abs().sum((1, 2)) < 100).all()  # of a likeness of 1
+
+
+EXPLODING = {
+    "halves": composites.attn_lrp(entries=composites.by_kind({"recurrent": rules.recurrent(to="both")})),
+    "no biases": composites.epsilon(zero_bias=True),
+}
+
+
+@pytest.mark.parametrize("how", EXPLODING)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_relevance_that_explodes_is_never_silent(encoder, speakers, how, dtype):
+    fmodel, params = lrpfunc.functionalize(copy.deepcopy(encoder).to(dtype), speakers.to(dtype))
+    with pytest.raises(RuleError, match=r"at layer 'lstm.weight_hh_l2': relevance exploded: more than 1e.09"):
+        lrpfunc.attribute(fmodel, params, speakers.to(dtype), EXPLODING[how], lambda y: y.square())
 
 
 # -- MTCNN: a face on a photo -----------------------------------------------------------------------------------------

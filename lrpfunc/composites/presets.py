@@ -263,8 +263,9 @@ def attn_lrp(
     """AttnLRP for transformers: products halve, the softmax has its Jacobian, normalizations constant denominators.
 
     Activations pass relevance through. Layers, the attention's projections included, get the gamma rule, for gamma = 0
-    the epsilon rule. The decay of a state space, exp(dt A), and its step dt are constants. The sum of all relevance is
-    not the logit, as the softmax does not conserve; `cp_lrp` does.
+    the epsilon rule. The decay of a state space, exp(dt A), and its step dt are constants, and so are the gates of
+    recurrent layers: with a half each, relevance grows from step to step. The sum of all relevance is not the logit, as
+    the softmax does not conserve; `cp_lrp` does.
 
     Args:
         gamma: of the gamma rule for layers; 0 for the epsilon rule.
@@ -314,7 +315,6 @@ def cp_lrp(
     """
     kinds = _transformer_parts(gamma, epsilon, stabilizer, zero_bias)
     kinds[ATTENTION] = rules.attention("value", epsilon)
-    kinds[RECURRENT] = rules.recurrent(kinds[LINEAR], "signal", epsilon)
     return first_match(entries, _gated(None, epsilon), by_kind(kinds))
 
 
@@ -330,7 +330,7 @@ def _transformer_parts(gamma: float, epsilon, stabilizer, zero_bias: bool) -> di
         PRODUCT: rules.halve(epsilon),
         NORMALIZATION: normalization,
         BATCH_NORM: normalization,
-        RECURRENT: rules.recurrent(linear, "both", epsilon),
+        RECURRENT: rules.recurrent(linear, "signal", epsilon),
     }
 
 
