@@ -32,7 +32,7 @@ def main(
 ) -> None:
     """How many equations of each model have a rule, and whether all relevance arrives.
 
-    The exit code is 1 where a row is below 100.0 % or has an error.
+    The exit code is 1 where a row is below 100.0 %, loses relevance or has an error.
     """
     try:
         models = selected(words or [])
@@ -45,8 +45,8 @@ def main(
     for library in absent:
         print(f"{library} is not installed: its rows are left out")
     rows = table([model for model in models if model.library not in absent])
-    complete = sum(row.percent == 100.0 and not row.error for row in rows)
-    print(f"\n{MEANING}\n{complete} of {len(rows)} models: 100.0 %, strict")
+    complete = sum(row.percent == 100.0 and not row.error and not row.lost for row in rows)
+    print(f"\n{MEANING}\n{complete} of {len(rows)} models: 100.0 %, strict, nothing lost")
     raise typer.Exit(int(complete < len(rows)))
 
 
