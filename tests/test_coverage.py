@@ -177,10 +177,10 @@ def test_the_exit_code_tells_an_incomplete_row(monkeypatch):
     assert result.exit_code == 0
     assert "1 of 1 models: 100.0 %, strict" in result.output
     assert run("mystery").exit_code == 1
-    monkeypatch.setattr(models, "models", lambda: [of(lambda x: F.linear(x, WEIGHT).softmax(-1))])
-    assert run().exit_code == 1
     assert run("--list").output.split() == ["own/mystery", "own/small"]
     assert "no model, library or pattern 'lama'" in run("lama").output
+    monkeypatch.setattr(models, "models", lambda: [of(lambda x: F.linear(x, WEIGHT).softmax(-1))])
+    assert run().exit_code == 1
 
 
 def test_a_library_that_is_not_installed_is_said(monkeypatch):
