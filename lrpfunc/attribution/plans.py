@@ -55,7 +55,7 @@ class Plan(NamedTuple):
 
 
 class Sketch(NamedTuple):
-    """What a plan has without parameters: its steps without operations; `kept` and `lays_out` as there."""
+    """What a plan has without parameters: its steps, with operations where they read none; `kept`, `lays_out`."""
 
     steps: tuple[Step, ...]
     kept: frozenset[str]
@@ -124,7 +124,10 @@ def _sketched(fmodel: Program, assigned: Mapping[str, Rule], ranges: Mapping, is
             gets_coefficients=equation.outputs[0].name in coefficients,
             is_recalled=any(variable.name in recalled for variable in inputs),
         )
-        steps.append(Step(equation, rules.get(equation.name), None, inputs, context, dead))
+        step = Step(equation, rules.get(equation.name), None, inputs, context, dead)
+        if step.rule is not None and all(variable in inputs for variable in equation.reads):
+            step = step._replace(operation=bound_operation(fmodel, step, {}))
+        steps.append(step)
     return Sketch(tuple(steps), _meeting_points(fmodel, coefficients), _lays_out(fmodel, rules))
 
 
@@ -144,7 +147,8 @@ def _filled(
         if step.rule is None and all(variable.name in values for variable in equation.reads):
             fmodel.store(equation, equation.evaluate(values), values)
             continue
-        if step.rule is not None and all(v.name in values or v in step.inputs for v in equation.reads):
+        is_known = step.operation is not None or step.rule is None
+        if not is_known and all(v.name in values or v in step.inputs for v in equation.reads):
             step = step._replace(operation=bound_operation(fmodel, step, values, hoisting))
         steps.append(step)
     return Plan(fmodel, values, tuple(steps), ranges, sketch.kept, sketch.lays_out, assigned, False, is_strict)
