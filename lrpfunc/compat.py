@@ -70,6 +70,11 @@ def overload_name(operator: Operator) -> str:
     return operator._overloadname
 
 
+def is_assertion(function: Callable) -> bool:
+    """Whether a function of torch does nothing but refuse what is false."""
+    return function is torch._assert
+
+
 # -- what watches a tensor --------------------------------------------------------------------------------------------
 
 

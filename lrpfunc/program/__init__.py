@@ -38,4 +38,5 @@ from lrpfunc.program.functions import (
 from lrpfunc.program.names import below_call, called, matches, numbered
 from lrpfunc.program.program import Program
 from lrpfunc.program.pytrees import NAMESPACE, Leaf, dataclasses_in, flatten, label_inputs, leaf_names, refilled
+from lrpfunc.program.sizes import function_of, sizes_in, spelled
 from lrpfunc.program.tables import equation_row, format_table

@@ -12,8 +12,7 @@ from torch import Tensor
 from lrpfunc.errors import InputError, ParameterError, near_misses
 from lrpfunc.program.equations import Variable
 from lrpfunc.program.pytrees import NAMESPACE, Leaf, label_inputs, leaf_names
-
-Ranges = Mapping[str, tuple[int, int | None]]  # by open size
+from lrpfunc.program.sizes import Ranges
 
 
 def collect(names: Sequence[str], inputs: Sequence, keywords: Mapping[str, Any]) -> tuple:

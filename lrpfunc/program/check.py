@@ -15,6 +15,7 @@ from lrpfunc.compat import is_intercepted, outside_transforms
 from lrpfunc.errors import ProgramError
 from lrpfunc.program.equations import DEVICE, DTYPE, PARAMETER, Equation, Variable
 from lrpfunc.program.program import Program
+from lrpfunc.program.sizes import function_of, sizes_in
 
 TRACING = "tracing"
 
@@ -22,6 +23,7 @@ TRACING = "tracing"
 # are the same, and all lengths. A kernel may be wider than a short sequence is long, and sizes that a kernel (and not
 # the model) compares are open each for itself, so that an equation has to fail on both.
 SMALL, LARGE = 2, 67
+TRIED = 512  # numbers, for one that fits conditions
 
 
 def check(program: Program, before: Program | None = None, who: str = TRACING) -> None:
@@ -202,8 +204,8 @@ class _StandIns(Mapping):
         """The value of a size as tracing writes it: `batch`, `4*batch`, `((length - 1)//2) + 1`."""
         if expression not in self.counted:
             try:
-                number = eval(expression, {"__builtins__": {}, "Max": max, "Min": min}, dict(self.sizes))
-            except Exception:  # of other functions, or of sizes that only the data decide
+                number = function_of(expression)(self.sizes)
+            except (ValueError, LookupError, ArithmeticError):  # other functions, or sizes that only the data decide
                 raise _Unknown from None
             if int(number) != number or number < 0:
                 raise _Unknown
@@ -245,6 +247,20 @@ def _numbers(program: Program, variables: Iterable[Variable], least: int, alike:
         number = min([number, *(high for _, high in ranges if high is not None)])
         numbers.update(dict.fromkeys(group, number))
         taken.add(number)
+    return _conditioned(program, numbers)
+
+
+def _conditioned(program: Program, numbers: dict[str, int]) -> dict[str, int]:
+    """Numbers, one after another the next larger one for which conditions of sizes hold, as far as one does."""
+    waiting = dict.fromkeys(name for condition in program.size_conditions for name in sizes_in(condition))
+    while waiting:
+        name = next(iter(waiting))
+        del waiting[name]
+        pairs = zip(program.size_conditions, program.conditions, strict=True)
+        asked = [holds for text, holds in pairs if name in sizes_in(text) and not waiting.keys() & sizes_in(text)]
+        span = range(numbers[name], numbers[name] + TRIED)
+        fitting = next((n for n in span if all(holds({**numbers, name: n}) for holds in asked)), None)
+        numbers = numbers if fitting is None else {**numbers, name: fitting}
     return numbers
 
 
