@@ -247,20 +247,18 @@ def _numbers(program: Program, variables: Iterable[Variable], least: int, alike:
         number = min([number, *(high for _, high in ranges if high is not None)])
         numbers.update(dict.fromkeys(group, number))
         taken.add(number)
-    return _conditioned(program, numbers)
+    return _conditioned(program, numbers, alike)
 
 
-def _conditioned(program: Program, numbers: dict[str, int]) -> dict[str, int]:
-    """Numbers, one after another the next larger one for which conditions of sizes hold, as far as one does."""
-    waiting = dict.fromkeys(name for condition in program.size_conditions for name in sizes_in(condition))
-    while waiting:
-        name = next(iter(waiting))
-        del waiting[name]
-        pairs = zip(program.size_conditions, program.conditions, strict=True)
-        asked = [holds for text, holds in pairs if name in sizes_in(text) and not waiting.keys() & sizes_in(text)]
-        span = range(numbers[name], numbers[name] + TRIED)
-        fitting = next((n for n in span if all(holds({**numbers, name: n}) for holds in asked)), None)
-        numbers = numbers if fitting is None else {**numbers, name: fitting}
+def _conditioned(program: Program, numbers: dict[str, int], alike: bool) -> dict[str, int]:
+    """Numbers for which conditions of sizes hold as well, if some are found: n, 2 n, 3 n, or alike."""
+    names = dict.fromkeys(name for condition in program.size_conditions for name in sizes_in(condition))
+    start = max((numbers[name] for name in names), default=0)
+    for n in range(start, start + TRIED if names else start):
+        tried = {**numbers, **{name: n if alike else n * i for i, name in enumerate(names, 1)}}
+        bounds = [(tried[name], program.size_ranges.get(name, (0, None))[1]) for name in names]
+        if all(high is None or n <= high for n, high in bounds) and all(holds(tried) for holds in program.conditions):
+            return tried
     return numbers
 
 

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from lrpfunc.errors import InputError
 from lrpfunc.program import calls, cuts
-from lrpfunc.program.equations import DEVICE, DTYPE, Equation, Variable, rename, substitute, variables_in
+from lrpfunc.program.equations import DEVICE, DTYPE, SIZES, Equation, Variable, rename, substitute, variables_in
 from lrpfunc.program.names import below_call, matches
 from lrpfunc.program.pytrees import NAMESPACE, Leaf, leaf_names, register
-from lrpfunc.program.sizes import function_of, refuse
+from lrpfunc.program.sizes import Given, function_of, refuse
 from lrpfunc.program.tables import equation_row, format_table
 
 
@@ -150,7 +150,13 @@ class Program:
                 f"'{equation.name}' makes {len(results)} values of inputs of this size, but made {traced} when it was "
                 "traced. Trace the model again for this size."
             )
+        given = values.get(SIZES)  # none while torch.compile watches
         for variable, result in zip(equation.outputs, results, strict=True):
+            if given is not None and variable.is_tensor and not given.fits(variable.shape, result.shape):
+                raise InputError(
+                    f"'{equation.name}' makes {tuple(result.shape)} of inputs of this size, which is not {variable} as "
+                    "it was traced. Trace the model again for this size."
+                )
             values[variable.name] = result
 
     def result(self, values: Mapping[str, Any]):
@@ -166,7 +172,7 @@ class Program:
         """The leaves of inputs. Errors: `InputError` for other leaves than traced."""
         return calls.flatten_inputs(self.input_leaves, self.input_names, inputs)
 
-    def _check_inputs(self, leaves: Sequence, values: Mapping[str, Any]) -> None:
+    def _check_inputs(self, leaves: Sequence, values: dict[str, Any]) -> None:
         seen: dict[str, tuple[int, str]] = {}
         for (_, label, expected), value in zip(self.input_leaves, leaves, strict=True):
             if isinstance(expected, Variable):
@@ -178,6 +184,8 @@ class Program:
         for condition, holds in zip(self.size_conditions, self.conditions, strict=True):
             if not holds(sizes):
                 refuse(condition, seen, self.size_ranges, self.size_conditions)
+        if not torch.compiler.is_compiling():
+            values[SIZES] = Given(sizes)
 
     @property
     def whole(self) -> Program:

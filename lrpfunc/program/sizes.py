@@ -148,6 +148,27 @@ def _shifted(node: ast.expr, by: int) -> ast.expr:
     return ast.BinOp(inner, ast.Add() if shift > 0 else ast.Sub(), ast.Constant(abs(shift))) if shift else inner
 
 
+class Given:
+    """The open sizes of a call, and by these the shapes that were traced."""
+
+    def __init__(self, sizes: Mapping[str, int]):
+        self.sizes = sizes
+        self.numbers: dict[str, int | None] = {}  # of expressions; None where only the data decide
+
+    def fits(self, shape: Sequence[int | str], made: Sequence[int]) -> bool:
+        """Whether a shape is the one that was traced, as far as can be told."""
+        wanted = [n if isinstance(n, int) else self._number(n) for n in shape]
+        return len(wanted) == len(made) and all(n is None or n == m for n, m in zip(wanted, made, strict=True))
+
+    def _number(self, expression: str) -> int | None:
+        if expression not in self.numbers:
+            try:
+                self.numbers[expression] = function_of(expression)(self.sizes)
+            except (ValueError, LookupError, ArithmeticError):
+                self.numbers[expression] = None
+        return self.numbers[expression]
+
+
 # -- what a call must fulfil ------------------------------------------------------------------------------------------
 
 

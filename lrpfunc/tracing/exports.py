@@ -34,8 +34,10 @@ from lrpfunc.program import operator_name, sizes_in
 from lrpfunc.tracing.axes import Axes, Opening, batch_of
 from lrpfunc.tracing.graphs import is_symbolic
 from lrpfunc.tracing.refusals import failure
-from lrpfunc.tracing.sizes import Sizes, is_worth, shapes_of_inputs, sizes_of
+from lrpfunc.tracing.sizes import Sizes, is_worth, open_sizes, shapes_of_inputs, sizes_of
 from lrpfunc.tracing.source_lines import INTERNAL, source_line
+
+LONGEST = 200  # of what may be asked of sizes that nobody asked for
 
 LOCK = threading.RLock()  # torch.export has state of the process: one thread traces at a time
 
@@ -47,29 +49,44 @@ class Export(NamedTuple):
     sizes: Sizes
 
 
+class _Closed(Exception):
+    """Why sizes cannot stay open."""
+
+
 class Watch:
-    """Sizes that should stay open, by input and axis, and the user's lines after which they were fixed."""
+    """What becomes of sizes while a function is traced: the user's lines after which those asked for were fixed.
+
+    `limit`: how long what is asked of sizes may be. Windows and paddings make it so long that tracing takes ten times
+    as long; who asks for open sizes by name waits for it.
+    """
 
     def __init__(self) -> None:
         self.sizes: dict[tuple[int, int], tuple[Any, Any]] = {}
         self.lines: dict[tuple[int, int], str] = {}
+        self.environment: Any = None
+        self.seen, self.limit = 0, 0
 
-    def begin(self, tensors: Sequence[Tensor], asked: Sequence[Axes]) -> None:
+    def begin(self, inputs: Sequence[Tensor], asked: Sequence[Axes]) -> None:
         places = [(i, axis) for i, axes in enumerate(asked) for axis in axes]
-        sizes: dict[tuple[int, int], Any] = {(i, axis): tensors[i].shape[axis] for i, axis in places}
+        sizes: dict[tuple[int, int], Any] = {(i, axis): inputs[i].shape[axis] for i, axis in places}
         self.sizes = {place: (n, n.node.expr) for place, n in sizes.items() if is_symbolic(n)}
+        self.environment = next((n.node.shape_env for n in open_sizes([x.shape for x in inputs])), None)
+        self.seen = 0
 
     def look(self, file: str, line: int) -> None:
         for place, (n, _) in self.sizes.items():
             if place not in self.lines and not is_symbolic(n):
                 self.lines[place] = source_line(file, line)
+        guards = self.environment.guards if self.limit and self.environment is not None else ()
+        if any(len(str(guard.expr)) > self.limit for guard in guards[self.seen :]):
+            raise _Closed("what the model asks of them is too long.")
+        self.seen = len(guards)
 
     def line(self, place: tuple[int, int]) -> str:
         """The line that fixed a size: where Python did, or of the operation after which it was fixed."""
         if place not in self.sizes:
             return ""
-        n, symbol = self.sizes[place]
-        found = n.node.shape_env.replacements_slocs.get(symbol)
+        found = self.environment.replacements_slocs.get(self.sizes[place][1])
         frame = None if found is None else found.framework_loc
         if frame is not None and not getattr(frame, "filename", "<").startswith(INTERNAL):
             return source_line(frame.filename, frame.lineno)
@@ -153,10 +170,6 @@ class _Lines(TorchFunctionMode):
         return result
 
 
-class _Closed(Exception):
-    """Why sizes cannot stay open."""
-
-
 def exports(front: Front, params: list[Tensor], inputs: list[Tensor], given: Opening) -> Iterator[Export]:
     """Exports with sizes left open along axes of each input where the model allows it, the most first; last with none,
     unless some were asked for.
@@ -179,6 +192,7 @@ def _export_open(front: Front, params: list[Tensor], inputs: list[Tensor], axes:
     """The export with open sizes. Errors: `_Closed` if it fails, or nobody can say for which sizes it holds."""
     batch = batch_of(inputs)
     conditioned = given.conditioned(inputs, axes)
+    front.watch.limit = LONGEST if any(given.found(conditioned)) else 0
     while any(axes):
         # A size of one would be baked in, so an example of one sample is traced as two.
         pairs = zip(inputs, axes, strict=True)

@@ -41,7 +41,7 @@ def sizes_of(exported, shapes: Sequence[torch.Size], conditioned: Sequence[Axes]
     hints = _hints(shapes)
     if not hints:
         return Sizes({}, {}, ())
-    environment = next(n.node.shape_env for n in _open(shapes))
+    environment = next(n.node.shape_env for n in open_sizes(shapes))
     free = set(_symbols(shapes, conditioned))
     asked, assumed = [], []
     for guard in environment.guards:
@@ -91,13 +91,13 @@ def is_worth(sizes: Sizes, shapes: Sequence[torch.Size], axes: Sequence[Axes]) -
     return True
 
 
-def _open(shapes: Sequence[torch.Size]) -> list[Any]:
+def open_sizes(shapes: Sequence[torch.Size]) -> list[Any]:
     return [n for shape in shapes for n in shape if is_symbolic(n)]
 
 
 def _hints(shapes: Sequence[torch.Size]) -> dict[Any, int]:
     """The open sizes, and what they are in the example."""
-    return {n.node.expr: n.node.hint for n in _open(shapes)}
+    return {n.node.expr: n.node.hint for n in open_sizes(shapes)}
 
 
 def _symbols(shapes: Sequence[Sequence[Any]], axes: Sequence[Axes]) -> Iterator[Any]:
@@ -168,7 +168,7 @@ def _conditions(asked: Sequence, assumed: Sequence, hints: Mapping) -> tuple[str
     found: dict[str, None] = {}
     for guard in (*asked, *assumed):
         try:
-            condition = spelled(str(guard))
+            condition = spelled(str(_without_common_factors(guard)))
             is_known = all(name in sizes for name in sizes_in(condition)) and function_of(condition)(sizes)
         except ValueError:
             is_known = False
@@ -177,6 +177,16 @@ def _conditions(asked: Sequence, assumed: Sequence, hints: Mapping) -> tuple[str
         elif not is_known and guard in asked:
             return None
     return tuple(found)
+
+
+def _without_common_factors(guard):
+    """`height == 2*(height//2)` of `batch*height == 2*batch*(height//2)`, which asks nothing of the batch."""
+    from sympy import Eq, cancel, gcd
+
+    if not isinstance(guard, Eq) or not all(side.is_Mul for side in guard.args):
+        return guard
+    common = gcd(*guard.args)
+    return Eq(*(cancel(side / common) for side in guard.args))
 
 
 def _is_always_true(condition: str, sizes: Mapping[str, int]) -> bool:
