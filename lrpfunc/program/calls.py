@@ -150,7 +150,7 @@ def check_shape(
             remedy = (
                 f"The model fixes its batch size at {needed}: trace it with the batch size you need."
                 if axis == 0
-                else "Trace the model again for another size."
+                else f"Trace the model again for another size, or for any with lrpfunc.varying({label}, {axis})."
             )
             raise InputError(f"input '{label}' must have shape {expected}, but has {shape}. {remedy}")
 

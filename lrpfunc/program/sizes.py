@@ -107,8 +107,10 @@ class _Operators(ast.NodeTransformer):
     """Python's operators in place of torch's functions of the same meaning, and fewer divisions."""
 
     def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
-        """(x // a + c) // b as (x + a c) // (a b)."""
+        """(x // a + c) // b as (x + a c) // (a b), and x + a + b as x + (a + b)."""
         self.generic_visit(node)
+        if isinstance(node.op, (ast.Add, ast.Sub)):
+            return _shifted(node, 0)
         inner, shift = _unshifted(node.left)
         if not (isinstance(inner, ast.BinOp) and all(isinstance(n.op, ast.FloorDiv) for n in (node, inner))):
             return node
@@ -148,6 +150,15 @@ def _shifted(node: ast.expr, by: int) -> ast.expr:
     return ast.BinOp(inner, ast.Add() if shift > 0 else ast.Sub(), ast.Constant(abs(shift))) if shift else inner
 
 
+def with_names(expression: str, names: Mapping[str, str]) -> str:
+    """An expression in other names of sizes, of which some may have none.
+
+    >>> with_names("Eq(2*((s0//2)), s1)", {"s0": "height"})
+    'Eq(2*((height//2)), s1)'
+    """
+    return re.sub(r"\b[a-z]\w*", lambda match: names.get(match[0], match[0]), expression)
+
+
 class Given:
     """The open sizes of a call, and by these the shapes that were traced."""
 
@@ -183,7 +194,7 @@ def refuse(condition: str, seen: Mapping[str, tuple[int, str]], ranges: Ranges, 
         size, label = seen[name]
         others = [f"{other} is {n}" for other, n in sizes.items() if other != name and other in sizes_in(condition)]
         if taken := _taken(name, sizes, ranges, conditions):
-            must = _regular(taken) or f"be {_nearest(taken, size)}"
+            must = _regular(taken, size) or f"be {_nearest(taken, size)}"
             where = f" where {' and '.join(others)}" if others else ""
             raise InputError(f"'{name}' of input '{label}' must {must}{where}, but is {size}: the model needs {needs}.")
     listed = " and ".join(f"'{name}' of input '{seen[name][1]}' is {sizes[name]}" for name in sizes_in(condition))
@@ -199,11 +210,13 @@ def _taken(name: str, sizes: Mapping[str, int], ranges: Ranges, conditions: Sequ
     return [n for n in span if all(holds({**sizes, name: n}) for holds in asked)]
 
 
-def _regular(taken: Sequence[int]) -> str:
-    """What these sizes have in common, if they are all multiples of a number from somewhere on."""
-    step = math.gcd(*taken)
-    if step < 2 or len(taken) < 3 or list(taken) != list(range(taken[0], taken[-1] + 1, step)):
+def _regular(taken: Sequence[int], size: int) -> str:
+    """What these sizes have in common: all up to one, all from one on, or all multiples of a number."""
+    step = math.gcd(*taken) or 1
+    if list(taken) != list(range(taken[0], taken[-1] + 1, step)) or (step > 1 and len(taken) < 3):
         return ""
+    if step == 1:
+        return f"be at most {taken[-1]}" if size > taken[-1] else f"be at least {taken[0]}"
     return f"be a multiple of {step}" + (f" from {taken[0]} on" if taken[0] > step else "")
 
 

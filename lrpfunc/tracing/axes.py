@@ -93,6 +93,12 @@ class Opening(NamedTuple):
         """The axes of these that nobody asked for."""
         return [tuple(a for a in axes if a not in known) for axes, known in zip(opened, self.asked, strict=True)]
 
+    def places(self, shapes: Sequence[Sequence]) -> dict[str, str]:
+        """Where sizes are, by their names: the first such axis of an input."""
+        pairs = zip(self.labels, shapes, strict=True)
+        found = [(str(n), f"{label}.shape[{axis}]") for label, shape in pairs for axis, n in enumerate(shape)]
+        return dict(reversed(found))
+
 
 # -- without being asked ----------------------------------------------------------------------------------------------
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -26,6 +25,7 @@ from lrpfunc.program import (
     standardize,
     substitute,
     variables_in,
+    with_names,
 )
 from lrpfunc.tracing.graphs import (
     Origin,
@@ -101,7 +101,7 @@ class Builder:
 
     def in_words(self, expression: str) -> str:
         """An expression of symbols in the names of these sizes."""
-        named = re.sub(r"\b[a-z]\w*", lambda match: self.symbols.get(match[0], match[0]), expression)
+        named = with_names(expression, self.symbols)
         try:
             return spelled(named)
         except ValueError:  # of functions that only torch knows

@@ -30,11 +30,11 @@ from lrpfunc.compat import (
 )
 from lrpfunc.errors import LrpError, TraceError
 from lrpfunc.operations import row_named
-from lrpfunc.program import operator_name, sizes_in
+from lrpfunc.program import operator_name, sizes_in, with_names
 from lrpfunc.tracing.axes import Axes, Opening, batch_of
 from lrpfunc.tracing.graphs import is_symbolic
 from lrpfunc.tracing.refusals import failure
-from lrpfunc.tracing.sizes import Sizes, is_worth, open_sizes, shapes_of_inputs, sizes_of
+from lrpfunc.tracing.sizes import Sizes, is_worth, open_sizes, refusing, shapes_of_inputs, sizes_of
 from lrpfunc.tracing.source_lines import INTERNAL, source_line
 
 LONGEST = 200  # of what may be asked of sizes that nobody asked for
@@ -210,6 +210,8 @@ def _export_open(front: Front, params: list[Tensor], inputs: list[Tensor], axes:
             raise _Closed("the model asks more of them than ranges and conditions can say.")
         if not is_worth(sizes, shapes, given.found(conditioned)):
             raise _Closed("the model takes next to no other sizes.")
+        if condition := refusing(sizes, shapes, given.asked):
+            raise _Closed(f"the model takes no other ones, as it needs {with_names(condition, given.places(shapes))}.")
         stayed = [tuple(a for a in opened if is_symbolic(n[a])) for opened, n in zip(axes, shapes, strict=True)]
         has_batch = [0 in before and 0 not in after for before, after in zip(axes, stayed, strict=True)]
         if batch == 1 and any(has_batch):

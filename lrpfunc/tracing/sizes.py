@@ -43,6 +43,7 @@ def sizes_of(exported, shapes: Sequence[torch.Size], conditioned: Sequence[Axes]
         return Sizes({}, {}, ())
     environment = next(n.node.shape_env for n in open_sizes(shapes))
     free = set(_symbols(shapes, conditioned))
+    space = set(_symbols(shapes, [[a for a in axes if a > 1] for axes in conditioned]))  # which no kernel takes empty
     asked, assumed = [], []
     for guard in environment.guards:
         for part in _parts(environment.simplify(guard.expr)):
@@ -66,7 +67,7 @@ def sizes_of(exported, shapes: Sequence[torch.Size], conditioned: Sequence[Axes]
         found = _range(symbol, bounds, [p for p in asked if symbol in p.free_symbols], traced) if bounds else None
         if found is None:
             return None
-        ranges[str(symbol)] = found
+        ranges[str(symbol)] = (max(found[0], 1), found[1]) if symbol in space else found
     return Sizes(ranges, {str(one): str(other) for one, other in same.items()}, conditions)
 
 
@@ -91,6 +92,22 @@ def is_worth(sizes: Sizes, shapes: Sequence[torch.Size], axes: Sequence[Axes]) -
     return True
 
 
+def refusing(sizes: Sizes, shapes: Sequence[torch.Size], axes: Sequence[Axes]) -> str | None:
+    """A condition for which a size along these axes is the only one, even where the others grow along; None if not."""
+    hints = {str(symbol): n for symbol, n in _hints(shapes).items()}
+    asked = set(map(str, _symbols(shapes, axes)))
+
+    def fits(changed: Mapping[str, int]) -> bool:
+        return all(function_of(condition)({**hints, **changed}) for condition in sizes.conditions)
+
+    for name in asked:
+        grown = ({other: factor * hints[other] for other in asked} for factor in (2, 3, 4))
+        alone = ({name: n} for n in range(1, 4 * hints[name]) if n != hints[name])
+        if not any(map(fits, (*grown, *alone))):
+            return next(condition for condition in sizes.conditions if name in sizes_in(condition))
+    return None
+
+
 def open_sizes(shapes: Sequence[torch.Size]) -> list[Any]:
     return [n for shape in shapes for n in shape if is_symbolic(n)]
 
@@ -100,7 +117,7 @@ def _hints(shapes: Sequence[torch.Size]) -> dict[Any, int]:
     return {n.node.expr: n.node.hint for n in open_sizes(shapes)}
 
 
-def _symbols(shapes: Sequence[Sequence[Any]], axes: Sequence[Axes]) -> Iterator[Any]:
+def _symbols(shapes: Sequence[Sequence[Any]], axes: Sequence[Sequence[int]]) -> Iterator[Any]:
     """The open sizes along axes of inputs."""
     for shape, along in zip(shapes, axes, strict=True):
         yield from (shape[axis].node.expr for axis in along if is_symbolic(shape[axis]))

@@ -143,7 +143,8 @@ def _capture(boundary: Boundary, model: nn.Module | None) -> tuple[Program, Para
             return program, params
     assert failure is not None
     if any(boundary.opening.asked):
-        raise TraceError(f"the sizes that lrpfunc.varying asks for cannot stay open: {failure}")
+        reason = str(failure).partition(" This is a mistake")[0]
+        raise TraceError(f"the sizes that lrpfunc.varying asks for cannot stay open: {reason}")
     raise failure
 
 
