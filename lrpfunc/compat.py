@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -339,6 +340,23 @@ def mapped_nodes(graph: torch.fx.Graph) -> list[torch.fx.Node]:
         if depth:
             found.append(node)
     return found
+
+
+@contextlib.contextmanager
+def quiet():
+    """Keep what torch logs of a failing export in this thread to itself."""
+    thread = threading.get_ident()
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    for name in LOGGERS:
+        logging.getLogger(name).addFilter(is_other)
+    try:
+        yield
+    finally:
+        for name in LOGGERS:
+            logging.getLogger(name).removeFilter(is_other)
 
 
 check_version(torch.__version__)

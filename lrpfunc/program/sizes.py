@@ -190,7 +190,8 @@ def refuse(condition: str, seen: Mapping[str, tuple[int, str]], ranges: Ranges, 
     """
     sizes = {name: n for name, (n, _) in seen.items()}
     needs = condition if len(condition) <= LONGEST else f"{condition[:LONGEST]}..."
-    for name in sizes_in(condition):
+    names = [name for name in reversed(seen) if name in sizes_in(condition)]  # the batch last
+    for name in names:
         size, label = seen[name]
         others = [f"{other} is {n}" for other, n in sizes.items() if other != name and other in sizes_in(condition)]
         if taken := _taken(name, sizes, ranges, conditions):

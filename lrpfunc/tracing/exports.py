@@ -8,34 +8,33 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import logging
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.export.graph_signature import InputKind
 from torch.overrides import TorchFunctionMode
 
 from lrpfunc.compat import (
-    LOGGERS,
     Operator,
     all_sizes_alike,
     is_assertion,
     mapped_nodes,
+    quiet,
     recurrent_shapes,
     tracing_alone,
 )
 from lrpfunc.errors import LrpError, TraceError
 from lrpfunc.operations import row_named
-from lrpfunc.program import operator_name, sizes_in, with_names
+from lrpfunc.program import operator_name, with_names
 from lrpfunc.tracing.axes import Axes, Opening, batch_of
 from lrpfunc.tracing.graphs import is_symbolic
 from lrpfunc.tracing.refusals import failure
 from lrpfunc.tracing.sizes import Sizes, is_worth, open_sizes, refusing, shapes_of_inputs, sizes_of
 from lrpfunc.tracing.source_lines import INTERNAL, source_line
+from lrpfunc.tracing.trials import holds_elsewhere, with_ones
 
 LONGEST = 200  # of what may be asked of sizes that nobody asked for
 
@@ -218,7 +217,9 @@ def _export_open(front: Front, params: list[Tensor], inputs: list[Tensor], axes:
             axes = stayed
             continue
         if given.axes is None:
-            sizes = _with_ones(front, exported, params, examples, sizes)
+            sizes = with_ones(front, exported, params, examples, sizes)
+            if not holds_elsewhere(front, exported, params, examples, sizes, conditioned):
+                raise _Closed("at other sizes the model was not seen to do what was traced at the example's.")
         excludes_example = [
             s for s, (low, _) in sizes.ranges.items() if batch == 1 and low > 1 and _is_batch(shapes, s)
         ]
@@ -254,91 +255,6 @@ def _is_batch(shapes: Sequence[torch.Size], size: str) -> bool:
     return any(len(shape) > 0 and str(shape[0]) == size for shape in shapes)
 
 
-def _with_ones(front: Front, exported, params, examples, sizes: Sizes) -> Sizes:
-    """Sizes whose ranges go down to one if that is excluded without need.
-
-    Models ask whether a size is one to save work (a mask for one token, a repeat for one sample), and what they do for
-    more is right for one as well. Whether it is, is seen by doing both, on two inputs that give different outputs.
-    """
-    if any(tensor.is_meta for tensor in (*params, *examples)):
-        return sizes
-    conditioned = {name for condition in sizes.conditions for name in sizes_in(condition)}
-    ranges = dict(sizes.ranges)
-    for size, (low, high) in sizes.ranges.items():
-        if low == 2 and size not in conditioned and _takes_one(front, exported, params, examples, sizes.same, size):
-            ranges[size] = (1, high)
-    return sizes._replace(ranges=ranges)
-
-
-def _takes_one(front: Front, exported, params, examples, same: Mapping[str, str], size: str) -> bool:
-    shapes = shapes_of_inputs(exported, len(examples))
-    sizes = {size, *(other for other, one in same.items() if one == size)}
-    axes = [[axis for axis, n in enumerate(shape) if str(n) in sizes] for shape in shapes]
-    # Zeros, as some models begin with, would hide what they are multiplied by.
-    changed = {name: _other(p, 2) for name, p in front.named_parameters() if _is_zero(p)}
-    state = changed | {name: buffer.clone() for name, buffer in front.named_buffers()}  # which forward might write to
-    given = [_other(p, 3) if _is_zero(p) else p for p in params]
-    try:
-        with torch.no_grad(), _quiet():
-            seen = []
-            for seed in (0, 1):
-                inputs = [_first(_other(x, seed), along) for x, along in zip(examples, axes, strict=True)]
-                made = torch.func.functional_call(front, state, (*given, *inputs))
-                expected = [leaf for leaf in made if isinstance(leaf, Tensor)]
-                found = [leaf for leaf in _evaluated(exported, changed, given, inputs) if isinstance(leaf, Tensor)]
-                if not all(map(_agrees, found, expected)) or len(found) != len(expected):
-                    return False
-                seen.append(expected)
-    except Exception:  # the traced code is not for one
-        return False
-    return not all(map(torch.equal, *seen))
-
-
-def _other(x: Tensor, seed: int) -> Tensor:
-    """A tensor like an example: random numbers, or integers and truth values in its range."""
-    if x.is_floating_point():
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randn(x.shape, generator=generator).to(x)
-    if seed == 0 or x.is_complex() or not x.numel():
-        return x
-    steps = torch.arange(x.numel(), device=x.device).reshape(x.shape)
-    return ((x + steps + seed) % (x.max() + 1).clamp(min=1)).to(x.dtype)
-
-
-def _first(x: Tensor, axes: Sequence[int]) -> Tensor:
-    for axis in axes:
-        x = x.narrow(axis, 0, 1)
-    return x.clone()
-
-
-def _is_zero(p: Tensor) -> bool:
-    return p.is_floating_point() and not p.any()
-
-
-def _evaluated(exported, changed: Mapping[str, Tensor], params: Sequence[Tensor], inputs: Sequence[Tensor]) -> list:
-    """The outputs of an exported graph, without its checks of sizes. `changed`: other values of its parameters."""
-    user = iter((*params, *inputs))
-    arguments = []
-    for spec in exported.graph_signature.input_specs:
-        if spec.kind is InputKind.USER_INPUT:
-            arguments.append(next(user))
-        else:
-            kept = exported.state_dict.get(spec.target, exported.constants.get(spec.target))
-            arguments.append(kept.detach().clone() if spec.kind is InputKind.BUFFER else changed.get(spec.target, kept))
-    return list(torch.fx.Interpreter(exported.graph_module).run(*arguments))
-
-
-def _agrees(found: Tensor, expected: Tensor) -> bool:
-    """Equal but for rounding, in units of the largest value."""
-    if found.shape != expected.shape or found.dtype != expected.dtype:
-        return False
-    if not found.is_floating_point():
-        return torch.equal(found, expected)
-    largest = expected.abs().nan_to_num().max().item() if expected.numel() else 0.0
-    limit = largest * torch.finfo(found.dtype).eps * 64
-    return torch.allclose(found, expected, rtol=0.0, atol=limit, equal_nan=True)
-
-
 def _two(x: Tensor) -> Tensor:
     return x.repeat(2, *[1] * (x.dim() - 1))
 
@@ -348,7 +264,7 @@ def _export_once(front: Front, params: list[Tensor], inputs: list[Tensor], axes:
     auto = torch.export.Dim.AUTO
     sizes = (*[None] * len(params), *(dict.fromkeys(opened, auto) if opened else None for opened in axes))
     try:
-        with _quiet(), tracing_alone(), torch.no_grad(), all_sizes_alike():
+        with quiet(), tracing_alone(), torch.no_grad(), all_sizes_alike():
             with recurrent_shapes():
                 dynamic = {"tensors": sizes}
                 exported = torch.export.export(front, (*params, *inputs), dynamic_shapes=dynamic, strict=False)
@@ -372,20 +288,3 @@ def _without_vmap(exported):
         return exported.run_decompositions({})
     except Exception:  # of torch, which cannot map along another axis than the first, say
         return exported
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Keep what torch logs of a failing export in this thread to itself."""
-    thread = threading.get_ident()
-
-    def is_other(record: logging.LogRecord) -> bool:
-        return record.thread != thread
-
-    for name in LOGGERS:
-        logging.getLogger(name).addFilter(is_other)
-    try:
-        yield
-    finally:
-        for name in LOGGERS:
-            logging.getLogger(name).removeFilter(is_other)

@@ -27,6 +27,12 @@ class Sizes(NamedTuple):
     same: Mapping[str, str]
     conditions: tuple[str, ...]
 
+    def hold(self, sizes: Mapping[str, int]) -> bool:
+        """Whether these sizes, by symbol, are among them."""
+        bounds = [(sizes[name], *self.ranges[name]) for name in sizes if name in self.ranges]
+        within = all(low <= n and (high is None or n <= high) for n, low, high in bounds)
+        return within and all(function_of(condition)(sizes) for condition in self.conditions)
+
 
 def shapes_of_inputs(exported, inputs: int) -> list[torch.Size]:
     return [node.meta["val"].shape for node in exported.graph.find_nodes(op="placeholder")[-inputs:]]
@@ -38,7 +44,7 @@ def sizes_of(exported, shapes: Sequence[torch.Size], conditioned: Sequence[Axes]
     What is asked of sizes along the `conditioned` axes of inputs may be a condition. Other sizes are those of batches
     and sequences: they have ranges and are told apart by nothing but these, or agree.
     """
-    hints = _hints(shapes)
+    hints = {n.node.expr: n.node.hint for n in open_sizes(shapes)}
     if not hints:
         return Sizes({}, {}, ())
     environment = next(n.node.shape_env for n in open_sizes(shapes))
@@ -77,34 +83,22 @@ def is_worth(sizes: Sizes, shapes: Sequence[torch.Size], axes: Sequence[Axes]) -
     Where a linear layer fixes how many features there are, a few other sizes fit by chance, as pooling drops what is
     left over; and where a view has numbers in it, what there is more of becomes a batch.
     """
-    hints = {str(symbol): n for symbol, n in _hints(shapes).items()}
-    found = set(map(str, _symbols(shapes, axes)))
+    hints, found = hints_of(shapes), set(map(str, _symbols(shapes, axes)))
     mixed = [set(sizes_in(condition)) for condition in sizes.conditions]
     if any(names & found and names - found for names in mixed):
         return False
-    for doubled in (*({name} for name in found), found):
-        tried = {name: 2 * n if name in doubled else n for name, n in hints.items()}
-        highest = [(tried[name], sizes.ranges[name][1]) for name in doubled if name in sizes.ranges]
-        if any(high is not None and n > high for n, high in highest):
-            return False
-        if not all(function_of(condition)(tried) for condition in sizes.conditions):
-            return False
-    return True
+    doubled = [{name: 2 * hints[name] for name in names} for names in (*({name} for name in found), found)]
+    return all(sizes.hold({**hints, **changed}) for changed in doubled)
 
 
 def refusing(sizes: Sizes, shapes: Sequence[torch.Size], axes: Sequence[Axes]) -> str | None:
     """A condition for which a size along these axes is the only one, even where the others grow along; None if not."""
-    hints = {str(symbol): n for symbol, n in _hints(shapes).items()}
-    asked = set(map(str, _symbols(shapes, axes)))
-
-    def fits(changed: Mapping[str, int]) -> bool:
-        return all(function_of(condition)({**hints, **changed}) for condition in sizes.conditions)
-
+    hints, asked = hints_of(shapes), set(map(str, _symbols(shapes, axes)))
     for name in asked:
         grown = ({other: factor * hints[other] for other in asked} for factor in (2, 3, 4))
         alone = ({name: n} for n in range(1, 4 * hints[name]) if n != hints[name])
-        if not any(map(fits, (*grown, *alone))):
-            return next(condition for condition in sizes.conditions if name in sizes_in(condition))
+        if not any(sizes.hold({**hints, **changed}) for changed in (*grown, *alone)):
+            return next((condition for condition in sizes.conditions if name in sizes_in(condition)), None)
     return None
 
 
@@ -112,9 +106,9 @@ def open_sizes(shapes: Sequence[torch.Size]) -> list[Any]:
     return [n for shape in shapes for n in shape if is_symbolic(n)]
 
 
-def _hints(shapes: Sequence[torch.Size]) -> dict[Any, int]:
-    """The open sizes, and what they are in the example."""
-    return {n.node.expr: n.node.hint for n in open_sizes(shapes)}
+def hints_of(shapes: Sequence[torch.Size]) -> dict[str, int]:
+    """What open sizes are in the example, by symbol."""
+    return {str(n.node.expr): n.node.hint for n in open_sizes(shapes)}
 
 
 def _symbols(shapes: Sequence[Sequence[Any]], axes: Sequence[Sequence[int]]) -> Iterator[Any]:
