@@ -424,7 +424,9 @@ def test_a_number_that_makes_batches_of_what_there_is_more_of_must_be_asked_for(
     assert shapes(fmodel) == "(batch, 3, 8, 8)"
     fmodel, params = lrpfunc.functionalize(model, lrpfunc.varying(x_of(2, 3, 8, 8), 2, 3))
     assert torch.equal(fmodel(params, x_of(2, 3, 16, 12)), model(x_of(2, 3, 16, 12)))
-    with pytest.raises(InputError, match=r"'width' of input 'x' must be a multiple of 4 where .*batch is 2 and height is 8, but is 9"):
+    with pytest.raises(
+        InputError, match=r"'width' of input 'x' must be a multiple of 4 where .*batch is 2 and height is 8, but is 9"
+    ):
         fmodel(params, x_of(2, 3, 8, 9))
 
 

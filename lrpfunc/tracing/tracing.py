@@ -38,13 +38,15 @@ def functionalize(model: nn.Module, /, *example_inputs, **example_keywords) -> t
 
     The first dimension of the tensors that share the first tensor's batch size may differ from call to call, unless the
     model itself fixes it. Where token ids (batch, length), masks like them or embeddings (batch, length, width) come
-    in, the length may differ as well. Objects in the output that are no pytrees of tensors (caches) come back as None.
-    Dropout is the identity. A value that the model detaches counts as a constant.
+    in, the length may differ as well, and where the model allows it height and width (batch, channels, height, width),
+    time steps (batch, channels, length) and edges (2, edges). `varying` asks for other sizes. Objects in the output
+    that are no pytrees of tensors (caches) come back as None. Dropout is the identity. A value that the model detaches
+    counts as a constant.
 
     Args:
         model: a module in evaluation mode. It is left as it was.
         example_inputs: what forward takes by position: pytrees with tensors, of which only shapes and dtypes matter.
-            What is no tensor is part of the program.
+            What is no tensor is part of the program. `varying(x, 2)` has a size that may differ from call to call.
         example_keywords: what forward takes by name.
 
     Errors: `TraceError` for a model that cannot be exported, a batch norm in training mode, random numbers, or an
