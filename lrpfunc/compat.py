@@ -267,6 +267,24 @@ def all_sizes_alike() -> AbstractContextManager:
 
 
 @contextlib.contextmanager
+def without_layouts() -> Iterator[None]:
+    """Where exports in this thread do not find out in which layout each value lies: a third of their time, where sizes
+    are open."""
+    from torch.fx.experimental import proxy_tensor
+
+    thread, before = threading.get_ident(), proxy_tensor._extract_tensor_metadata
+
+    def metadata_of(value: Tensor):
+        return before(value, include_contiguity=threading.get_ident() != thread)
+
+    proxy_tensor._extract_tensor_metadata = metadata_of  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        proxy_tensor._extract_tensor_metadata = before
+
+
+@contextlib.contextmanager
 def recurrent_shapes() -> Iterator[None]:
     """Where this thread traces recurrent layers by their shapes alone, for any number of steps: torch would go through
     the example's. Before 2.14 it would also give the states of an LSTM wrong shapes."""

@@ -190,7 +190,7 @@ def refuse(condition: str, seen: Mapping[str, tuple[int, str]], ranges: Ranges, 
     """
     sizes = {name: n for name, (n, _) in seen.items()}
     needs = condition if len(condition) <= LONGEST else f"{condition[:LONGEST]}..."
-    names = [name for name in reversed(seen) if name in sizes_in(condition)]  # the batch last
+    names = [name for name in reversed(tuple(seen)) if name in sizes_in(condition)]  # the batch last
     for name in names:
         size, label = seen[name]
         others = [f"{other} is {n}" for other, n in sizes.items() if other != name and other in sizes_in(condition)]

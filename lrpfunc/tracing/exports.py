@@ -25,6 +25,7 @@ from lrpfunc.compat import (
     quiet,
     recurrent_shapes,
     tracing_alone,
+    without_layouts,
 )
 from lrpfunc.errors import LrpError, TraceError
 from lrpfunc.operations import row_named
@@ -264,7 +265,7 @@ def _export_once(front: Front, params: list[Tensor], inputs: list[Tensor], axes:
     auto = torch.export.Dim.AUTO
     sizes = (*[None] * len(params), *(dict.fromkeys(opened, auto) if opened else None for opened in axes))
     try:
-        with quiet(), tracing_alone(), torch.no_grad(), all_sizes_alike():
+        with quiet(), tracing_alone(), without_layouts(), torch.no_grad(), all_sizes_alike():
             with recurrent_shapes():
                 dynamic = {"tensors": sizes}
                 exported = torch.export.export(front, (*params, *inputs), dynamic_shapes=dynamic, strict=False)
