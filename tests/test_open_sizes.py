@@ -402,6 +402,13 @@ BOUND = {
         (8, 8),
         "must be|the model needs",
     ),
+    "in place": (
+        lambda self, x: F.avg_pool2d(x.clamp_(0.0).mul_(2), 3),
+        (8, 8),
+        [(5, 30)],
+        (2, 8),
+        "'height' of input 'x' must be at least 3, but is 2",
+    ),
     "nothing": (lambda self, x: x * 2, (8, 8), [(1, 1)], (0, 8), "'height' of input 'x' must be at least 1, but is 0"),
 }
 

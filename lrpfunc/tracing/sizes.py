@@ -53,9 +53,10 @@ def sizes_of(exported, shapes: Sequence[torch.Size], conditioned: Sequence[Axes]
     asked, assumed = [], []
     for guard in environment.guards:
         for part in _parts(environment.simplify(guard.expr)):
-            if _is_asked_by_model(guard):
+            is_free = bool(part.free_symbols & free)
+            if _is_asked_by_model(guard, is_free):
                 asked.append(part)
-            elif part.free_symbols & free and _is_about_shapes(guard, part):
+            elif is_free and _is_about_shapes(guard, part):
                 assumed.append(part)
     same = _agreeing([part for part in asked if not part.free_symbols & free], hints)
     if same is None:
@@ -139,14 +140,17 @@ def _agreeing(guards: list, hints: Mapping) -> dict | None:
     return same
 
 
-def _is_asked_by_model(guard) -> bool:
+def _is_asked_by_model(guard, is_free: bool) -> bool:
     """Whether Python code that builds the graph decided on a size, and not a kernel on the layout of its memory."""
     file = getattr(guard.sloc.framework_loc, "filename", "")
-    return not file.startswith(TORCH) or file.startswith(tuple(TORCH + name for name in MODELS))
+    return not file.startswith(TORCH) or file.startswith(
+        tuple(TORCH + name for name in (MODELS if is_free else LAYERS))
+    )
 
 
 # Of torch, what models are made of; and what speaks of layouts of memory, not of shapes.
-MODELS = ("nn" + os.sep, "functional.py", "_tensor.py")
+LAYERS = ("nn" + os.sep,)
+MODELS = (*LAYERS, "functional.py", "_tensor.py")
 LAYOUTS = ("_ops.py", "_export" + os.sep)
 
 

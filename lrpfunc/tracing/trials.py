@@ -58,12 +58,13 @@ def holds_elsewhere(front: nn.Module, exported, params, examples, sizes: Sizes, 
     if not names or any(tensor.is_meta for tensor in (*params, *examples)):
         return True
     may_shrink = all(x.is_floating_point() for x in examples)  # which indices may not
-    for changed in _elsewhere(sizes, hints_of(shapes), names, may_shrink):
-        others = [_other(x, 1) if x.is_floating_point() else x for x in examples]
-        inputs = [_resized(x, shape, changed) for x, shape in zip(others, shapes, strict=True)]
+    random = [_other(x, 1) if x.is_floating_point() else x for x in examples]
+    elsewhere = _elsewhere(sizes, hints_of(shapes), names, may_shrink)
+    for changed, values in itertools.product(elsewhere, (random, examples)):
+        inputs = [_resized(x, shape, changed) for x, shape in zip(values, shapes, strict=True)]
         try:
             return _made_alike(front, exported, params, inputs) is not None
-        except Exception:  # no kernel is for this size
+        except Exception:  # no kernel is for this size, or the model for such numbers
             continue
     return False
 
@@ -88,7 +89,7 @@ def _made_alike(front: nn.Module, exported, params, inputs: Sequence[Tensor]) ->
     state = changed | {name: buffer.clone() for name, buffer in front.named_buffers()}  # which forward might write to
     given = [_other(p, 3) if _is_zero(p) else p for p in params]
     with torch.no_grad(), quiet():
-        made = torch.func.functional_call(front, state, (*given, *inputs))
+        made = torch.func.functional_call(front, state, (*given, *(x.clone() for x in inputs)))  # which it may write to
         expected = [leaf for leaf in made if isinstance(leaf, Tensor)]
         found = [leaf for leaf in _evaluated(exported, changed, given, inputs) if isinstance(leaf, Tensor)]
     return expected if len(found) == len(expected) and all(map(_agrees, found, expected)) else None
