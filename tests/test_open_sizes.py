@@ -505,15 +505,12 @@ def test_nothing_is_searched_for_long(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet18", "densenet121", "googlenet", "fcn_resnet50", "deeplabv3_resnet50"])
+@pytest.mark.parametrize("name", ["resnet18", "densenet121", "squeezenet1_0", "fcn_resnet50", "deeplabv3_resnet50"])
 def test_models_of_torchvision_take_images_of_other_sizes(name):
     import torchvision
 
-    model = randomize(
-        torchvision.models.get_model(name, weights=None, weights_backbone=None)
-        if "_" in name
-        else torchvision.models.get_model(name, weights=None)
-    )
+    settings = {"weights_backbone": None} if name.startswith(("fcn", "deeplab")) else {}
+    model = randomize(torchvision.models.get_model(name, weights=None, **settings))
     fmodel, params = lrpfunc.functionalize(model.eval(), x_of(1, 3, 64, 96))
     for size in ((65, 97), (96, 64), (81, 130)):
         x = x_of(2, 3, *size)
