@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -68,6 +69,11 @@ def schema_of(operator: Operator) -> Any:
 def overload_name(operator: Operator) -> str:
     """Which of the operators of one name it is: "Tensor" of `add.Tensor`."""
     return operator._overloadname
+
+
+def is_assertion(function: Callable) -> bool:
+    """Whether a function of torch does nothing but refuse what is false."""
+    return function is torch._assert
 
 
 # -- what watches a tensor --------------------------------------------------------------------------------------------
@@ -261,6 +267,24 @@ def all_sizes_alike() -> AbstractContextManager:
 
 
 @contextlib.contextmanager
+def without_layouts() -> Iterator[None]:
+    """Where exports in this thread do not find out in which layout each value lies: a third of their time, where sizes
+    are open."""
+    from torch.fx.experimental import proxy_tensor
+
+    thread, before = threading.get_ident(), proxy_tensor._extract_tensor_metadata
+
+    def metadata_of(value: Tensor):
+        return before(value, include_contiguity=threading.get_ident() != thread)
+
+    proxy_tensor._extract_tensor_metadata = metadata_of  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        proxy_tensor._extract_tensor_metadata = before
+
+
+@contextlib.contextmanager
 def recurrent_shapes() -> Iterator[None]:
     """Where this thread traces recurrent layers by their shapes alone, for any number of steps: torch would go through
     the example's. Before 2.14 it would also give the states of an LSTM wrong shapes."""
@@ -334,6 +358,23 @@ def mapped_nodes(graph: torch.fx.Graph) -> list[torch.fx.Node]:
         if depth:
             found.append(node)
     return found
+
+
+@contextlib.contextmanager
+def quiet():
+    """Keep what torch logs of a failing export in this thread to itself."""
+    thread = threading.get_ident()
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    for name in LOGGERS:
+        logging.getLogger(name).addFilter(is_other)
+    try:
+        yield
+    finally:
+        for name in LOGGERS:
+            logging.getLogger(name).removeFilter(is_other)
 
 
 check_version(torch.__version__)

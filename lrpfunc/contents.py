@@ -23,7 +23,7 @@ from lrpfunc.errors import LrpError
 from lrpfunc.program import Program
 from lrpfunc.rules import Flow, Rule, stabilizer
 from lrpfunc.storage import load, save
-from lrpfunc.tracing import functionalize, trace
+from lrpfunc.tracing import functionalize, trace, varying
 
 __all__ = [
     "Canonical",
@@ -59,6 +59,7 @@ __all__ = [
     "targets",
     "text",
     "trace",
+    "varying",
     "vjp",
     "with_rules",
 ]

@@ -304,7 +304,7 @@ LEFT = {
     "differing pixels": (
         lambda m, x: m.a(torch.cat([m.bn(x), x], 2).mean((2, 3))),
         lambda: {"a": nn.Linear(4, 3)},
-        "behind it: mean mixes its channels",
+        "behind it: cat joins other sizes",
     ),
     "scaled": (lambda m, x: m.a(2 * m.bn(x)), lambda: {"a": conv()}, "behind it: mul is no linear layer"),
     "a part": (

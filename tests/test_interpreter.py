@@ -293,8 +293,8 @@ def test_with_rules_may_return_an_input_as_it_is():
 
 
 BAD_CALLS = {
-    "rank": (lambda p, x: (p, x[0]), InputError, r"input 'x' must have the 4 dimensions \(batch, 3, 8, 8\), but has"),
-    "size": (lambda p, x: (p, x[..., 1:]), InputError, r"input 'x' must have shape \(batch, 3, 8, 8\), but has"),
+    "rank": (lambda p, x: (p, x[0]), InputError, r"the 4 dimensions \(batch, 3, height, width\), but has"),
+    "size": (lambda p, x: (p, x[:, 1:]), InputError, r"must have shape \(batch, 3, height, width\), but has"),
     "dtype": (lambda p, x: (p, x.float()), InputError, DTYPE),
     "integers": (lambda p, x: (p, x.long()), InputError, r"must be torch.float64"),
     "device": (lambda p, x: (p, x.to("meta")), InputError, r"input 'x' is on meta, but the other tensors are on cpu"),

@@ -113,7 +113,7 @@ def test_the_length_of_a_sequence_stays_open_where_the_model_allows_it():
     assert str(fmodel.input_leaves[0].value) == "(batch, length, 3)"
     fixed = nn.Conv1d(4, 2, 1)  # whose channels stand where a sequence has its length
     fmodel, _ = lrpfunc.functionalize(fixed, x_of(2, 4, 3))
-    assert str(fmodel.input_leaves[0].value) == "(batch, 4, 3)"
+    assert str(fmodel.input_leaves[0].value) == "(batch, 4, length)"
 
 
 def test_token_ids_and_masks_have_the_length_of_the_sequence():

@@ -73,15 +73,15 @@ def test_the_listing_of_a_small_network():
     )
     fmodel, _ = lrpfunc.functionalize(net.eval(), x_of(1, 3, 8, 8))
     assert str(fmodel) == (
-        "name     operation            input             output\n"
-        "conv     conv2d               (batch, 3, 8, 8)  (batch, 4, 6, 6)\n"
-        "bn       batch_norm           (batch, 4, 6, 6)  (batch, 4, 6, 6)\n"
-        "act      relu                 (batch, 4, 6, 6)  (batch, 4, 6, 6)\n"
-        "block.0  conv2d               (batch, 4, 6, 6)  (batch, 4, 6, 6)\n"
-        "block.1  silu                 (batch, 4, 6, 6)  (batch, 4, 6, 6)\n"
-        "pool     adaptive_avg_pool2d  (batch, 4, 6, 6)  (batch, 4, 1, 1)\n"
-        "flat     flatten              (batch, 4, 1, 1)  (batch, 4)\n"
-        "head     linear               (batch, 4)        (batch, 10)"
+        "name     operation            input                              output\n"
+        "conv     conv2d               (batch, 3, height, width)          (batch, 4, height - 2, width - 2)\n"
+        "bn       batch_norm           (batch, 4, height - 2, width - 2)  (batch, 4, height - 2, width - 2)\n"
+        "act      relu                 (batch, 4, height - 2, width - 2)  (batch, 4, height - 2, width - 2)\n"
+        "block.0  conv2d               (batch, 4, height - 2, width - 2)  (batch, 4, height - 2, width - 2)\n"
+        "block.1  silu                 (batch, 4, height - 2, width - 2)  (batch, 4, height - 2, width - 2)\n"
+        "pool     adaptive_avg_pool2d  (batch, 4, height - 2, width - 2)  (batch, 4, 1, 1)\n"
+        "flat     flatten              (batch, 4, 1, 1)                   (batch, 4)\n"
+        "head     linear               (batch, 4)                         (batch, 10)"
     )
 
 

@@ -16,7 +16,19 @@ from lrpfunc.canonizers.draft import Parameters, check_flat
 from lrpfunc.compat import outside_transforms
 from lrpfunc.errors import CanonizeError, InputError, TraceError, near_misses
 from lrpfunc.operations import facts, is_active
-from lrpfunc.program import DEVICE, DTYPE, NAMESPACE, PARAMETER, Equation, Program, Variable, rename
+from lrpfunc.program import (
+    DEVICE,
+    DTYPE,
+    NAMESPACE,
+    PARAMETER,
+    Equation,
+    Program,
+    Variable,
+    rename,
+    some_sizes,
+    spelled,
+    with_names,
+)
 from lrpfunc.tracing import trace_along
 
 REPLACED = "replaced"
@@ -71,9 +83,10 @@ def _exchange(program: Program, params: Parameters, block: Sequence[Equation], n
     ordered = _ordered([*(equation.renamed(renamed) for equation in others), *equations], name)
     output = optree.tree_map(lambda leaf: rename(leaf, renamed), program.output, namespace=NAMESPACE)
     notes = {**program.notes, **{e.name: (REPLACED, f"by {_label(function)}") for e in block}}
-    ranges = _joint_ranges(program, inner, inputs, name)
+    ranges, conditions = _joint_sizes(program, inner, inputs)
     leaves = {**params, **captured}
-    changed = program.replace(equations=ordered, output=output, notes=notes, size_ranges=ranges)
+    sizes = {"size_ranges": ranges, "size_conditions": conditions}
+    changed = program.replace(equations=ordered, output=output, notes=notes, **sizes)
     return changed.with_parameters({**inner.parameters, **program.parameters}, leaves), leaves
 
 
@@ -104,17 +117,18 @@ def _like_others(leaf: Tensor, program: Program, params: Parameters) -> Tensor:
     return leaf.to(params[reference.name.removeprefix(PARAMETER)].dtype)
 
 
-def _joint_ranges(program: Program, inner: Program, inputs: Sequence[Variable], name: str) -> dict:
-    """The sizes that both programs take."""
-    ranges = dict(program.size_ranges)
+def _joint_sizes(program: Program, inner: Program, inputs: Sequence[Variable]) -> tuple[dict, tuple[str, ...]]:
+    """The ranges of sizes that both programs take, and the conditions."""
+    ranges, conditions = dict(program.size_ranges), list(program.size_conditions)
     for symbol, (low, high) in inner.size_ranges.items():
         outside = _symbols(inner, inputs)[symbol]
-        if not outside.isidentifier():
-            raise CanonizeError(f"the function in the place of '{name}' decides on the size {outside}.")
-        lowest, highest = ranges.get(outside, (0, None))
-        bounds = [n for n in (high, highest) if n is not None]
-        ranges[outside] = max(low, lowest), min(bounds) if bounds else None
-    return ranges
+        if outside.isidentifier():
+            lowest, highest = ranges.get(outside, (0, None))
+            bounds = [n for n in (high, highest) if n is not None]
+            ranges[outside] = max(low, lowest), min(bounds) if bounds else None
+        else:
+            conditions += [f"{outside} >= {low}"] + ([] if high is None else [f"{outside} <= {high}"])
+    return ranges, tuple(dict.fromkeys(conditions))
 
 
 def _label(function: Callable) -> str:
@@ -150,13 +164,10 @@ def _outputs(program: Program, block: Sequence[Equation], made: set[str]) -> lis
 
 
 def _on_meta(program: Program) -> dict:
-    """All values of an evaluation without data, which have the shapes of a small batch."""
-    sizes: dict[str, int] = {}
-    for leaf in program.input_leaves:
-        for n in leaf.value.shape if isinstance(leaf.value, Variable) else ():
-            if isinstance(n, str):
-                low, high = program.size_ranges.get(n, (0, None))
-                sizes[n] = min(max(low, 2 + len(sizes)), high or 2 + len(sizes))  # no two alike
+    """All values of an evaluation without data, which have the shapes of a small batch. Errors: `CanonizeError`."""
+    sizes = some_sizes(program)
+    if sizes is None:
+        raise CanonizeError("no sizes are found that the program takes besides those that it was traced with.")
 
     def empty(variable: Variable) -> Tensor:
         shape = [n if isinstance(n, int) else sizes[n] for n in variable.shape]
@@ -217,7 +228,7 @@ def _translated(size: int | str, symbols: Mapping[str, str]) -> int | str:
         return size
     if size in symbols:
         return symbols[size]
-    return re.sub(r"[a-z]\w*", lambda match: f"({symbols.get(match[0], match[0])})", size)
+    return spelled(with_names(size, {mine: f"({theirs})" for mine, theirs in symbols.items()}))
 
 
 def _check_results(name: str, outputs: Sequence[Variable], results: Sequence[Variable]) -> None:

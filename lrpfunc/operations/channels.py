@@ -294,7 +294,7 @@ def _joined(cat: Equation, carried: dict[str, Arrival]) -> Arrival:
     if is_even and first.channels.shape[axis] == 1:
         return first
     if any(isinstance(part.shape[axis], str) for part in parts):
-        raise Immovable(f"{described(cat)} joins batches")
+        raise Immovable(f"{described(cat)} joins {'other sizes' if axis else 'batches'}")
     shape = np.max([arrival.channels.shape for arrival in known], axis=0)
     spread = []
     for part, arrival in zip(parts, arrivals, strict=True):

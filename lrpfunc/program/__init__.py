@@ -1,7 +1,7 @@
 """A model as data: equations, programs, and what evaluates and checks them."""
 
 from lrpfunc.program.arithmetic import add, divide, is_plain, may_overwrite, minimum, multiply
-from lrpfunc.program.check import check
+from lrpfunc.program.check import check, some_sizes
 from lrpfunc.program.equations import (
     DEVICE,
     DTYPE,
@@ -38,4 +38,5 @@ from lrpfunc.program.functions import (
 from lrpfunc.program.names import below_call, called, matches, numbered
 from lrpfunc.program.program import Program
 from lrpfunc.program.pytrees import NAMESPACE, Leaf, dataclasses_in, flatten, label_inputs, leaf_names, refilled
+from lrpfunc.program.sizes import function_of, sizes_in, spelled, with_names
 from lrpfunc.program.tables import equation_row, format_table

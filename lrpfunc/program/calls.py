@@ -12,8 +12,7 @@ from torch import Tensor
 from lrpfunc.errors import InputError, ParameterError, near_misses
 from lrpfunc.program.equations import Variable
 from lrpfunc.program.pytrees import NAMESPACE, Leaf, label_inputs, leaf_names
-
-Ranges = Mapping[str, tuple[int, int | None]]  # by open size
+from lrpfunc.program.sizes import Ranges
 
 
 def collect(names: Sequence[str], inputs: Sequence, keywords: Mapping[str, Any]) -> tuple:
@@ -151,7 +150,7 @@ def check_shape(
             remedy = (
                 f"The model fixes its batch size at {needed}: trace it with the batch size you need."
                 if axis == 0
-                else "Trace the model again for another size."
+                else f"Trace the model again for another size, or for any with lrpfunc.varying({label}, {axis})."
             )
             raise InputError(f"input '{label}' must have shape {expected}, but has {shape}. {remedy}")
 

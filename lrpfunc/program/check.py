@@ -15,6 +15,7 @@ from lrpfunc.compat import is_intercepted, outside_transforms
 from lrpfunc.errors import ProgramError
 from lrpfunc.program.equations import DEVICE, DTYPE, PARAMETER, Equation, Variable
 from lrpfunc.program.program import Program
+from lrpfunc.program.sizes import function_of, sizes_in
 
 TRACING = "tracing"
 
@@ -22,6 +23,7 @@ TRACING = "tracing"
 # are the same, and all lengths. A kernel may be wider than a short sequence is long, and sizes that a kernel (and not
 # the model) compares are open each for itself, so that an equation has to fail on both.
 SMALL, LARGE = 2, 67
+TRIED = 512  # numbers, for one that fits conditions
 
 
 def check(program: Program, before: Program | None = None, who: str = TRACING) -> None:
@@ -202,8 +204,8 @@ class _StandIns(Mapping):
         """The value of a size as tracing writes it: `batch`, `4*batch`, `((length - 1)//2) + 1`."""
         if expression not in self.counted:
             try:
-                number = eval(expression, {"__builtins__": {}, "Max": max, "Min": min}, dict(self.sizes))
-            except Exception:  # of other functions, or of sizes that only the data decide
+                number = function_of(expression)(self.sizes)
+            except (ValueError, LookupError, ArithmeticError):  # other functions, or sizes that only the data decide
                 raise _Unknown from None
             if int(number) != number or number < 0:
                 raise _Unknown
@@ -211,13 +213,23 @@ class _StandIns(Mapping):
         return self.counted[expression]
 
 
+def some_sizes(program: Program) -> dict[str, int] | None:
+    """Small numbers for the open sizes of a program, no two alike; None if none are found for which conditions hold."""
+    variables = [leaf.value for leaf in program.input_leaves if isinstance(leaf.value, Variable)]
+    return _numbers(program, [*program.parameters.values(), *variables], SMALL)
+
+
 def _check_results(program: Program, equations: list[Equation], declared: Mapping[str, Variable], who: str) -> None:
-    small = _StandIns(program, declared, _numbers(program, declared.values(), SMALL))
+    numbers = _numbers(program, declared.values(), SMALL)
+    if numbers is None:
+        return
+    small = _StandIns(program, declared, numbers)
     large: _StandIns | None = None
     for equation in equations:
         failure = _failure(equation, small)
         if failure and small.sizes:
-            large = large or _StandIns(program, declared, _numbers(program, declared.values(), LARGE, alike=True))
+            numbers = _numbers(program, declared.values(), LARGE, alike=True)
+            large = large or (_StandIns(program, declared, numbers) if numbers is not None else small)
             failure = _failure(equation, large) and failure
         if failure:
             raise _error(
@@ -227,9 +239,9 @@ def _check_results(program: Program, equations: list[Equation], declared: Mappin
             )
 
 
-def _numbers(program: Program, variables: Iterable[Variable], least: int, alike: bool = False) -> dict[str, int]:
+def _numbers(program: Program, variables: Iterable[Variable], least: int, alike: bool = False) -> dict[str, int] | None:
     """A number for each open size, of none that is fixed, as far as the ranges allow; `alike`: the same for each word
-    (`batch`, `batch2`), else no two."""
+    (`batch`, `batch2`), else no two. None if no numbers are found for which the conditions of sizes hold."""
     taken = {n for variable in variables for n in variable.shape if isinstance(n, int)}
     shapes = [leaf.value.shape for leaf in program.input_leaves if isinstance(leaf.value, Variable)]
     names = dict.fromkeys(n for shape in shapes for n in shape if isinstance(n, str) and n.isidentifier())
@@ -245,7 +257,21 @@ def _numbers(program: Program, variables: Iterable[Variable], least: int, alike:
         number = min([number, *(high for _, high in ranges if high is not None)])
         numbers.update(dict.fromkeys(group, number))
         taken.add(number)
-    return numbers
+    return _conditioned(program, numbers, alike)
+
+
+def _conditioned(program: Program, numbers: dict[str, int], alike: bool) -> dict[str, int] | None:
+    """Numbers for which conditions of sizes hold as well, if some are found: n, 2 n, 3 n, or alike."""
+    if not program.size_conditions:
+        return numbers
+    names = dict.fromkeys(name for condition in program.size_conditions for name in sizes_in(condition))
+    start = max(numbers[name] for name in names)
+    for n in range(start, start + TRIED):
+        tried = {**numbers, **{name: n if alike else n * i for i, name in enumerate(names, 1)}}
+        bounds = [(tried[name], program.size_ranges.get(name, (0, None))[1]) for name in names]
+        if all(high is None or n <= high for n, high in bounds) and all(holds(tried) for holds in program.conditions):
+            return tried
+    return None
 
 
 def _failure(equation: Equation, values: _StandIns) -> str | None:

@@ -11,6 +11,7 @@ from lrpfunc.program.equations import DEVICE, DTYPE, PARAMETER, Equation, Variab
 from lrpfunc.program.functions import size
 from lrpfunc.program.names import called
 from lrpfunc.program.pytrees import Leaf
+from lrpfunc.program.sizes import sizes_in
 
 if TYPE_CHECKING:
     from lrpfunc.program.program import Program
@@ -30,8 +31,10 @@ def cut(program: Program, name: str) -> tuple[Program, Program]:
         raise ProgramError(f"nothing follows '{name}': what the program gives is made there.")
     crossing, upper = _interface(program, place, lower, upper, varying)
     taken = tuple(f"crossing_{i}" if i else "x" for i in range(len(crossing)))
+    named = {n for variable in crossing for n in variable.shape}
     above = replace(
         program,
+        size_conditions=tuple(c for c in program.size_conditions if named.issuperset(sizes_in(c))),
         input_names=taken,
         input_leaves=tuple(Leaf((i,), name, v) for i, (name, v) in enumerate(zip(taken, crossing, strict=True))),
         equations=tuple(upper),

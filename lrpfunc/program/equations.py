@@ -12,6 +12,7 @@ from lrpfunc.compat import Operator, overload_name, schema_of
 
 # Values that no equation makes: factory functions inside a model follow the call, not the machine it was traced on.
 DEVICE, DTYPE = "@device", "@dtype"
+SIZES = "@sizes"  # and the open sizes of the call
 
 PARAMETER = "params."  # how the variables of parameter leaves begin
 

@@ -6,7 +6,7 @@ prints itself and can be rewritten; everything else in lrpfunc is a function of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -16,9 +16,10 @@ from torch import Tensor
 
 from lrpfunc.errors import InputError
 from lrpfunc.program import calls, cuts
-from lrpfunc.program.equations import DEVICE, DTYPE, Equation, Variable, rename, substitute, variables_in
+from lrpfunc.program.equations import DEVICE, DTYPE, SIZES, Equation, Variable, rename, substitute, variables_in
 from lrpfunc.program.names import below_call, matches
 from lrpfunc.program.pytrees import NAMESPACE, Leaf, leaf_names, register
+from lrpfunc.program.sizes import Given, function_of, refuse
 from lrpfunc.program.tables import equation_row, format_table
 
 
@@ -37,6 +38,7 @@ class Program:
         equations: in an order in which they can be evaluated.
         output: the output's pytree with variables for tensors.
         size_ranges: the lowest and highest value of open sizes that not all values are taken for.
+        size_conditions: what else must hold of open sizes, `2*(height//2) == height`.
         takes_keywords: whether some inputs were given by name.
         notes: what became of equations that a pass took away, and where, by their name.
         nodes: the dataclasses among the containers of parameters, inputs and output.
@@ -65,6 +67,7 @@ class Program:
     equations: tuple[Equation, ...]
     output: Any
     size_ranges: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
+    size_conditions: tuple[str, ...] = ()
     takes_keywords: bool = False
     notes: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     nodes: tuple[type, ...] = ()
@@ -75,6 +78,7 @@ class Program:
     output_leaves: tuple = field(init=False)
     last_reads: tuple[tuple[str, ...], ...] = field(init=False)
     reference: Variable | None = field(init=False)
+    conditions: tuple[Callable[[Mapping[str, int]], bool], ...] = field(init=False)
     facts: Any = field(init=False, default=None)  # what operations.facts knows of it
     kept: Any = field(init=False, default=None)  # what an explanation leaves for the next one
 
@@ -85,6 +89,7 @@ class Program:
         object.__setattr__(self, "output_leaves", tuple(optree.tree_leaves(self.output, namespace=NAMESPACE)))
         object.__setattr__(self, "last_reads", _last_reads(self))
         object.__setattr__(self, "reference", _reference(self))
+        object.__setattr__(self, "conditions", tuple(map(function_of, self.size_conditions)))
 
     def __reduce__(self):
         return Program, tuple(getattr(self, given.name) for given in fields(self) if given.init)
@@ -145,7 +150,13 @@ class Program:
                 f"'{equation.name}' makes {len(results)} values of inputs of this size, but made {traced} when it was "
                 "traced. Trace the model again for this size."
             )
+        given = values.get(SIZES)  # none while torch.compile watches
         for variable, result in zip(equation.outputs, results, strict=True):
+            if given is not None and variable.is_tensor and not given.fits(variable.shape, result.shape):
+                raise InputError(
+                    f"'{equation.name}' makes {tuple(result.shape)} of inputs of this size, which is not {variable} as "
+                    "it was traced. Trace the model again for this size."
+                )
             values[variable.name] = result
 
     def result(self, values: Mapping[str, Any]):
@@ -161,7 +172,7 @@ class Program:
         """The leaves of inputs. Errors: `InputError` for other leaves than traced."""
         return calls.flatten_inputs(self.input_leaves, self.input_names, inputs)
 
-    def _check_inputs(self, leaves: Sequence, values: Mapping[str, Any]) -> None:
+    def _check_inputs(self, leaves: Sequence, values: dict[str, Any]) -> None:
         seen: dict[str, tuple[int, str]] = {}
         for (_, label, expected), value in zip(self.input_leaves, leaves, strict=True):
             if isinstance(expected, Variable):
@@ -169,6 +180,12 @@ class Program:
                 dtype = values[DTYPE] if follows else expected.dtype
                 calls.check_tensor(label, value, values[DEVICE], dtype, follows)
                 calls.check_shape(label, expected, tuple(value.shape), self.size_ranges, seen)
+        sizes = {name: n for name, (n, _) in seen.items()}
+        for condition, holds in zip(self.size_conditions, self.conditions, strict=True):
+            if not holds(sizes):
+                refuse(condition, seen, self.size_ranges, self.size_conditions)
+        if not torch.compiler.is_compiling():
+            values[SIZES] = Given(sizes)
 
     @property
     def whole(self) -> Program:

@@ -239,7 +239,9 @@ def zbox(low: float | Tensor, high: float | Tensor, stabilizer: StabilizerLike =
         return operation.linear(of_low, operation.bias)(lows) + operation.linear(of_high)(highs)
 
     def is_batch(operation) -> bool:
-        return any(isinstance(b, Tensor) and b.dim() > len(operation.sample_shape) and len(b) != 1 for b in (low, high))
+        shape = ("batch", *operation.sample_shape)
+        shaped = [_shaped(name, torch.as_tensor(b), shape) for name, b in (("low", low), ("high", high))]
+        return any(b.dim() > 0 and len(b) != 1 for b in shaped)
 
     label = call("zbox", low, high, stabilizer=stabilize, zero_bias=zero_bias)
     return engine.rule(label, statement, closed_forms.box(statement, corner, is_batch))
@@ -247,15 +249,20 @@ def zbox(low: float | Tensor, high: float | Tensor, stabilizer: StabilizerLike =
 
 def _bound(name: str, bound: float | Tensor, shape: Sequence[int], like: Tensor) -> Tensor:
     """A bound that broadcasts to an input of this shape, and that way only: nothing is broadcast by accident."""
-    bound = torch.as_tensor(bound, dtype=like.dtype, device=like.device)
+    shaped = _shaped(name, torch.as_tensor(bound, dtype=like.dtype, device=like.device), shape)
+    return shaped.expand(shaped.shape[:1] + tuple(shape[1:])) if shaped.dim() else shaped.expand(1, *shape[1:])
+
+
+def _shaped(name: str, bound: Tensor, shape: Sequence[int | str]) -> Tensor:
+    """A bound with a batch dimension. Errors: `RuleError` if it surely does not fit an input of this shape."""
     shaped = bound.unsqueeze(0) if bound.dim() == len(shape) - 1 else bound
-    fits = all(size in (1, full) for size, full in zip(shaped.shape, shape, strict=False))
+    fits = all(size in (1, full) or isinstance(full, str) for size, full in zip(shaped.shape, shape, strict=False))
     if bound.dim() not in (0, len(shape) - 1, len(shape)) or not fits:
         raise RuleError(
             f"'{name}' of zbox must be a number or have the dimensions of one sample, each of size 1 or as in "
             f"{tuple(shape[1:])}, but has shape {tuple(bound.shape)}. Write a size of 1 for each dimension it spans."
         )
-    return shaped.expand(shaped.shape[:1] + tuple(shape[1:])) if shaped.dim() else shaped.expand(1, *shape[1:])
+    return shaped
 
 
 def wsquare(stabilizer: StabilizerLike = 1e-6, zero_bias: bool = False) -> Rule:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lrpfunc.errors import InputError, TraceError
 from lrpfunc.program import NAMESPACE, Leaf, Variable, dataclasses_in, flatten, label_inputs, leaf_names
-from lrpfunc.tracing.exports import Axes
+from lrpfunc.tracing.axes import Axes, Opening, split
 from lrpfunc.tracing.refusals import check_inputs, check_tensors
 from lrpfunc.tracing.twins import clone_of, twin_of
 
@@ -60,16 +60,22 @@ class Boundary:
     """Between the pytrees of `function(params, *inputs)` and its output, and the lists of tensors that export takes."""
 
     def __init__(self, function: Callable, params, inputs: Inputs, axes: Sequence[Axes] | None = None):
-        self.function, self.params, self.inputs, self.axes = function, params, inputs, axes
+        self.function, self.params = function, params
         self.param_leaves, self.param_structure = flatten(params)
         self.param_names = _checked_names(params, self.param_leaves)
         check_tensors(dict(zip(self.param_names, self.param_leaves, strict=True)), "leaf of params", TraceError)
         self.is_flat = type(params) is dict and all(isinstance(leaf, Tensor) for leaf in params.values())
-        self.leaves, self.structure = flatten(inputs.values)
+        marked, self.structure = flatten(inputs.values)
+        self.leaves, asked = split(marked)
+        if any(asked):
+            inputs = inputs._replace(values=optree.tree_unflatten(self.structure, self.leaves))
+        self.inputs = inputs
         self.objects = clone_of([None if isinstance(leaf, Tensor) else leaf for leaf in self.leaves])
         labels = label_inputs(inputs.names, inputs.values)
         check_inputs(dict(zip(inputs.names, inputs.values, strict=True)), zip(labels, self.leaves, strict=True))
-        if not any(isinstance(leaf, Tensor) for leaf in self.leaves):
+        tensors = [label for label, leaf in zip(labels, self.leaves, strict=True) if isinstance(leaf, Tensor)]
+        self.opening = Opening(tensors, asked, axes)
+        if not tensors:
             others = any(isinstance(leaf, (int, float)) or hasattr(leaf, "__array__") for leaf in self.leaves)
             hint = " Numbers, lists and arrays are made tensors by torch.as_tensor." if others else ""
             raise TraceError(f"there is no tensor among the example inputs: give at least one.{hint}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,13 +21,13 @@ from lrpfunc.program import (
     embedding,
     operator_name,
     size,
+    spelled,
     standardize,
     substitute,
     variables_in,
+    with_names,
 )
 from lrpfunc.tracing.graphs import (
-    BATCH,
-    LENGTH,
     Origin,
     functional_twin,
     is_into,
@@ -37,6 +36,7 @@ from lrpfunc.tracing.graphs import (
     origin,
     unsupported_message,
     usual,
+    word_for,
     written,
 )
 from lrpfunc.tracing.source_lines import line_of
@@ -82,7 +82,7 @@ class Builder:
         for axis, n in enumerate(node.meta["val"].shape):
             if is_symbolic(n):
                 symbol = str(n.node.expr)
-                word = self.words.get(symbol, LENGTH if axis else BATCH)
+                word = self.words.get(symbol, word_for(axis, len(node.meta["val"].shape)))
                 count = len({given for given in self.symbols.values() if given.startswith(word)})
                 first = self.same.get(symbol, symbol)
                 name_of_first = self.symbols.setdefault(first, f"{word}{count + 1}" if count else word)
@@ -97,7 +97,15 @@ class Builder:
         return Variable(name, tuple(self._size(n) if is_symbolic(n) else int(n) for n in value.shape), value.dtype)
 
     def _size(self, n) -> str:
-        return re.sub(r"[a-z]\w*", lambda match: self.symbols.get(match[0], match[0]), str(n.node.expr))
+        return self.in_words(str(n.node.expr))
+
+    def in_words(self, expression: str) -> str:
+        """An expression of symbols in the names of these sizes."""
+        named = with_names(expression, self.symbols)
+        try:
+            return spelled(named)
+        except ValueError:  # of functions that only torch knows
+            return named
 
     # -- nodes
 

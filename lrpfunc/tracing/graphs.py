@@ -27,6 +27,14 @@ def is_symbolic(n) -> bool:
 
 
 BATCH, LENGTH = "batch", "length"  # what open sizes are called
+SPACE = ("depth", "height", "width")
+
+
+def word_for(axis: int, rank: int) -> str:
+    """What to call an open size of an input, if nothing more is known of it."""
+    if axis == 0:
+        return BATCH
+    return SPACE[axis - rank] if axis > 1 and rank in (4, 5) else LENGTH
 
 
 def words(graph) -> dict[str, str]:

@@ -18,9 +18,10 @@ from torch.export.graph_signature import InputKind, OutputKind
 from lrpfunc.compat import enable_python_dispatcher
 from lrpfunc.errors import ProgramError, TraceError
 from lrpfunc.program import NAMESPACE, PARAMETER, Program, Variable, check, leaf_names, variables_in
+from lrpfunc.tracing.axes import Axes
 from lrpfunc.tracing.boundary import Boundary, Inputs
 from lrpfunc.tracing.builder import Builder
-from lrpfunc.tracing.exports import LOCK, Axes, Export, Front, exports
+from lrpfunc.tracing.exports import LOCK, Export, Front, exports
 from lrpfunc.tracing.graphs import words
 from lrpfunc.tracing.lifting import Parameters, lift
 from lrpfunc.tracing.refusals import check_model, check_surroundings, object_message
@@ -37,13 +38,15 @@ def functionalize(model: nn.Module, /, *example_inputs, **example_keywords) -> t
 
     The first dimension of the tensors that share the first tensor's batch size may differ from call to call, unless the
     model itself fixes it. Where token ids (batch, length), masks like them or embeddings (batch, length, width) come
-    in, the length may differ as well. Objects in the output that are no pytrees of tensors (caches) come back as None.
-    Dropout is the identity. A value that the model detaches counts as a constant.
+    in, the length may differ as well, and where the model allows it height and width (batch, channels, height, width),
+    time steps (batch, channels, length) and edges (2, edges). `varying` asks for other sizes. Objects in the output
+    that are no pytrees of tensors (caches) come back as None. Dropout is the identity. A value that the model detaches
+    counts as a constant.
 
     Args:
         model: a module in evaluation mode. It is left as it was.
         example_inputs: what forward takes by position: pytrees with tensors, of which only shapes and dtypes matter.
-            What is no tensor is part of the program.
+            What is no tensor is part of the program. `varying(x, 2)` has a size that may differ from call to call.
         example_keywords: what forward takes by name.
 
     Errors: `TraceError` for a model that cannot be exported, a batch norm in training mode, random numbers, or an
@@ -131,8 +134,8 @@ def _capture(boundary: Boundary, model: nn.Module | None) -> tuple[Program, Para
     steps as the example. Then equations cannot be made for another size, and fewer are left open.
     """
     check_surroundings()
-    front, failure = Front(boundary, model), None
-    for exported in exports(front, *boundary.examples(), boundary.axes):
+    front, failure = Front(boundary, model, boundary.opening.asked), None
+    for exported in exports(front, *boundary.examples(), boundary.opening):
         try:
             program, params = _program(exported, front, boundary, model)
             check(program)
@@ -141,12 +144,15 @@ def _capture(boundary: Boundary, model: nn.Module | None) -> tuple[Program, Para
         else:
             return program, params
     assert failure is not None
+    if any(boundary.opening.asked):
+        reason = str(failure).partition(" This is a mistake")[0]
+        raise TraceError(f"the sizes that lrpfunc.varying asks for cannot stay open: {reason}")
     raise failure
 
 
 def _program(export: Export, front: Front, boundary: Boundary, model: nn.Module | None) -> tuple[Program, Parameters]:
-    exported, ranges, same = export
-    builder = Builder(model, same, words(exported.graph))
+    exported, sizes = export
+    builder = Builder(model, sizes.same, words(exported.graph))
     inputs = _placeholders(builder, exported, front, boundary)
     kinds = [spec.kind for spec in exported.graph_signature.output_specs]
     with enable_python_dispatcher():  # without it torch cannot broadcast fake tensors of open sizes in `lerp` and more
@@ -159,7 +165,8 @@ def _program(export: Export, front: Front, boundary: Boundary, model: nn.Module 
         input_leaves=boundary.input_leaves(inputs),
         equations=tuple(builder.equations),
         output=boundary.output([result for result, kind in results if kind is OutputKind.USER_OUTPUT]),
-        size_ranges={builder.symbols[symbol]: bounds for symbol, bounds in ranges.items() if bounds != (0, None)},
+        size_ranges={builder.symbols[symbol]: bounds for symbol, bounds in sizes.ranges.items() if bounds != (0, None)},
+        size_conditions=tuple(map(builder.in_words, sizes.conditions)),
         nodes=boundary.nodes,
         buffers=tuple(name for name in builder.parameters if name in builder.buffers),
         takes_keywords=boundary.inputs.positional < len(boundary.inputs.names),

@@ -1,0 +1,143 @@
+"""What an exported graph makes of other inputs than the example, beside what the function makes of them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.export.graph_signature import InputKind
+
+from lrpfunc.compat import quiet
+from lrpfunc.program import sizes_in
+from lrpfunc.tracing.axes import Axes
+from lrpfunc.tracing.sizes import Sizes, hints_of, shapes_of_inputs
+
+
+def with_ones(front: nn.Module, exported, params, examples, sizes: Sizes) -> Sizes:
+    """Sizes whose ranges go down to one if that is excluded without need.
+
+    Models ask whether a size is one to save work (a mask for one token, a repeat for one sample), and what they do for
+    more is right for one as well. Whether it is, is seen by doing both, on two inputs that give different outputs.
+    """
+    if any(tensor.is_meta for tensor in (*params, *examples)):
+        return sizes
+    conditioned = {name for condition in sizes.conditions for name in sizes_in(condition)}
+    ranges = dict(sizes.ranges)
+    for size, (low, high) in sizes.ranges.items():
+        if low == 2 and size not in conditioned and _takes_one(front, exported, params, examples, sizes.same, size):
+            ranges[size] = (1, high)
+    return sizes._replace(ranges=ranges)
+
+
+def _takes_one(front: nn.Module, exported, params, examples, same: Mapping[str, str], size: str) -> bool:
+    shapes = shapes_of_inputs(exported, len(examples))
+    ones = dict.fromkeys([size, *(other for other, one in same.items() if one == size)], 1)
+    seen = []
+    for seed in (0, 1):
+        inputs = [_resized(_other(x, seed), shape, ones) for x, shape in zip(examples, shapes, strict=True)]
+        try:
+            made = _made_alike(front, exported, params, inputs)
+        except Exception:  # the traced code is not for one
+            return False
+        if made is None:
+            return False
+        seen.append(made)
+    return not all(map(torch.equal, *seen))
+
+
+def holds_elsewhere(front: nn.Module, exported, params, examples, sizes: Sizes, axes: Sequence[Axes]) -> bool:
+    """Whether a graph makes of inputs of another size along these axes what the function makes of them.
+
+    torch notes what Python decides by a size; but a few functions take the example's size for a number, silently.
+    """
+    shapes = shapes_of_inputs(exported, len(examples))
+    pairs = zip(shapes, axes, strict=True)
+    names = sorted({str(shape[axis]) for shape, along in pairs for axis in along} & hints_of(shapes).keys())
+    if not names or any(tensor.is_meta for tensor in (*params, *examples)):
+        return True
+    may_shrink = all(x.is_floating_point() for x in examples)  # which indices may not
+    random = [_other(x, 1) if x.is_floating_point() else x for x in examples]
+    elsewhere = _elsewhere(sizes, hints_of(shapes), names, may_shrink)
+    for changed, values in itertools.product(elsewhere, (random, examples)):
+        inputs = [_resized(x, shape, changed) for x, shape in zip(values, shapes, strict=True)]
+        try:
+            return _made_alike(front, exported, params, inputs) is not None
+        except Exception:  # no kernel is for this size, or the model for such numbers
+            continue
+    return False
+
+
+def _elsewhere(
+    sizes: Sizes, hints: Mapping[str, int], names: Sequence[str], may_shrink: bool
+) -> Iterator[dict[str, int]]:
+    """Other sizes for which a trace should hold: about half as large, or larger."""
+    steps = range(max(hints[name] for name in names) + 1)
+    smaller = ({name: max(hints[name] // 2, 1) + step for name in names} for step in steps)
+    larger = ({name: hints[name] + step for name in names} for step in steps)
+    multiples = ({name: hints[name] * factor for name in names} for factor in (2, 3, 4))
+    for candidates in (smaller if may_shrink else (), larger, multiples):
+        fitting = (one for one in candidates if all(one[name] != hints[name] for name in names))
+        yield from itertools.islice((one for one in fitting if sizes.hold({**hints, **one})), 1)
+
+
+def _made_alike(front: nn.Module, exported, params, inputs: Sequence[Tensor]) -> list[Tensor] | None:
+    """The tensors that a function makes of inputs, None if the graph makes others; errors are those of either."""
+    # Zeros, as some models begin with, would hide what they are multiplied by.
+    changed = {name: _other(p, 2) for name, p in front.named_parameters() if _is_zero(p)}
+    state = changed | {name: buffer.clone() for name, buffer in front.named_buffers()}  # which forward might write to
+    given = [_other(p, 3) if _is_zero(p) else p for p in params]
+    with torch.no_grad(), quiet():
+        made = torch.func.functional_call(front, state, (*given, *(x.clone() for x in inputs)))  # which it may write to
+        expected = [leaf for leaf in made if isinstance(leaf, Tensor)]
+        found = [leaf for leaf in _evaluated(exported, changed, given, inputs) if isinstance(leaf, Tensor)]
+    return expected if len(found) == len(expected) and all(map(_agrees, found, expected)) else None
+
+
+def _other(x: Tensor, seed: int) -> Tensor:
+    """A tensor like an example: random numbers, or integers and truth values in its range."""
+    if x.is_floating_point():
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(x.shape, generator=generator).to(x)
+    if seed == 0 or x.is_complex() or not x.numel():
+        return x
+    steps = torch.arange(x.numel(), device=x.device).reshape(x.shape)
+    return ((x + steps + seed) % (x.max() + 1).clamp(min=1)).to(x.dtype)
+
+
+def _resized(x: Tensor, shape: Sequence, sizes: Mapping[str, int]) -> Tensor:
+    """A tensor with other sizes where the symbols of its shape have some: a part of it, or several of it."""
+    for axis, n in enumerate(shape):
+        size = sizes.get(str(n), x.shape[axis])
+        copies = -(-size // x.shape[axis]) if x.shape[axis] else 1
+        x = x.repeat([copies if i == axis else 1 for i in range(x.dim())]).narrow(axis, 0, size)
+    return x.clone()
+
+
+def _is_zero(p: Tensor) -> bool:
+    return p.is_floating_point() and not p.any()
+
+
+def _evaluated(exported, changed: Mapping[str, Tensor], params: Sequence[Tensor], inputs: Sequence[Tensor]) -> list:
+    """The outputs of an exported graph, without its checks of sizes. `changed`: other values of its parameters."""
+    user = iter((*params, *inputs))
+    arguments = []
+    for spec in exported.graph_signature.input_specs:
+        if spec.kind is InputKind.USER_INPUT:
+            arguments.append(next(user))
+        else:
+            kept = exported.state_dict.get(spec.target, exported.constants.get(spec.target))
+            arguments.append(kept.detach().clone() if spec.kind is InputKind.BUFFER else changed.get(spec.target, kept))
+    return list(torch.fx.Interpreter(exported.graph_module).run(*arguments))
+
+
+def _agrees(found: Tensor, expected: Tensor) -> bool:
+    """Equal but for rounding, in units of the largest value."""
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        return False
+    if not found.is_floating_point():
+        return torch.equal(found, expected)
+    largest = expected.abs().nan_to_num().max().item() if expected.numel() else 0.0
+    limit = largest * torch.finfo(found.dtype).eps * 64
+    return torch.allclose(found, expected, rtol=0.0, atol=limit, equal_nan=True)
