@@ -165,11 +165,16 @@ class Given:
     def __init__(self, sizes: Mapping[str, int]):
         self.sizes = sizes
         self.numbers: dict[str, int | None] = {}  # of expressions; None where only the data decide
+        self.shapes: dict[Sequence[int | str], tuple[int | None, ...]] = {}
 
     def fits(self, shape: Sequence[int | str], made: Sequence[int]) -> bool:
         """Whether a shape is the one that was traced, as far as can be told."""
-        wanted = [n if isinstance(n, int) else self._number(n) for n in shape]
-        return len(wanted) == len(made) and all(n is None or n == m for n, m in zip(wanted, made, strict=True))
+        wanted = self.shapes.get(shape)
+        if wanted is None:
+            wanted = self.shapes[shape] = tuple([n if isinstance(n, int) else self._number(n) for n in shape])
+        if wanted == made or len(wanted) != len(made):
+            return wanted == made
+        return all(n is None or n == m for n, m in zip(wanted, made, strict=True))
 
     def _number(self, expression: str) -> int | None:
         if expression not in self.numbers:
