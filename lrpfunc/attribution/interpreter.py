@@ -171,6 +171,13 @@ def _pass(plan: Plan, segment: _Segment, at: Mapping[str, str], is_final: bool) 
     segment.records = records
 
 
+def passed_again(passed: Passed, steps: Sequence[Step], at: Mapping[str, str]) -> Passed:
+    """A pass through some steps alone, under their rules, with the values that a pass before it kept."""
+    segment = _Segment(steps, {**passed.plan.values, **passed.segments[-1].values})
+    _pass(passed.plan, segment, at, is_final=False)
+    return Passed(passed.plan, passed.inputs, passed.pack, [segment], passed.output, at, None)
+
+
 def _forget(values: dict[str, Any], step: Step, needed) -> None:
     for name in step.dead:
         if name not in needed:

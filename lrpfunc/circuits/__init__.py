@@ -1,10 +1,13 @@
-"""What goes on inside: relevance patching, and lenses on residual streams.
+"""What goes on inside: graphs of tokens through layers, relevance patching, and lenses on residual streams.
 
+circuits.graph(fmodel, params, ids, target=(-1, token)); print(graph); graph.nodes; graph.pairs
 circuits.patching(fmodel, params, clean, corrupted, target, rules, at="*.self_attn:heads")
 lens = circuits.lens(fmodel, params, prompts, rules, at=[...]); lens.save("lens.pt"); circuits.load_lens("lens.pt")
 """
 
+from lrpfunc.circuits.graphs import Graph, Pair
 from lrpfunc.circuits.lenses import Lens, lens, load_lens
 from lrpfunc.circuits.patches import patched, patching
+from lrpfunc.circuits.walks import graph
 
-__all__ = ["Lens", "lens", "load_lens", "patched", "patching"]
+__all__ = ["Graph", "Lens", "Pair", "graph", "lens", "load_lens", "patched", "patching"]

@@ -1,0 +1,42 @@
+"""The edges between neighbouring streams, rows of upper tokens at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from lrpfunc.attribution.stretches import Stretch, Stretches
+from lrpfunc.rules import Flow
+
+
+def relevance(flow: Flow, value: Tensor) -> Tensor:
+    """The relevance of a flow, in float32 at least, in which half precision does not overflow."""
+    wide = torch.promote_types(value.dtype, torch.float32)
+    return flow.moved(flow.tensor.to(wide)).relevance(value.to(wide))
+
+
+def of_tokens(flow: Flow | None, value: Tensor) -> Tensor:
+    """The relevance of the tokens of a stream, (batch, tokens), from what arrived there."""
+    if flow is None:
+        return torch.zeros(value.shape[:2], dtype=torch.promote_types(value.dtype, torch.float32), device=value.device)
+    return relevance(flow, value).sum(2)
+
+
+def by_pullbacks(
+    way: Stretches, stretch: Stretch, upper: str, flow: Flow, lower: Sequence[str], chunk_size: int
+) -> Iterator[tuple[Tensor, ...]]:
+    """Rows of edges, (batch, some upper tokens, lower tokens) for each lower stream: a pullback for each token."""
+
+    def back(row: Tensor) -> tuple[Tensor, ...]:
+        arrived, _ = stretch.pull({upper: flow.moved(row)})
+        return tuple(of_tokens(arrived.get(name), way.value(name)) for name in lower)
+
+    tensor = flow.tensor
+    for start in range(0, tensor.shape[1], chunk_size):
+        tokens = range(start, min(start + chunk_size, tensor.shape[1]))
+        rows = tensor.new_zeros(len(tokens), *tensor.shape)
+        for i, token in enumerate(tokens):
+            rows[i, :, token] = tensor[:, token]
+        yield tuple(row.movedim(0, 1) for row in torch.func.vmap(back)(rows))

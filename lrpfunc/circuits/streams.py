@@ -1,0 +1,145 @@
+"""Where residual streams are: what each block of a program hands to the next one, and what the first one is given."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from lrpfunc.attribution.places import outputs_named
+from lrpfunc.errors import InputError, RuleError
+from lrpfunc.operations import Facts, facts
+from lrpfunc.program import Equation, Program, Variable
+
+NAMING = (
+    'Name them, from the embedding upwards: layers=["embeddings", "blocks.0", "blocks.1"], names as `at` of `record` '
+    "takes them or of inputs, of values (batch, tokens, width). `print(fmodel)` lists all names."
+)
+
+
+class Blocks(NamedTuple):
+    """Modules that are numbered in a row: what their paths begin with, and the equations of each by what it is called.
+
+    What is called more than once is a block for each call.
+    """
+
+    stem: str
+    equations: Mapping[str, Sequence[Equation]]
+
+
+def streams(program: Program, layers: str | Sequence[str] | None = None) -> dict[str, str]:
+    """The variables of residual streams by their names, in the order in which they are made.
+
+    Without `layers`: what numbered modules ("layers.0", "layers.1", "h_0") in a row hand on, and what the first of them
+    is given, all of them (batch, tokens, width). Several rows, as of encoder and decoder, come one after another.
+
+    Errors: `RuleError` for names that there are not; `InputError` where nothing is found, or it is no stream.
+    """
+    found = _found(program) if layers is None else _named(program, layers)
+    names = {variable.name: variable for variable in _variables(program)}
+    for name, variable in found.items():
+        shape = names[variable].shape
+        if len(shape) != 3 or not names[variable].is_floating or shape[1] == "batch":
+            raise InputError(f"'{name}' is no residual stream: it must be (batch, tokens, width), but is {shape}.")
+    return found
+
+
+def _variables(program: Program) -> list[Variable]:
+    """Those of inputs and equations, in their order."""
+    inputs = [leaf.value for leaf in program.input_leaves if isinstance(leaf.value, Variable)]
+    return [*inputs, *(variable for equation in program.equations for variable in equation.outputs)]
+
+
+def _named(program: Program, layers: str | Sequence[str]) -> dict[str, str]:
+    given = [layers] if isinstance(layers, str) else layers
+    if not isinstance(given, Sequence) or not given:
+        raise RuleError(f"layers are names of residual streams, but got {layers!r}.")
+    inputs = {leaf.label: leaf.value.name for leaf in program.input_leaves if isinstance(leaf.value, Variable)}
+    found: dict[str, str] = {}
+    for name in given:
+        found |= {name: inputs[name]} if name in inputs else outputs_named(program, [name])
+    order = [variable.name for variable in _variables(program)]
+    by_variable = {variable: name for name, variable in found.items()}
+    return {by_variable[variable]: variable for variable in order if variable in by_variable}
+
+
+# -- by the names of blocks -------------------------------------------------------------------------------------------
+
+
+def _found(program: Program) -> dict[str, str]:
+    known = facts(program)
+    rows = _numbered(known)
+    found: dict[str, str] = {}
+    for blocks in rows:
+        found |= {name: variable.name for name, variable in _of_blocks(known, blocks).items()}
+    if not found:
+        stems = ", ".join(f"'{blocks.stem}'" for blocks in rows)
+        hint = f"the modules numbered in a row at {stems} hand on no (batch, tokens, width)" if rows else ""
+        raise InputError(f"no residual streams were found: {hint or 'no modules are numbered in a row'}. {NAMING}")
+    order = [variable.name for variable in _variables(program)]
+    return dict(sorted(found.items(), key=lambda item: order.index(item[1])))
+
+
+def _numbered(known: Facts) -> list[Blocks]:
+    """The outermost numbered modules, row by row."""
+    rows: dict[str, dict[tuple[str, int], list[Equation]]] = {}
+    for equation in known.equations:
+        parts = equation.name.split(".")[:-1]
+        for depth, part in enumerate(parts):
+            numbered = re.fullmatch(r"(.*_)?\d+", part)
+            if numbered:
+                path = ".".join(parts[: depth + 1])
+                block = path, equation.calls.get(path, 0)
+                rows.setdefault(".".join([*parts[:depth], numbered[1] or ""]), {}).setdefault(block, []).append(
+                    equation
+                )
+                break
+    return [Blocks(stem.rstrip("._"), _called(row)) for stem, row in rows.items()]
+
+
+def _called(row: Mapping[tuple[str, int], list[Equation]]) -> dict[str, list[Equation]]:
+    several = {path for path, call in row if call}
+    return {f"{path}:{call}" if path in several else path: equations for (path, call), equations in row.items()}
+
+
+def _of_blocks(known: Facts, blocks: Blocks) -> dict[str, Variable]:
+    """What the first block is given and each one hands on; nothing if one of them hands on something else."""
+    found: dict[str, Variable] = {}
+    for name, equations in blocks.equations.items():
+        given, handed = _given(known, equations), _handed(known, equations)
+        pairs = [(one, other) for other in reversed(handed) for one in given if one.shape == other.shape]
+        if not pairs or (found and pairs[0][1].shape != next(iter(found.values())).shape):
+            return {}
+        if not found:
+            found[_label(known.program, pairs[0][0])] = pairs[0][0]
+        end = pairs[0][1]
+        found[name if end is equations[-1].outputs[0] else _label(known.program, end)] = end
+    return found
+
+
+def _label(program: Program, variable: Variable) -> str:
+    """What a variable is called: after its equation, or the input that it is."""
+    maker = program.producers.get(variable.name)
+    return maker.name if maker else next(leaf.label for leaf in program.input_leaves if leaf.value is variable)
+
+
+def _given(known: Facts, equations: Sequence[Equation]) -> list[Variable]:
+    """What a block reads of what others made and relevance comes to."""
+    made = {v.name for e in equations for v in e.outputs}
+    read: Mapping[str, Variable] = {v.name: v for e in equations for v in known.inputs_of(e) if v.name not in made}
+    return [variable for variable in read.values() if _is_stream(variable)]
+
+
+def _handed(known: Facts, equations: Sequence[Equation]) -> list[Variable]:
+    """What others read of what a block made, or what leaves the program."""
+    own = {e.outputs[0].name for e in equations}
+    made = [v for e in equations for v in e.outputs if v.name in known.active and _is_stream(v)]
+    return [
+        v
+        for v in made
+        if v.name in known.results or any(r.outputs[0].name not in own for r in known.readers.get(v.name, ()))
+    ]
+
+
+def _is_stream(variable: Variable) -> bool:
+    return len(variable.shape) == 3 and variable.is_floating and isinstance(variable.shape[-1], int)

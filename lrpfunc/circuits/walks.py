@@ -1,0 +1,135 @@
+"""From a target down through residual streams: the nodes and edges of a graph of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from lrpfunc.attribution import Target
+from lrpfunc.attribution.records import check_chunk_size
+from lrpfunc.attribution.stretches import Stretches
+from lrpfunc.circuits.edges import by_pullbacks, of_tokens, relevance
+from lrpfunc.circuits.graphs import TARGET, Graph, Pair
+from lrpfunc.circuits.streams import streams
+from lrpfunc.composites import Entries, attn_lrp
+from lrpfunc.errors import InputError
+from lrpfunc.program import Program
+from lrpfunc.rules import Flow
+
+ATTN_LRP = attn_lrp()
+PULLBACKS = "pullbacks"
+
+
+def graph(
+    fmodel: Program,
+    params,
+    x,
+    target: Target = None,
+    rules: Entries = ATTN_LRP,
+    layers: str | Sequence[str] | None = None,
+    chunk_size: int = 32,
+) -> Graph:
+    """Who sent how much relevance to whom, token by token, between neighbouring residual streams.
+
+    An edge is what arrives at a lower token if the relevance of an upper one, alone, is pulled back: n pullbacks
+    through one block, in batches. Two forward passes; one block's record is in memory at a time.
+
+    Args:
+        fmodel: a program whose residual streams are (batch, tokens, width).
+        params: its parameters.
+        x: inputs, as `attribute` takes them.
+        target: what is explained, as `attribute` takes it: (position, token), say.
+        rules: a composite, a mapping or a rule, which is for layers: what is no layer keeps its usual rule.
+        layers: the names of the streams, from the embedding upwards, as `at` of `record` or of inputs; None finds them:
+            what numbered modules ("layers.0") hand on, and what the first one is given.
+        chunk_size: how many tokens to pull back at once, to save memory.
+
+    Errors: those of `attribute`; `InputError` for streams that are not found, and relevance that is not finite.
+
+    >>> import lrpfunc, torch
+    >>> from lrpfunc import circuits
+    >>> f = lambda p, x: (x + x.mean(1, keepdim=True) @ p) @ p
+    >>> x = torch.ones(1, 3, 2)
+    >>> graph = circuits.graph(*lrpfunc.trace(f, torch.eye(2), x), x, (2, 0), layers=["x", "add"])
+    >>> print(graph)
+    from  to      edges      found by
+    x     add     (1, 3, 3)  pullbacks
+    add   target  (1, 1, 3)  target
+    """
+    check_chunk_size(chunk_size)
+    walk = _Walk(fmodel, params, x, rules, streams(fmodel, layers), chunk_size)
+    walk.begin(target)
+    for upper in reversed(walk.names):
+        walk.descend(upper)
+    return walk.graph()
+
+
+class _Walk:
+    """The way down. `names`: of streams by their variables, in the order in which they are made; `flows`: what has
+    arrived at them, and at inputs, of what was walked so far."""
+
+    def __init__(self, fmodel: Program, params, x, rules: Entries, found: Mapping[str, str], chunk_size: int):
+        self.names = {variable: name for name, variable in found.items()}
+        self.way = Stretches(fmodel, params, x, rules, tuple(self.names))
+        self.chunk_size = chunk_size
+        self.nodes: dict[str, Tensor] = {}
+        self.flows: dict[str, Flow] = {}
+        self.pairs: list[Pair] = []
+
+    def begin(self, target: Target) -> None:
+        """From the target to the streams right below it: one pullback."""
+        way, entering = self.way, self.way.entering(target)
+        stretch = way.stretch()
+        stretch.record(entering)
+        batch = len(way.value(next(iter(self.names))))
+        total = [relevance(flow, stretch.value(name)).reshape(batch, -1).sum(1) for name, flow in entering.items()]
+        self.nodes[TARGET] = _finite(torch.stack(total).sum(0)[:, None], TARGET)
+        arrived, _ = stretch.pull(entering)
+        way.add(self.flows, arrived)
+        for lower, name in self.names.items():
+            if lower in arrived:
+                row = of_tokens(arrived[lower], way.value(lower))
+                self.pairs.append(Pair(TARGET, name, row[:, None], TARGET))
+
+    def descend(self, upper: str) -> None:
+        """From a stream, at which all has arrived by now, to those below it."""
+        way, name = self.way, self.names[upper]
+        stretch = way.stretch(upper)
+        flow = self.flows.pop(upper, None) if stretch.steps else self.flows.get(upper)
+        self.nodes[name] = _finite(of_tokens(flow, way.value(upper)), name)
+        if flow is None or not stretch.steps:
+            return
+        stretch.record()
+        arrived, _ = stretch.pull({upper: flow})
+        way.add(self.flows, arrived)
+        reached = [lower for lower in self.names if lower in arrived]
+        if reached:
+            rows = by_pullbacks(way, stretch, upper, flow, reached, self.chunk_size)
+            for lower, parts in zip(reached, zip(*rows, strict=True), strict=True):
+                self.pairs.append(Pair(name, self.names[lower], torch.cat(parts, 1), PULLBACKS))
+
+    def graph(self) -> Graph:
+        """All that was found, when the way has come to its end."""
+        names = (*self.names.values(), TARGET)
+        nodes = {name: self.nodes[name] for name in names}
+        return Graph(names, nodes, tuple(self.pairs), _constants(nodes, self.pairs), self.way.inputs(self.flows))
+
+
+def _constants(nodes: Mapping[str, Tensor], pairs: Sequence[Pair]) -> dict[str, Tensor]:
+    """What no lower token got, of the streams that have some below them."""
+    constants: dict[str, Tensor] = {}
+    for pair in pairs:
+        constants[pair.upper] = constants.get(pair.upper, nodes[pair.upper]) - pair.edges.sum(2)
+    return constants
+
+
+def _finite(node: Tensor, name: str) -> Tensor:
+    """Errors: `InputError` for relevance that overflowed."""
+    if not node.isfinite().all():
+        raise InputError(
+            f"the relevance at '{name}' is not finite: float16 ends at 65504. Cast inputs and params to bfloat16 or "
+            "float32: optree.tree_map(lambda p: p.bfloat16() if p.is_floating_point() else p, params)."
+        )
+    return node
