@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lrpfunc.attribution.checks import checked_flows
 from lrpfunc.attribution.interpreter import (
     Passed,
     add,
@@ -28,11 +29,12 @@ from lrpfunc.rules import Flow
 class Stretch:
     """The steps that make some variables from the nearest places below them, and the record of a pass through them.
 
-    `known`: the values kept when all was passed.
+    `known`: the values kept when all was passed; `ruled`: the steps that relevance comes to.
     """
 
     def __init__(self, known: Passed, steps: Sequence[Step]):
         self.known, self.steps = known, steps
+        self.ruled = [step for step in steps if step.rule is not None]
         self._passed: Passed | None = None
 
     def record(self, at: Iterable[str] = ()) -> None:
@@ -54,9 +56,19 @@ class Stretch:
 
     def operation(self, step: Step) -> Operation:
         """The operation of a step, as its rule had it."""
+        return self._record(step).operation
+
+    def moved(self, step: Step, flow: Flow) -> dict[str, Flow | None]:
+        """What the rule of one step sends back to its inputs, by their variables."""
+        assert step.rule is not None
+        record = self._record(step)
+        sent = step.rule.backward(record.operation, record.residuals, flow)
+        flows = checked_flows(step.rule.label, sent, record.operation.shapes)
+        return {variable.name: one for variable, one in zip(step.inputs, flows, strict=True)}
+
+    def _record(self, step: Step):
         assert self._passed is not None
-        records = self._passed.segments[-1].records or ()
-        return next(record.operation for record in records if record.step is step)
+        return next(record for record in self._passed.segments[-1].records or () if record.step is step)
 
 
 class Stretches:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lrpfunc.attribution.stretches import Stretch, Stretches
 from lrpfunc.rules import Flow
+
+
+class Pulled(NamedTuple):
+    """The relevance of a stream, pulled to those below it. `inner`: the flows at mixers' variables."""
+
+    upper: str
+    flow: Flow
+    lower: Sequence[str]
+    arrived: Mapping[str, Flow]
+    inner: Mapping[str, Flow | None]
 
 
 def relevance(flow: Flow, value: Tensor) -> Tensor:
@@ -24,16 +35,14 @@ def of_tokens(flow: Flow | None, value: Tensor) -> Tensor:
     return relevance(flow, value).sum(2)
 
 
-def by_pullbacks(
-    way: Stretches, stretch: Stretch, upper: str, flow: Flow, lower: Sequence[str], chunk_size: int
-) -> Iterator[tuple[Tensor, ...]]:
+def by_pullbacks(way: Stretches, stretch: Stretch, pulled: Pulled, chunk_size: int) -> Iterator[tuple[Tensor, ...]]:
     """Rows of edges, (batch, some upper tokens, lower tokens) for each lower stream: a pullback for each token."""
 
     def back(row: Tensor) -> tuple[Tensor, ...]:
-        arrived, _ = stretch.pull({upper: flow.moved(row)})
-        return tuple(of_tokens(arrived.get(name), way.value(name)) for name in lower)
+        arrived, _ = stretch.pull({pulled.upper: pulled.flow.moved(row)})
+        return tuple(of_tokens(arrived.get(name), way.value(name)) for name in pulled.lower)
 
-    tensor = flow.tensor
+    tensor = pulled.flow.tensor
     for start in range(0, tensor.shape[1], chunk_size):
         tokens = range(start, min(start + chunk_size, tensor.shape[1]))
         rows = tensor.new_zeros(len(tokens), *tensor.shape)

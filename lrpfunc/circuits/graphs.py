@@ -23,7 +23,8 @@ class Pair:
         upper: the stream whose relevance is shared, by its name; or "target", which is one token.
         lower: the stream that it is shared among.
         edges: (batch, upper tokens, lower tokens): how much relevance of an upper token went to a lower one.
-        method: how they were found: "pullbacks", a pullback for each upper token, or "target", one pullback.
+        method: how they were found: "closed" form; "pullbacks", one for each upper token; "one pullback" of a target.
+        why: there are pullbacks and no closed form.
 
     >>> import lrpfunc, torch
     >>> from lrpfunc import circuits
@@ -32,13 +33,14 @@ class Pair:
     >>> graph = circuits.graph(*lrpfunc.trace(f, torch.eye(2), x), x, (2, 0), layers=["x", "add"])
     >>> pair = graph.pair("target", "add")
     >>> pair.edges, pair.method
-    (tensor([[[0., 0., 2.]]]), 'target')
+    (tensor([[[0., 0., 2.]]]), 'one pullback')
     """
 
     upper: str
     lower: str
     edges: Tensor
     method: str
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,18 +88,21 @@ class Graph:
         return tuple(pair for pair in self.pairs if pair.upper == upper)
 
     def __str__(self) -> str:
-        rows = [(p.lower, p.upper, str(tuple(p.edges.shape)), p.method) for p in reversed(self.pairs)]
+        rows = [
+            (p.lower, p.upper, str(tuple(p.edges.shape)), f"{p.method}: {p.why}" if p.why else p.method)
+            for p in reversed(self.pairs)
+        ]
         return format_table(("from", "to", "edges", "found by"), rows)
 
 
 def _taken_apart(graph: Graph) -> tuple[list, Any]:
     tensors = [graph.nodes, graph.constants, [pair.edges for pair in graph.pairs], graph.inputs]
-    return tensors, (graph.streams, tuple((pair.upper, pair.lower, pair.method) for pair in graph.pairs))
+    return tensors, (graph.streams, tuple((pair.upper, pair.lower, pair.method, pair.why) for pair in graph.pairs))
 
 
 def _put_together(tensors, names: Any) -> Graph:
     nodes, constants, edges, inputs = tensors
-    pairs = tuple(Pair(upper, lower, e, m) for (upper, lower, m), e in zip(names[1], edges, strict=True))
+    pairs = tuple(Pair(upper, lower, e, *how) for (upper, lower, *how), e in zip(names[1], edges, strict=True))
     return Graph(names[0], nodes, pairs, constants, inputs)
 
 

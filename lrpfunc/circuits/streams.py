@@ -107,14 +107,19 @@ def _of_blocks(known: Facts, blocks: Blocks) -> dict[str, Variable]:
     found: dict[str, Variable] = {}
     for name, equations in blocks.equations.items():
         given, handed = _given(known, equations), _handed(known, equations)
-        pairs = [(one, other) for other in reversed(handed) for one in given if one.shape == other.shape]
-        if not pairs or (found and pairs[0][1].shape != next(iter(found.values())).shape):
+        pairs = [(one, other) for other in reversed(handed) for one in given if _are_alike(one, other)]
+        if not pairs or (found and not _are_alike(pairs[0][1], next(iter(found.values())))):
             return {}
         if not found:
             found[_label(known.program, pairs[0][0])] = pairs[0][0]
         end = pairs[0][1]
         found[name if end is equations[-1].outputs[0] else _label(known.program, end)] = end
     return found
+
+
+def _are_alike(one: Variable, other: Variable) -> bool:
+    """Whether two shapes are the same as far as they are fixed: an open size may go by several names."""
+    return all(n == m or isinstance(n, str) or isinstance(m, str) for n, m in zip(one.shape, other.shape, strict=True))
 
 
 def _label(program: Program, variable: Variable) -> str:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from lrpfunc.attribution import Target
 from lrpfunc.attribution.records import check_chunk_size
-from lrpfunc.attribution.stretches import Stretches
-from lrpfunc.circuits.edges import by_pullbacks, of_tokens, relevance
+from lrpfunc.attribution.stretches import Stretch, Stretches
+from lrpfunc.circuits.attentions import Mixer, NotClosed, mixers, names
+from lrpfunc.circuits.closed import in_closed_form
+from lrpfunc.circuits.edges import Pulled, by_pullbacks, of_tokens, relevance
 from lrpfunc.circuits.graphs import TARGET, Graph, Pair
 from lrpfunc.circuits.streams import streams
 from lrpfunc.composites import Entries, attn_lrp
-from lrpfunc.errors import InputError
+from lrpfunc.errors import InputError, RuleError
+from lrpfunc.operations import facts
 from lrpfunc.program import Program
 from lrpfunc.rules import Flow
 
 ATTN_LRP = attn_lrp()
-PULLBACKS = "pullbacks"
+CLOSED, PULLBACKS, ONE = "closed", "pullbacks", "one pullback"
 
 
 def graph(
@@ -29,12 +32,14 @@ def graph(
     target: Target = None,
     rules: Entries = ATTN_LRP,
     layers: str | Sequence[str] | None = None,
+    method: str | None = None,
     chunk_size: int = 32,
 ) -> Graph:
     """Who sent how much relevance to whom, token by token, between neighbouring residual streams.
 
-    An edge is what arrives at a lower token if the relevance of an upper one, alone, is pulled back: n pullbacks
-    through one block, in batches. Two forward passes; one block's record is in memory at a time.
+    An edge is what arrives at a lower token if the relevance of an upper one, alone, is pulled back. Where between two
+    streams only attention mixes tokens, all edges take the time of one attention; else n pullbacks through one block,
+    in batches. Two forward passes; one block's record is in memory at a time.
 
     Args:
         fmodel: a program whose residual streams are (batch, tokens, width).
@@ -44,9 +49,11 @@ def graph(
         rules: a composite, a mapping or a rule, which is for layers: what is no layer keeps its usual rule.
         layers: the names of the streams, from the embedding upwards, as `at` of `record` or of inputs; None finds them:
             what numbered modules ("layers.0") hand on, and what the first one is given.
+        method: "closed" or "pullbacks"; None takes the closed form wherever there is one.
         chunk_size: how many tokens to pull back at once, to save memory.
 
-    Errors: those of `attribute`; `InputError` for streams that are not found, and relevance that is not finite.
+    Errors: those of `attribute`; `InputError` for streams that are not found, and relevance that is not finite;
+    `RuleError` where a closed form was asked for and there is none.
 
     >>> import lrpfunc, torch
     >>> from lrpfunc import circuits
@@ -55,11 +62,13 @@ def graph(
     >>> graph = circuits.graph(*lrpfunc.trace(f, torch.eye(2), x), x, (2, 0), layers=["x", "add"])
     >>> print(graph)
     from  to      edges      found by
-    x     add     (1, 3, 3)  pullbacks
-    add   target  (1, 1, 3)  target
+    x     add     (1, 3, 3)  pullbacks: tokens mix in more than attention
+    add   target  (1, 1, 3)  one pullback
     """
     check_chunk_size(chunk_size)
-    walk = _Walk(fmodel, params, x, rules, streams(fmodel, layers), chunk_size)
+    if method not in (None, CLOSED, PULLBACKS):
+        raise RuleError(f"method must be None, '{CLOSED}' or '{PULLBACKS}', but is {method!r}.")
+    walk = _Walk(fmodel, params, x, rules, streams(fmodel, layers), method, chunk_size)
     walk.begin(target)
     for upper in reversed(walk.names):
         walk.descend(upper)
@@ -70,7 +79,10 @@ class _Walk:
     """The way down. `names`: of streams by their variables, in the order in which they are made; `flows`: what has
     arrived at them, and at inputs, of what was walked so far."""
 
-    def __init__(self, fmodel: Program, params, x, rules: Entries, found: Mapping[str, str], chunk_size: int):
+    def __init__(
+        self, fmodel: Program, params, x, rules: Entries, found: Mapping[str, str], method: str | None, chunk_size: int
+    ):
+        self.fmodel, self.method = fmodel, method
         self.names = {variable: name for name, variable in found.items()}
         self.way = Stretches(fmodel, params, x, rules, tuple(self.names))
         self.chunk_size = chunk_size
@@ -91,7 +103,7 @@ class _Walk:
         for lower, name in self.names.items():
             if lower in arrived:
                 row = of_tokens(arrived[lower], way.value(lower))
-                self.pairs.append(Pair(TARGET, name, row[:, None], TARGET))
+                self.pairs.append(Pair(TARGET, name, row[:, None], ONE))
 
     def descend(self, upper: str) -> None:
         """From a stream, at which all has arrived by now, to those below it."""
@@ -101,20 +113,53 @@ class _Walk:
         self.nodes[name] = _finite(of_tokens(flow, way.value(upper)), name)
         if flow is None or not stretch.steps:
             return
-        stretch.record()
-        arrived, _ = stretch.pull({upper: flow})
+        found, why = self._mixers(stretch)
+        stretch.record(names(found))
+        arrived, inner = stretch.pull({upper: flow})
         way.add(self.flows, arrived)
         reached = [lower for lower in self.names if lower in arrived]
         if reached:
-            rows = by_pullbacks(way, stretch, upper, flow, reached, self.chunk_size)
-            for lower, parts in zip(reached, zip(*rows, strict=True), strict=True):
-                self.pairs.append(Pair(name, self.names[lower], torch.cat(parts, 1), PULLBACKS))
+            pulled = Pulled(upper, flow, reached, arrived, inner)
+            edges, method, why = self._edges(stretch, pulled, None if why else found, why)
+            for lower, one in zip(reached, edges, strict=True):
+                self.pairs.append(Pair(name, self.names[lower], one, method, why))
+
+    def _mixers(self, stretch: Stretch) -> tuple[list[Mixer], str]:
+        """Where attention mixes tokens, or why there is no closed form of it."""
+        if self.method == PULLBACKS:
+            return [], "asked for"
+        try:
+            return mixers(facts(self.fmodel), stretch.steps), ""
+        except NotClosed as reason:
+            return [], str(reason)
+
+    def _edges(
+        self, stretch: Stretch, pulled: Pulled, found: Sequence[Mixer] | None, why: str
+    ) -> tuple[list[Tensor], str, str]:
+        """The edges of a stretch, by which method, and why not in closed form. Errors: `RuleError` if that was asked
+        for."""
+        if found is not None:
+            try:
+                return _whole(in_closed_form(self.way, stretch, found, pulled)), CLOSED, ""
+            except NotClosed as reason:
+                why = str(reason)
+        if self.method == CLOSED:
+            raise RuleError(
+                f"the edges below '{self.names[pulled.upper]}' have no closed form: {why}. With method=None they are "
+                "found by pullbacks."
+            )
+        return _whole(by_pullbacks(self.way, stretch, pulled, self.chunk_size)), PULLBACKS, why
 
     def graph(self) -> Graph:
         """All that was found, when the way has come to its end."""
-        names = (*self.names.values(), TARGET)
-        nodes = {name: self.nodes[name] for name in names}
-        return Graph(names, nodes, tuple(self.pairs), _constants(nodes, self.pairs), self.way.inputs(self.flows))
+        found = (*self.names.values(), TARGET)
+        nodes = {name: self.nodes[name] for name in found}
+        return Graph(found, nodes, tuple(self.pairs), _constants(nodes, self.pairs), self.way.inputs(self.flows))
+
+
+def _whole(rows: Iterator[tuple[Tensor, ...]]) -> list[Tensor]:
+    """Rows of edges as one tensor for each lower stream."""
+    return [torch.cat(parts, 1) for parts in zip(*rows, strict=True)]
 
 
 def _constants(nodes: Mapping[str, Tensor], pairs: Sequence[Pair]) -> dict[str, Tensor]:
