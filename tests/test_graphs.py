@@ -8,6 +8,7 @@ from torch import nn
 
 import lrpfunc
 from lrpfunc import circuits, composites, rules
+from lrpfunc.circuits import closed
 from lrpfunc.circuits.streams import streams
 from lrpfunc.errors import InputError, RuleError, TargetError
 from tests import test_eager_oracle as oracle
@@ -154,11 +155,138 @@ def test_edges_are_pullbacks_one_by_one(name):
             assert relative_error(pair.edges[:, token], moved[pair.lower].sum(2)) < 1e-9
 
 
+# -- in closed form ---------------------------------------------------------------------------------------------------
+
+CLOSED = [
+    (name, attention)
+    for name in ("llama", "qwen3", "gemma3", "gemma2", "gpt2", "bert", "t5", "vit", "mixtral", "qwen3_moe", "gpt_oss")
+    for attention in (oracle.IMPLEMENTATIONS[:1] if name in oracle.EAGER else oracle.IMPLEMENTATIONS)
+]
+MIXING = "tokens mix in more than attention"
+
+
+@functools.cache
+def by_pullbacks(name: str, attention: str, composite: str) -> circuits.Graph:
+    return circuits.graph(
+        *subject(name, attention), oracle.TARGET, oracle.METHODS[composite], method="pullbacks", chunk_size=7
+    )
+
+
+def assert_alike(found: circuits.Graph, expected: circuits.Graph) -> None:
+    assert [(pair.upper, pair.lower) for pair in found.pairs] == [(pair.upper, pair.lower) for pair in expected.pairs]
+    for one, other in zip(found.pairs, expected.pairs, strict=True):
+        close(one.edges, other.edges)
+
+
+@pytest.mark.parametrize("composite", oracle.METHODS)
+@pytest.mark.parametrize(("name", "attention"), CLOSED)
+def test_closed_forms_are_the_pullbacks(name, attention, composite):
+    found = graph_of(name, attention, composite)
+    assert {pair.method for pair in found.pairs} == {"closed", "one pullback"}
+    expected = by_pullbacks(name, attention, composite)
+    assert {pair.why for pair in expected.pairs} == {"asked for", ""}
+    assert_alike(found, expected)
+
+
+@pytest.mark.parametrize("composite", [
+    composites.attn_lrp(gamma=0.25), composites.attn_lrp(epsilon=1e-2), composites.epsilon_plus(),
+    composites.by_kind({"*": rules.input_times_gradient()}),
+], ids=["gamma", "epsilon", "epsilon_plus", "input_times_gradient"])  # fmt: skip
+def test_closed_forms_hold_under_other_rules(composite):
+    found = circuits.graph(*subject("llama"), oracle.TARGET, composite, method="closed")
+    assert_alike(found, circuits.graph(*subject("llama"), oracle.TARGET, composite, method="pullbacks"))
+
+
+@pytest.mark.parametrize(("name", "why"), [
+    ("lfm2", [MIXING, ""]), ("mamba", [MIXING, MIXING]), ("deberta", [MIXING, MIXING]),
+])  # fmt: skip
+def test_convolutions_and_scans_are_pulled_back(name, why):
+    """Blocks with a short convolution, a state space, and attention by relative positions."""
+    attention = "eager" if name in oracle.EAGER else "sdpa"
+    found = graph_of(name, attention)
+    assert [pair.why for pair in reversed(found.pairs[1:])] == why
+    assert f"pullbacks: {MIXING}" in str(found)
+    assert_alike(found, by_pullbacks(name, attention, "attn_lrp"))
+    with pytest.raises(
+        RuleError, match=rf"^the edges below '.*' have no closed form: {MIXING}\. With method=None they"
+    ):
+        circuits.graph(*subject(name, attention), oracle.TARGET, method="closed")
+
+
+def test_two_attentions_in_a_row_are_pulled_back():
+    fmodel, params, x = subject("llama")
+    layers = ["inputs_embeds", "model.model.layers.1"]
+    found = circuits.graph(fmodel, params, x, oracle.TARGET, layers=layers)
+    assert found.pairs[1].why == (
+        "'model.model.layers.1.self_attn.scaled_dot_product_attention' attends to tokens that were mixed before"
+    )
+    close(found.nodes["inputs_embeds"], graph_of("llama").nodes["inputs_embeds"])
+
+
+def test_the_gradient_of_a_relevance_is_pulled_back():
+    """Where the relevance of attention's output is moved as if it were a coefficient."""
+    found = circuits.graph(*subject("gpt2"), oracle.TARGET, composites.by_kind({"*": rules.gradient()}))
+    assert found.pairs[1].why.startswith("a relevance and no coefficient arrives at 'model.transformer.h.1.attn")
+
+
+def attend(p, x, mask=None, is_causal=False, groups=1):
+    """One block of two heads, or more that share two keys."""
+    q = (x @ p["q"]).reshape(*x.shape[:2], 2 * groups, 2).transpose(1, 2)
+    k, v = ((x @ p[name]).reshape(*x.shape[:2], 2, 2).transpose(1, 2) for name in "kv")
+    y = nn.functional.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal, enable_gqa=groups > 1)
+    x = x + y.transpose(1, 2).flatten(2) @ p["o"]
+    return (x + (x @ p["up"]).relu() @ p["down"])[:, -1]
+
+
+MASKS = {
+    "none": {},
+    "causal": {"is_causal": True},
+    "of truth": {"mask": torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 1, 1, 1]]).bool()},
+    "of numbers": {"mask": torch.linspace(-2, 1, 16, dtype=torch.float64).reshape(1, 1, 4, 4)},
+    "of columns": {"mask": torch.tensor([[1, 1, 0, 1]]).bool()},
+    "shared keys": {"groups": 2},
+}
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_every_mask_has_a_closed_form(mask):
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    groups = MASKS[mask].get("groups", 1)
+    params = {"q": random(4, 4 * groups), "k": random(4, 4), "v": random(4, 4), "o": random(4 * groups, 4)}
+    params |= {"up": random(4, 8), "down": random(8, 4)}
+    x = random(2, 4, 4)
+    fmodel, params = lrpfunc.trace(functools.partial(attend, **MASKS[mask]), params, x)
+    graphs = [circuits.graph(fmodel, params, x, 1, layers=["x", "add:1"], method=m) for m in ("closed", "pullbacks")]
+    assert_alike(*graphs)
+
+
+def test_tokens_that_are_mixed_in_another_order_are_no_closed_form():
+    """Keys of the next token: what is a weight's own is not a token's."""
+    attention = nn.functional.scaled_dot_product_attention
+    f = lambda p, x: (x + attention(x, x.roll(1, 1), x.roll(1, 1)) @ p)[:, -1] @ p  # noqa: E731
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 5, 3, generator=generator, dtype=torch.float64)
+    fmodel, params = lrpfunc.trace(f, torch.randn(3, 3, generator=generator, dtype=torch.float64), x)
+    found = circuits.graph(fmodel, params, x, 1, layers=["x", "add"])
+    assert found.pairs[-1].why
+    assert_alike(found, circuits.graph(fmodel, params, x, 1, layers=["x", "add"], method="pullbacks"))
+
+
 def test_chunks_change_nothing():
     fmodel, params, x = subject("t5")
-    found = circuits.graph(fmodel, params, x, oracle.TARGET, chunk_size=2)
-    for one, other in zip(found.pairs, graph_of("t5").pairs, strict=True):
-        close(one.edges, other.edges)
+    assert_alike(
+        circuits.graph(fmodel, params, x, oracle.TARGET, method="pullbacks", chunk_size=2),
+        by_pullbacks("t5", "sdpa", "attn_lrp"),
+    )
+
+
+def test_some_rows_at_a_time_change_nothing(monkeypatch):
+    monkeypatch.setattr(closed, "ELEMENTS", 2 * 4 * 7 * 3)  # three rows of two samples and four heads
+    assert_alike(circuits.graph(*subject("llama"), oracle.TARGET), graph_of("llama"))
 
 
 def test_a_graph_is_a_pytree_and_says_which_streams_are_neighbours():
@@ -174,6 +302,11 @@ def test_a_graph_is_a_pytree_and_says_which_streams_are_neighbours():
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------
+
+
+def test_another_method_is_refused():
+    with pytest.raises(RuleError, match=r"^method must be None, 'closed' or 'pullbacks', but is 'fast'\.$"):
+        circuits.graph(*subject("llama"), oracle.TARGET, method="fast")
 
 
 def test_a_position_outside_is_refused():
