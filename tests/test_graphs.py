@@ -8,7 +8,7 @@ from torch import nn
 
 import lrpfunc
 from lrpfunc import circuits, composites, rules
-from lrpfunc.circuits import closed
+from lrpfunc.circuits import closed, keeping
 from lrpfunc.circuits.streams import streams
 from lrpfunc.errors import InputError, RuleError, TargetError
 from tests import test_eager_oracle as oracle
@@ -299,6 +299,60 @@ def test_a_graph_is_a_pytree_and_says_which_streams_are_neighbours():
     with pytest.raises(InputError, match=r"'.*h\.0' and 'target' are no neighbours: there are edges from"):
         found.pair("target", lower)
     assert str(found).splitlines()[0].split() == ["from", "to", "edges", "found", "by"]
+
+
+# -- what is stored ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["closed", "pullbacks"])
+def test_the_strongest_edges_of_each_token_are_kept(method):
+    found = circuits.graph(*subject("llama"), oracle.TARGET, method=method, keep=2)
+    for pair, whole in zip(found.pairs[1:], graph_of("llama").pairs[1:], strict=True):
+        strongest = whole.edges.abs().sort(2, descending=True).values[:, :, 1:2]
+        expected = torch.where((whole.edges.abs() >= strongest) & (whole.edges != 0), whole.edges, 0.0)
+        assert pair.edges.is_sparse
+        assert pair.edges.values().numel() < whole.edges.numel() / 3
+        close(pair.edges.to_dense(), expected)
+        close(pair.dropped, (whole.edges - expected).sum(2))
+        close(pair.dropped + pair.edges.to_dense().sum(2) + found.constants[pair.upper], found.nodes[pair.upper])
+
+
+def test_edges_of_a_share_of_what_is_explained_are_kept():
+    found, whole = circuits.graph(*subject("t5"), oracle.TARGET, keep=0.05), graph_of("t5")
+    least = 0.05 * whole.nodes["target"].abs()[:, :, None]
+    for pair, other in zip(found.pairs[1:], whole.pairs[1:], strict=True):
+        close(pair.edges.to_dense(), torch.where(other.edges.abs() >= least, other.edges, 0.0))
+
+
+@pytest.mark.parametrize("keep", [0, -1, 1.0, True, "all"])
+def test_what_says_nothing_of_edges_is_refused(keep):
+    with pytest.raises(
+        InputError, match=r"^keep must be a number of edges for each token, such as 32, or the least share"
+    ):
+        circuits.graph(*subject("llama"), oracle.TARGET, keep=keep)
+
+
+def test_edges_that_do_not_fit_are_refused_before_they_are_sought(monkeypatch):
+    monkeypatch.setattr(keeping, "free_memory", lambda device: 1000)
+    with pytest.raises(InputError) as caught:
+        circuits.graph(*subject("llama"), oracle.TARGET)
+    assert str(caught.value) == (
+        "the edges of 2 pairs of streams of up to 7 tokens take 1.57e-06 GB, but 1e-06 GB are free. keep=32 stores the "
+        "strongest edges of each token, and fewer streams (layers=) or a shorter input take less."
+    )  # 2 pairs of 2 x 7 x 7 edges of 8 bytes
+    with pytest.raises(InputError, match=r"take 1\.79e-06 GB, .* A lower keep, fewer streams"):
+        circuits.graph(*subject("llama"), oracle.TARGET, keep=2)
+    circuits.graph(*subject("llama"), oracle.TARGET, keep=0.5)
+
+
+def test_free_memory_is_what_the_system_says(monkeypatch, tmp_path):
+    said = tmp_path / "meminfo"
+    said.write_text("MemTotal: 8 kB\nMemAvailable:      3 kB\n")
+    monkeypatch.setattr(keeping, "MEMINFO", said)
+    assert keeping.free_memory(torch.device("cpu")) == 3 * 1024
+    said.write_text("MemTotal: 8 kB\n")
+    assert keeping.free_memory(torch.device("cpu")) is None
+    assert keeping.free_memory(torch.device("meta")) is None
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------

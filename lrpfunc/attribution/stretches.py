@@ -106,6 +106,11 @@ class Stretches:
         """The value at a place."""
         return self.passed.values[place]
 
+    def below(self, place: str) -> list[str]:
+        """The places that relevance may come to from one, with none between them."""
+        read = {variable.name for step in self._steps[place] if step.rule is not None for variable in step.inputs}
+        return [name for name in self.places if name in read]
+
     def stretch(self, place: str = "") -> Stretch:
         """The stretch that ends at a place, or by default at the output. It is yet to be recorded."""
         return Stretch(self.passed, self._steps[place])

@@ -22,7 +22,9 @@ class Pair:
     Args:
         upper: the stream whose relevance is shared, by its name; or "target", which is one token.
         lower: the stream that it is shared among.
-        edges: (batch, upper tokens, lower tokens): how much relevance of an upper token went to a lower one.
+        edges: (batch, upper tokens, lower tokens): how much relevance of an upper token went to a lower one; a sparse
+            tensor where not all are stored.
+        dropped: (batch, upper tokens): the sum of what is not stored.
         method: how they were found: "closed" form; "pullbacks", one for each upper token; "one pullback" of a target.
         why: there are pullbacks and no closed form.
 
@@ -39,6 +41,7 @@ class Pair:
     upper: str
     lower: str
     edges: Tensor
+    dropped: Tensor
     method: str
     why: str = ""
 
@@ -47,8 +50,8 @@ class Pair:
 class Graph:
     """Tokens in residual streams as nodes with their relevance, and edges between neighbouring streams.
 
-    Rows add up: nodes[upper] is the sum of edges of all pairs with that upper stream, over lower tokens, and
-    constants[upper]. So do columns: nodes[lower] is the sum of edges over upper tokens. It is a pytree of tensors.
+    Rows add up: nodes[upper] is constants[upper] and, of all pairs with that upper stream, the edges' sum over lower
+    tokens and dropped. So do columns: nodes[lower] is the edges' sum over upper tokens. It is a pytree of tensors.
 
     Args:
         streams: the names of the streams from the embedding upwards, and last "target".
@@ -96,13 +99,13 @@ class Graph:
 
 
 def _taken_apart(graph: Graph) -> tuple[list, Any]:
-    tensors = [graph.nodes, graph.constants, [pair.edges for pair in graph.pairs], graph.inputs]
+    tensors = [graph.nodes, graph.constants, [(pair.edges, pair.dropped) for pair in graph.pairs], graph.inputs]
     return tensors, (graph.streams, tuple((pair.upper, pair.lower, pair.method, pair.why) for pair in graph.pairs))
 
 
 def _put_together(tensors, names: Any) -> Graph:
     nodes, constants, edges, inputs = tensors
-    pairs = tuple(Pair(upper, lower, e, *how) for (upper, lower, *how), e in zip(names[1], edges, strict=True))
+    pairs = tuple(Pair(upper, lower, *e, *how) for (upper, lower, *how), e in zip(names[1], edges, strict=True))
     return Graph(names[0], nodes, pairs, constants, inputs)
 
 

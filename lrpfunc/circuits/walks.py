@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from lrpfunc.circuits.attentions import Mixer, NotClosed, mixers, names
 from lrpfunc.circuits.closed import in_closed_form
 from lrpfunc.circuits.edges import Pulled, by_pullbacks, of_tokens, relevance
 from lrpfunc.circuits.graphs import TARGET, Graph, Pair
+from lrpfunc.circuits.keeping import Edges, Keep, Store, check_keep, check_memory
 from lrpfunc.circuits.streams import streams
 from lrpfunc.composites import Entries, attn_lrp
 from lrpfunc.errors import InputError, RuleError
@@ -33,6 +35,7 @@ def graph(
     rules: Entries = ATTN_LRP,
     layers: str | Sequence[str] | None = None,
     method: str | None = None,
+    keep: Keep = None,
     chunk_size: int = 32,
 ) -> Graph:
     """Who sent how much relevance to whom, token by token, between neighbouring residual streams.
@@ -50,10 +53,12 @@ def graph(
         layers: the names of the streams, from the embedding upwards, as `at` of `record` or of inputs; None finds them:
             what numbered modules ("layers.0") hand on, and what the first one is given.
         method: "closed" or "pullbacks"; None takes the closed form wherever there is one.
+        keep: which edges are stored, as sparse tensors: a number, the strongest of each upper token; or a share, those
+            of at least that much of what is explained. None stores all.
         chunk_size: how many tokens to pull back at once, to save memory.
 
-    Errors: those of `attribute`; `InputError` for streams that are not found, and relevance that is not finite;
-    `RuleError` where a closed form was asked for and there is none.
+    Errors: those of `attribute`; `InputError` for streams that are not found, relevance that is not finite, and edges
+    that would not fit into memory; `RuleError` where a closed form was asked for and there is none.
 
     >>> import lrpfunc, torch
     >>> from lrpfunc import circuits
@@ -65,32 +70,57 @@ def graph(
     x     add     (1, 3, 3)  pullbacks: tokens mix in more than attention
     add   target  (1, 1, 3)  one pullback
     """
-    check_chunk_size(chunk_size)
-    if method not in (None, CLOSED, PULLBACKS):
-        raise RuleError(f"method must be None, '{CLOSED}' or '{PULLBACKS}', but is {method!r}.")
-    walk = _Walk(fmodel, params, x, rules, streams(fmodel, layers), method, chunk_size)
-    walk.begin(target)
-    for upper in reversed(walk.names):
-        walk.descend(upper)
-    return walk.graph()
+    how = _How(method, keep, chunk_size).checked()
+    found = streams(fmodel, layers)
+    return _Walk(Stretches(fmodel, params, x, rules, tuple(found.values())), found, how).graph(target)
+
+
+class _How(NamedTuple):
+    """How edges are found and which are stored."""
+
+    method: str | None
+    keep: Keep
+    chunk_size: int
+
+    def checked(self) -> _How:
+        """Errors: `RuleError`, `InputError`, `TargetError`."""
+        if self.method not in (None, CLOSED, PULLBACKS):
+            raise RuleError(f"method must be None, '{CLOSED}' or '{PULLBACKS}', but is {self.method!r}.")
+        check_keep(self.keep)
+        check_chunk_size(self.chunk_size)
+        return self
 
 
 class _Walk:
-    """The way down. `names`: of streams by their variables, in the order in which they are made; `flows`: what has
-    arrived at them, and at inputs, of what was walked so far."""
+    """`names`: of streams by their variables, in the order in which they are made; `flows`: what has arrived at them,
+    and at inputs, of what was walked so far."""
 
-    def __init__(
-        self, fmodel: Program, params, x, rules: Entries, found: Mapping[str, str], method: str | None, chunk_size: int
-    ):
-        self.fmodel, self.method = fmodel, method
+    def __init__(self, way: Stretches, found: Mapping[str, str], how: _How):
         self.names = {variable: name for name, variable in found.items()}
-        self.way = Stretches(fmodel, params, x, rules, tuple(self.names))
-        self.chunk_size = chunk_size
+        self.way, self.how = way, how
         self.nodes: dict[str, Tensor] = {}
         self.flows: dict[str, Flow] = {}
+        self.constants: dict[str, Tensor] = {}
         self.pairs: list[Pair] = []
 
-    def begin(self, target: Target) -> None:
+    def graph(self, target: Target) -> Graph:
+        """From the target down to the inputs."""
+        self._refuse_too_many()
+        self._begin(target)
+        for upper in reversed(self.names):
+            self._descend(upper)
+        found = (*self.names.values(), TARGET)
+        nodes = {name: self.nodes[name] for name in found}
+        return Graph(found, nodes, tuple(self.pairs), self.constants, self.way.inputs(self.flows))
+
+    def _refuse_too_many(self) -> None:
+        """Errors: `InputError` for edges that do not fit into memory."""
+        sizes = {place: self.way.value(place).shape for place in self.names}
+        value = self.way.value(next(iter(self.names)))
+        shapes = [(*sizes[upper][:2], sizes[lower][1]) for upper in self.names for lower in self.way.below(upper)]
+        check_memory(shapes, self.how.keep, value.dtype, value.device)
+
+    def _begin(self, target: Target) -> None:
         """From the target to the streams right below it: one pullback."""
         way, entering = self.way, self.way.entering(target)
         stretch = way.stretch()
@@ -100,12 +130,13 @@ class _Walk:
         self.nodes[TARGET] = _finite(torch.stack(total).sum(0)[:, None], TARGET)
         arrived, _ = stretch.pull(entering)
         way.add(self.flows, arrived)
-        for lower, name in self.names.items():
+        for lower in self.names:
             if lower in arrived:
-                row = of_tokens(arrived[lower], way.value(lower))
-                self.pairs.append(Pair(TARGET, name, row[:, None], ONE))
+                store = Store(None, self.nodes[TARGET][:, 0])
+                store.add(of_tokens(arrived[lower], way.value(lower))[:, None])
+                self._add(TARGET, lower, store.edges(), ONE, "")
 
-    def descend(self, upper: str) -> None:
+    def _descend(self, upper: str) -> None:
         """From a stream, at which all has arrived by now, to those below it."""
         way, name = self.way, self.names[upper]
         stretch = way.stretch(upper)
@@ -122,52 +153,46 @@ class _Walk:
             pulled = Pulled(upper, flow, reached, arrived, inner)
             edges, method, why = self._edges(stretch, pulled, None if why else found, why)
             for lower, one in zip(reached, edges, strict=True):
-                self.pairs.append(Pair(name, self.names[lower], one, method, why))
+                self._add(name, lower, one, method, why)
 
     def _mixers(self, stretch: Stretch) -> tuple[list[Mixer], str]:
         """Where attention mixes tokens, or why there is no closed form of it."""
-        if self.method == PULLBACKS:
+        if self.how.method == PULLBACKS:
             return [], "asked for"
         try:
-            return mixers(facts(self.fmodel), stretch.steps), ""
+            return mixers(facts(self.way.plan.program), stretch.steps), ""
         except NotClosed as reason:
             return [], str(reason)
 
     def _edges(
         self, stretch: Stretch, pulled: Pulled, found: Sequence[Mixer] | None, why: str
-    ) -> tuple[list[Tensor], str, str]:
+    ) -> tuple[list[Edges], str, str]:
         """The edges of a stretch, by which method, and why not in closed form. Errors: `RuleError` if that was asked
         for."""
         if found is not None:
             try:
-                return _whole(in_closed_form(self.way, stretch, found, pulled)), CLOSED, ""
+                return self._stored(in_closed_form(self.way, stretch, found, pulled)), CLOSED, ""
             except NotClosed as reason:
                 why = str(reason)
-        if self.method == CLOSED:
+        if self.how.method == CLOSED:
             raise RuleError(
                 f"the edges below '{self.names[pulled.upper]}' have no closed form: {why}. With method=None they are "
                 "found by pullbacks."
             )
-        return _whole(by_pullbacks(self.way, stretch, pulled, self.chunk_size)), PULLBACKS, why
+        return self._stored(by_pullbacks(self.way, stretch, pulled, self.how.chunk_size)), PULLBACKS, why
 
-    def graph(self) -> Graph:
-        """All that was found, when the way has come to its end."""
-        found = (*self.names.values(), TARGET)
-        nodes = {name: self.nodes[name] for name in found}
-        return Graph(found, nodes, tuple(self.pairs), _constants(nodes, self.pairs), self.way.inputs(self.flows))
+    def _stored(self, rows: Iterator[tuple[Tensor, ...]]) -> list[Edges]:
+        """Rows of edges as those that are kept of each lower stream."""
+        stores: list[Store] = []
+        for chunk in rows:
+            stores = stores or [Store(self.how.keep, self.nodes[TARGET][:, 0]) for _ in chunk]
+            for store, edges in zip(stores, chunk, strict=True):
+                store.add(edges)
+        return [store.edges() for store in stores]
 
-
-def _whole(rows: Iterator[tuple[Tensor, ...]]) -> list[Tensor]:
-    """Rows of edges as one tensor for each lower stream."""
-    return [torch.cat(parts, 1) for parts in zip(*rows, strict=True)]
-
-
-def _constants(nodes: Mapping[str, Tensor], pairs: Sequence[Pair]) -> dict[str, Tensor]:
-    """What no lower token got, of the streams that have some below them."""
-    constants: dict[str, Tensor] = {}
-    for pair in pairs:
-        constants[pair.upper] = constants.get(pair.upper, nodes[pair.upper]) - pair.edges.sum(2)
-    return constants
+    def _add(self, upper: str, lower: str, edges: Edges, method: str, why: str) -> None:
+        self.pairs.append(Pair(upper, self.names[lower], edges.stored, edges.dropped, method, why))
+        self.constants[upper] = self.constants.get(upper, self.nodes[upper]) - edges.sums
 
 
 def _finite(node: Tensor, name: str) -> Tensor:
