@@ -8,6 +8,7 @@ lens = circuits.lens(fmodel, params, prompts, rules, at=[...]); lens.save("lens.
 from lrpfunc.circuits.graphs import Graph, Pair
 from lrpfunc.circuits.lenses import Lens, lens, load_lens
 from lrpfunc.circuits.patches import patched, patching
+from lrpfunc.circuits.paths import Path
 from lrpfunc.circuits.walks import graph
 
-__all__ = ["Graph", "Lens", "Pair", "graph", "lens", "load_lens", "patched", "patching"]
+__all__ = ["Graph", "Lens", "Pair", "Path", "graph", "lens", "load_lens", "patched", "patching"]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from lrpfunc.circuits.paths import Path, Spans, pruned, spanned, strongest_paths
 from lrpfunc.compat import register_pytree
 from lrpfunc.errors import InputError
 from lrpfunc.program import format_table
@@ -56,7 +57,7 @@ class Graph:
     Args:
         streams: the names of the streams from the embedding upwards, and last "target".
         nodes: the relevance of tokens by stream: (batch, tokens); of "target" (batch, 1), all that is explained.
-        pairs: the edges.
+        pairs: the edges, from the embedding upwards.
         constants: by upper stream, (batch, tokens): what of a token's relevance no lower token got, but biases,
             positions and what else counts as a constant.
         inputs: the relevance of the inputs, as `attribute` gives it.
@@ -70,6 +71,14 @@ class Graph:
     tensor([[0.0000, 0.0000, 0.0000],
             [0.0000, 0.0000, 0.0000],
             [0.3333, 0.3333, 1.3333]])
+    >>> graph.paths("x", 0)
+    [Path(strength=0.1666..., tokens=(('x', 0), ('add', 2), ('target', 0)))]
+    >>> graph.prune(0.6).pair("add", "x").edges.to_dense()[0, 2]
+    tensor([0.0000, 0.0000, 1.3333])
+    >>> graph.spans({"first": [0, 1], "last": [2]}).pair("add", "x").edges[0]
+    tensor([[0.0000, 0.0000, 0.0000],
+            [0.6667, 1.3333, 0.0000],
+            [0.0000, 0.0000, 0.0000]])
     """
 
     streams: tuple[str, ...]
@@ -90,10 +99,51 @@ class Graph:
         """The pairs that share a stream's relevance."""
         return tuple(pair for pair in self.pairs if pair.upper == upper)
 
+    def prune(self, mass: float = 0.9) -> Graph:
+        """The graph of its strongest edges, from the target down.
+
+        Of each pair and sample: the fewest edges of tokens that were reached so far that have this share of all the
+        relevance there, by its size. What is left out is in `dropped`; nodes stay what they were.
+
+        Args:
+            mass: the share, above 0 and at most 1.
+
+        Errors: `InputError` for what is no share.
+        """
+        return pruned(self, mass)
+
+    def paths(self, stream: str, token: int, count: int = 5, sample: int = 0) -> list[Path]:
+        """The strongest paths from a token to the target, the strongest first.
+
+        The strength of a path is the product of its edges' shares, |edge| of all that leaves the token above it, edges
+        and constants by their size. They are found by dynamic programming over streams.
+
+        Args:
+            stream: where the token is, by its name.
+            token: its position.
+            count: how many paths at most.
+            sample: of the batch.
+
+        Errors: `InputError` for a stream, token or sample that there is not.
+        """
+        return strongest_paths(self, stream, token, count, sample)
+
+    def spans(self, spans: Spans, streams: Sequence[str] | None = None) -> Graph:
+        """The graph in which spans are the tokens: who sent how much to whom between instruction, context and answer.
+
+        Args:
+            spans: positions of tokens by name, {"context": range(5, 90), "question": slice(90, 99)}, in the order of
+                which they are tokens now. Those in no span are the last one.
+            streams: whose tokens they are; None: of all but the target. The others stay what they were.
+
+        Errors: `InputError` for spans that overlap, and positions and streams that there are not.
+        """
+        return spanned(self, spans, streams)
+
     def __str__(self) -> str:
         rows = [
             (p.lower, p.upper, str(tuple(p.edges.shape)), f"{p.method}: {p.why}" if p.why else p.method)
-            for p in reversed(self.pairs)
+            for p in self.pairs
         ]
         return format_table(("from", "to", "edges", "found by"), rows)
 

@@ -111,7 +111,7 @@ class _Walk:
             self._descend(upper)
         found = (*self.names.values(), TARGET)
         nodes = {name: self.nodes[name] for name in found}
-        return Graph(found, nodes, tuple(self.pairs), self.constants, self.way.inputs(self.flows))
+        return Graph(found, nodes, tuple(reversed(self.pairs)), self.constants, self.way.inputs(self.flows))
 
     def _refuse_too_many(self) -> None:
         """Errors: `InputError` for edges that do not fit into memory."""
