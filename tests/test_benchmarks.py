@@ -75,6 +75,16 @@ def test_transformers(model, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_graphs(tmp_path):
+    path = tmp_path / "times.json"
+    run("graphs", "--model", "tiny_vit", "--rounds", "0", "--json", path)
+    (row,) = json.loads(path.read_text())["tables"]["graphs"]["rows"]
+    assert {name: cell["error"] for name, cell in row["measured"].items()} == dict.fromkeys(
+        ("attribute", "closed", "pullbacks"), ""
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_what_measures_itself_elsewhere(tmp_path):
     """Here an environment without LXT, where the gradient can be measured nevertheless."""
     call = elsewhere(Path(sys.executable), "gradient", "tiny_vit", "16", "1", "cpu", "1")

@@ -157,8 +157,7 @@ def _pass(plan: Plan, segment: _Segment, at: Mapping[str, str], is_final: bool) 
             program.store(equation, equation.evaluate(values), values)
         else:
             tensors = [values[variable.name] for variable in step.inputs]
-            bound = step.operation or bound_operation(program, step, values)
-            operation = bound.at(tensors, is_final)
+            operation = (step.operation or bound_operation(program, step, values)).at(tensors, is_final)
             try:
                 output, residuals = checked_pair(rule.forward(operation, *tensors))
                 outputs = output if isinstance(output, (tuple, list)) else (output,)
@@ -175,7 +174,7 @@ def passed_again(passed: Passed, steps: Sequence[Step], at: Mapping[str, str]) -
     """A pass through some steps alone, under their rules, with the values that a pass before it kept."""
     segment = _Segment(steps, {**passed.plan.values, **passed.segments[-1].values})
     _pass(passed.plan, segment, at, is_final=False)
-    return Passed(passed.plan, passed.inputs, passed.pack, [segment], passed.output, at, None)
+    return Passed(passed.plan, passed.inputs, passed.pack, [segment], passed.output, at, None, is_watched=False)
 
 
 def _forget(values: dict[str, Any], step: Step, needed) -> None:

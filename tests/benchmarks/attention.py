@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import lrpfunc
-from lrpfunc import text
+from lrpfunc import circuits, text
 from tests.benchmarks import contenders, networks
 from tests.benchmarks.contenders import NotEntered, Question
 from tests.benchmarks.measure import Call, SetUp
@@ -37,6 +37,18 @@ def line_up(
         **{key: partial(set_up, question, contender) for key, contender in own.items()},
         **{key: partial(elsewhere, lxt, method, *what) for key, method in others.items()},
     }
+
+
+def graphs(name: str, size: int, batch: int, device: torch.device) -> dict[str, SetUp]:
+    """The graph of tokens in closed form and by batched pullbacks, beside the relevance of the input alone."""
+    question = ask(name, size, batch, "attn_lrp", device)
+    composite = lrpfunc.composites.attn_lrp()
+
+    def found(method: str) -> Call:
+        return partial(circuits.graph, *question.canonical, question.x, question.classes, composite, method=method)
+
+    methods = {method: partial(found, method) for method in ("closed", "pullbacks")}
+    return {"attribute": partial(set_up, question, contenders.attribute), **methods}
 
 
 def set_up(question: Question, contender: contenders.Contender) -> Call:

@@ -18,7 +18,13 @@ class Usual(NamedTuple):
     batch: int
 
 
-USUAL = {"vit_b_16": Usual(224, 8), "llama": Usual(256, 4), "tiny_vit": Usual(16, 2), "tiny_llama": Usual(6, 2)}
+USUAL = {
+    "vit_b_16": Usual(224, 8),
+    "llama": Usual(256, 4),
+    "small_llama": Usual(512, 1),
+    "tiny_vit": Usual(16, 2),
+    "tiny_llama": Usual(6, 2),
+}
 
 TINY_VIT = {"patch_size": 8, "num_layers": 1, "num_heads": 2, "hidden_dim": 8, "mlp_dim": 16, "num_classes": 4}
 LLAMAS: dict[str, dict[str, int]] = {
@@ -26,6 +32,13 @@ LLAMAS: dict[str, dict[str, int]] = {
         "hidden_size": 512,
         "intermediate_size": 1376,
         "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "vocab_size": 1000,
+    },
+    "small_llama": {
+        "hidden_size": 128,
+        "intermediate_size": 344,
+        "num_hidden_layers": 4,
         "num_attention_heads": 8,
         "vocab_size": 1000,
     },

@@ -164,6 +164,18 @@ def transformers(options: Options) -> Table:
     return Table("transformers", cases, header=header, memory=True, baselines=baselines)
 
 
+def graphs(options: Options) -> Table:
+    """All edges between all residual streams."""
+    cases = [
+        Case((m, str(s), str(b)), partial(attention.graphs, m, s, b, options.device))
+        for m in options.model or ("small_llama",)
+        for s in options.size or networks.USUAL[m][:1]
+        for b in options.batch or networks.USUAL[m][1:]
+    ]
+    header = ("model", "size", "batch")
+    return Table("graphs of tokens", cases, "closed", header, unit="graph", rounds=0, memory=True)
+
+
 def trace(options: Options) -> Table:
     """The first trace of a model counts, in a process that has traced before: torch's imports are no model's cost."""
 
@@ -214,6 +226,7 @@ TABLES: dict[str, Callable[[Options], Table]] = {
     "checkpoint": checkpoint,
     "hoisting": hoisting,
     "transformers": transformers,
+    "graphs": graphs,
     "trace": trace,
     "dataset": dataset,
     "import": imports,
