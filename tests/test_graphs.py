@@ -301,6 +301,63 @@ def test_a_graph_is_a_pytree_and_says_which_streams_are_neighbours():
     assert str(found).splitlines()[0].split() == ["from", "to", "edges", "found", "by"]
 
 
+# -- split ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attention", oracle.IMPLEMENTATIONS)
+def test_edges_by_heads_are_pullbacks_through_one_head(attention):
+    """But for the token itself, to which a pullback through one head brings what went by the residual as well."""
+    fmodel, params, x = subject("llama", attention)
+    found = circuits.graph(fmodel, params, x, oracle.TARGET, split=True)
+    assert_alike(found, graph_of("llama", attention))
+    lower, upper = found.streams[1:3]
+    pair = found.pair(upper, lower)
+    assert pair.heads.shape == (2, 4, 7, 7)
+    heads = f"{upper}.self_attn:heads"
+    trail = lrpfunc.record(fmodel, params, x, composites.attn_lrp(), at=[lower, heads, upper])
+    _, arrived = trail.pull(oracle.TARGET)
+    others = ~torch.eye(7, dtype=torch.bool)
+    for head in range(4):
+        only = torch.zeros(1, 4, 1, 1, dtype=torch.float64)
+        only[:, head] = 1
+        for token in range(7):
+            alone = torch.zeros_like(arrived[upper])
+            alone[:, token] = arrived[upper][:, token]
+            _, moved = trail.pull({upper: alone}, edit={heads: only})
+            close(pair.heads[:, head, token][:, others[token]], moved[lower].sum(2)[:, others[token]])
+    stays = pair.edges - pair.heads.sum(1)
+    close(stays, torch.diag_embed(stays.diagonal(dim1=1, dim2=2)))
+
+
+def test_branches_are_what_arrives_at_attention_and_mlp():
+    fmodel, params, x = subject("t5")
+    found = circuits.graph(fmodel, params, x, oracle.TARGET, split=True)
+    assert [len(found.branches[name]) for name in found.streams[2:-1]] == [2, 2, 3, 3]
+    names = [name for branches in found.branches.values() for name in branches]
+    assert "model.decoder.block.1.layer.1.EncDecAttention.o" in names
+    _, arrived = lrpfunc.attribute(fmodel, params, x, composites.attn_lrp(), oracle.TARGET, at=names)
+    for branches in found.branches.values():
+        for name, relevance in branches.items():
+            close(relevance, arrived[name].sum(2))
+
+
+def test_split_graphs_are_pytrees_and_have_spans():
+    found = circuits.graph(*subject("llama"), oracle.TARGET, split=True)
+    spans = torch.utils._pytree.tree_map(lambda tensor: 2 * tensor, found).spans({"first": range(3)})
+    pair, whole = spans.pairs[0], found.pairs[0]
+    close(pair.heads[:, :, 1, 0], 2 * whole.heads[:, :, 3:, :3].sum((2, 3)))
+    (first, _) = found.branches[pair.upper]
+    close(spans.branches[pair.upper][first][:, 0], 2 * found.branches[pair.upper][first][:, :3].sum(1))
+    assert found.prune(0.5).pairs[0].heads is None
+
+
+def test_heads_are_not_known_of_pullbacks():
+    found = circuits.graph(*subject("lfm2"), oracle.TARGET, split=True)
+    assert [pair.heads is None for pair in found.pairs] == [True, False, True]
+    with pytest.raises(RuleError, match=r"^split=True stores the edges of all heads, which keep= would not: leave one"):
+        circuits.graph(*subject("lfm2"), oracle.TARGET, split=True, keep=3)
+
+
 # -- what is stored ---------------------------------------------------------------------------------------------------
 
 
@@ -369,6 +426,14 @@ def test_a_position_outside_is_refused():
     fmodel, params = lrpfunc.trace(f, torch.eye(2), x)
     with pytest.raises(TargetError, match="3"):
         circuits.graph(fmodel, params, x, (3, 0), layers=["x", "add"])
+
+
+def test_relevance_that_is_not_finite_is_refused():
+    x = torch.zeros(1, 3, 2, dtype=torch.float64)
+    x[0, 0, 0] = torch.inf
+    fmodel, params = lrpfunc.trace(lambda p, x: ((x @ p) * 2.0) @ p, torch.eye(2).double(), x)
+    with pytest.raises(InputError, match=r"the relevance at '\w+' is not finite: a rule above it divides by"):
+        circuits.graph(fmodel, params, x, (0, 0), layers=["x", "matmul"])
 
 
 def test_relevance_that_overflows_is_refused():

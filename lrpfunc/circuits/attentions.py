@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lrpfunc.attribution.plans import Step
 from lrpfunc.attribution.stretches import Stretch
-from lrpfunc.operations import ATTENTION, BILINEAR, SOFTMAX, Facts
+from lrpfunc.operations import ATTENTION, BILINEAR, SOFTMAX, SUM, Facts
 from lrpfunc.program import Variable
 
 
@@ -143,6 +143,19 @@ def _is_matrix_product(known: Facts, step: Step) -> bool:
 def _is(size: int | str, other: int | str) -> bool:
     """Whether two sizes are, or may be, the same: an open one may go by several names."""
     return size == other or (isinstance(size, str) and isinstance(other, str))
+
+
+def branches(known: Facts, steps: Sequence[Step], upper: str) -> dict[str, str]:
+    """What sums x + f(x) add to a stream, f(x), by the name of the equation that makes it."""
+    producers = known.program.producers
+    shape = producers[upper].outputs[0].shape
+    found = {}
+    for step in steps:
+        if known.kind_of(step.equation) == SUM and len(step.inputs) == 2 and len(step.equation.outputs[0].shape) == 3:
+            for one, other in (step.inputs, step.inputs[::-1]):
+                if one.name in producers and len(one.shape) == len(shape) and other.name in made_of(steps, one.name):
+                    found[producers[one.name].name] = one.name
+    return found
 
 
 # -- of rows ----------------------------------------------------------------------------------------------------------

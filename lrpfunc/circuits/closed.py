@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lrpfunc.attribution.stretches import Stretch, Stretches
 from lrpfunc.circuits.attentions import Mixer, NotClosed, by_heads, gathered, made_of, spread
-from lrpfunc.circuits.edges import Pulled, of_tokens, relevance
+from lrpfunc.circuits.edges import Pulled, Rows, of_tokens, relevance
 from lrpfunc.rules import Flow
 
 ELEMENTS = 2**22  # of one tensor of some rows, by heads
@@ -48,8 +48,8 @@ class Reader(NamedTuple):
 
 def in_closed_form(
     way: Stretches, stretch: Stretch, mixers: Sequence[Mixer], pulled: Pulled
-) -> Iterator[tuple[Tensor, ...]]:
-    """Rows of edges, as `edges.by_pullbacks` gives them. Errors: `NotClosed`, also when all rows are there."""
+) -> Iterator[tuple[Rows, ...]]:
+    """Rows of edges, as `edges.by_pullbacks` gives them, and by heads. Errors: `NotClosed`, also after the last."""
     readers, by_columns = _readers(way, stretch, mixers, pulled)
     own = {lower: of_tokens(pulled.arrived[lower], way.value(lower)) for lower in pulled.lower}
     own = {lower: total - by_columns[lower] if by_columns else total for lower, total in own.items()}
@@ -59,17 +59,25 @@ def in_closed_form(
     check = _Combination(way, pulled)
     for start in range(0, tokens, count):
         rows = torch.arange(start, min(start + count, tokens), device=way.value(pulled.upper).device)
-        sent = [reader.edges(stretch, rows) for reader in readers]
+        sent = [(reader.mixer.site, reader.edges(stretch, rows)) for reader in readers]
         found = []
         for lower, stays in own.items():
-            edges = stays.new_zeros(batch, len(rows), stays.shape[1])
-            edges += sum(one[lower].sum(1) for one in sent if lower in one)
+            heads = _of_heads([(site, one[lower]) for site, one in sent if lower in one])
+            edges = stays.new_zeros(batch, len(rows), stays.shape[1]) if heads is None else heads.sum(1)
             if stays.shape[1] == tokens:
                 edges[:, rows - start, rows] += stays[:, rows]
             check.add(lower, rows, edges)
-            found.append(edges)
+            found.append(Rows(edges, heads))
         yield tuple(found)
     check.compare(stretch)
+
+
+def _of_heads(sent: Sequence[tuple[str, Tensor]]) -> Tensor | None:
+    """What was sent by keys and by values of one attention together, one attention after the other."""
+    sites: dict[str, Tensor] = {}
+    for site, edges in sent:
+        sites[site] = sites[site] + edges if site in sites else edges
+    return torch.cat(list(sites.values()), 1) if sites else None
 
 
 class _Combination:

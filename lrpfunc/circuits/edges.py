@@ -22,6 +22,14 @@ class Pulled(NamedTuple):
     inner: Mapping[str, Flow | None]
 
 
+class Rows(NamedTuple):
+    """Edges of some upper tokens, (batch, rows, lower tokens), and where it is known what of these went by attention,
+    (batch, heads, rows, lower tokens)."""
+
+    edges: Tensor
+    heads: Tensor | None
+
+
 def relevance(flow: Flow, value: Tensor) -> Tensor:
     """The relevance of a flow, in float32 at least, in which half precision does not overflow."""
     wide = torch.promote_types(value.dtype, torch.float32)
@@ -35,8 +43,8 @@ def of_tokens(flow: Flow | None, value: Tensor) -> Tensor:
     return relevance(flow, value).sum(2)
 
 
-def by_pullbacks(way: Stretches, stretch: Stretch, pulled: Pulled, chunk_size: int) -> Iterator[tuple[Tensor, ...]]:
-    """Rows of edges, (batch, some upper tokens, lower tokens) for each lower stream: a pullback for each token."""
+def by_pullbacks(way: Stretches, stretch: Stretch, pulled: Pulled, chunk_size: int) -> Iterator[tuple[Rows, ...]]:
+    """Rows of edges for each lower stream: a pullback for each upper token."""
 
     def back(row: Tensor) -> tuple[Tensor, ...]:
         arrived, _ = stretch.pull({pulled.upper: pulled.flow.moved(row)})
@@ -48,4 +56,4 @@ def by_pullbacks(way: Stretches, stretch: Stretch, pulled: Pulled, chunk_size: i
         rows = tensor.new_zeros(len(tokens), *tensor.shape)
         for i, token in enumerate(tokens):
             rows[i, :, token] = tensor[:, token]
-        yield tuple(row.movedim(0, 1) for row in torch.func.vmap(back)(rows))
+        yield tuple(Rows(row.movedim(0, 1), None) for row in torch.func.vmap(back)(rows))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -28,6 +28,8 @@ class Pair:
         dropped: (batch, upper tokens): the sum of what is not stored.
         method: how they were found: "closed" form; "pullbacks", one for each upper token; "one pullback" of a target.
         why: there are pullbacks and no closed form.
+        heads: (batch, heads, upper tokens, lower tokens): the edges by heads of the attention between, with split=True;
+            what is left of the edges stayed at its token. None where it was not asked for or is not known.
 
     >>> import lrpfunc, torch
     >>> from lrpfunc import circuits
@@ -45,6 +47,7 @@ class Pair:
     dropped: Tensor
     method: str
     why: str = ""
+    heads: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ class Graph:
         constants: by upper stream, (batch, tokens): what of a token's relevance no lower token got, but biases,
             positions and what else counts as a constant.
         inputs: the relevance of the inputs, as `attribute` gives it.
+        branches: by upper stream, with split=True, the relevance of what attention, MLP and other branches of a block
+            added, f(x) in x + f(x): (batch, tokens), by the name of the equation that makes f(x).
 
     >>> import lrpfunc, torch
     >>> from lrpfunc import circuits
@@ -86,6 +91,7 @@ class Graph:
     pairs: tuple[Pair, ...]
     constants: Mapping[str, Tensor]
     inputs: Any
+    branches: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     def pair(self, upper: str, lower: str) -> Pair:
         """The edges between two streams. Errors: `InputError` for streams that are no neighbours."""
@@ -149,14 +155,17 @@ class Graph:
 
 
 def _taken_apart(graph: Graph) -> tuple[list, Any]:
-    tensors = [graph.nodes, graph.constants, [(pair.edges, pair.dropped) for pair in graph.pairs], graph.inputs]
+    edges = [(p.edges, p.dropped) if p.heads is None else (p.edges, p.dropped, p.heads) for p in graph.pairs]
+    tensors = [graph.nodes, graph.constants, edges, graph.inputs, graph.branches]
     return tensors, (graph.streams, tuple((pair.upper, pair.lower, pair.method, pair.why) for pair in graph.pairs))
 
 
 def _put_together(tensors, names: Any) -> Graph:
-    nodes, constants, edges, inputs = tensors
-    pairs = tuple(Pair(upper, lower, *e, *how) for (upper, lower, *how), e in zip(names[1], edges, strict=True))
-    return Graph(names[0], nodes, pairs, constants, inputs)
+    nodes, constants, found, inputs, branches = tensors
+    pairs = []
+    for (upper, lower, method, why), (edges, dropped, *heads) in zip(names[1], found, strict=True):
+        pairs.append(Pair(upper, lower, edges, dropped, method, why, *heads))
+    return Graph(names[0], nodes, tuple(pairs), constants, inputs, branches)
 
 
 register_pytree(Graph, _taken_apart, _put_together)

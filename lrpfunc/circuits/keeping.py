@@ -20,11 +20,12 @@ Keep = int | float | None
 
 class Edges(NamedTuple):
     """Edges of one pair, (batch, upper tokens, lower tokens), sparse where not all are stored; the sums of all edges of
-    each upper token; and the sums of those that are not stored."""
+    each upper token; the sums of those that are not stored; and all by heads, where that was asked for and is known."""
 
     stored: Tensor
     sums: Tensor
     dropped: Tensor
+    heads: Tensor | None
 
 
 def check_keep(keep: Keep) -> None:
@@ -43,6 +44,7 @@ class Store:
 
     def __init__(self, keep: Keep, explained: Tensor):
         self.keep, self.explained = keep, explained.abs()
+        self.heads: list[Tensor] = []
         self.stored: list[Tensor] = []
         self.places: list[Tensor] = []
         self.sums: list[Tensor] = []
@@ -75,9 +77,9 @@ class Store:
         """All that was added."""
         sums, dropped = torch.cat(self.sums, 1), torch.cat(self.dropped, 1)
         if self.keep is None:
-            return Edges(torch.cat(self.stored, 1), sums, dropped)
+            return Edges(torch.cat(self.stored, 1), sums, dropped, torch.cat(self.heads, 2) if self.heads else None)
         places, values = torch.cat(self.places, 1), torch.cat(self.stored)
-        return Edges(sparse(places, values, (*sums.shape, self.tokens)), sums, dropped)
+        return Edges(sparse(places, values, (*sums.shape, self.tokens)), sums, dropped, None)
 
 
 def sparse(places: Tensor, values: Tensor, shape: Sequence[int]) -> Tensor:

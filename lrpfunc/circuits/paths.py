@@ -61,7 +61,7 @@ def pruned(graph: Graph, mass: float) -> Graph:
             batch, _, lower = places[:, is_kept]
             reached[pair.lower][batch, lower] = True
             dropped = pair.dropped + (_sums(pair.edges) - _sums(kept))
-            pairs[upper, pair.lower] = replace(pair, edges=kept, dropped=dropped)
+            pairs[upper, pair.lower] = replace(pair, edges=kept, dropped=dropped, heads=None)
     return replace(graph, pairs=tuple(pairs[pair.upper, pair.lower] for pair in graph.pairs))
 
 
@@ -206,10 +206,19 @@ def spanned(graph: Graph, spans: Spans, streams: Sequence[str] | None) -> Graph:
         to = torch.stack([batch, places[pair.upper][rows], places[pair.lower][columns]])
         shape = (pair.edges.shape[0], sizes[pair.upper], sizes[pair.lower])
         edges = values.new_zeros(shape).index_put(tuple(to), values, accumulate=True)
-        pairs.append(replace(pair, edges=edges, dropped=summed(pair.upper, pair.dropped)))
+        heads = pair.heads
+        if heads is not None:
+            shape = (*heads.shape[:2], sizes[pair.upper], heads.shape[3])
+            heads = heads.new_zeros(shape).index_add(2, places[pair.upper], heads)
+            shape = (*heads.shape[:3], sizes[pair.lower])
+            heads = heads.new_zeros(shape).index_add(3, places[pair.lower], heads)
+        pairs.append(replace(pair, edges=edges, dropped=summed(pair.upper, pair.dropped), heads=heads))
     nodes = {name: summed(name, node) for name, node in graph.nodes.items()}
     constants = {name: summed(name, one) for name, one in graph.constants.items()}
-    return replace(graph, nodes=nodes, constants=constants, pairs=tuple(pairs))
+    branches = {
+        upper: {name: summed(upper, one) for name, one in found.items()} for upper, found in graph.branches.items()
+    }
+    return replace(graph, nodes=nodes, constants=constants, pairs=tuple(pairs), branches=branches)
 
 
 def _span_of(spans: Spans, count: int, stream: str) -> Tensor:

@@ -11,9 +11,9 @@ from torch import Tensor
 from lrpfunc.attribution import Target
 from lrpfunc.attribution.records import check_chunk_size
 from lrpfunc.attribution.stretches import Stretch, Stretches
-from lrpfunc.circuits.attentions import Mixer, NotClosed, mixers, names
+from lrpfunc.circuits.attentions import Mixer, NotClosed, branches, mixers, names
 from lrpfunc.circuits.closed import in_closed_form
-from lrpfunc.circuits.edges import Pulled, by_pullbacks, of_tokens, relevance
+from lrpfunc.circuits.edges import Pulled, Rows, by_pullbacks, of_tokens, relevance
 from lrpfunc.circuits.graphs import TARGET, Graph, Pair
 from lrpfunc.circuits.keeping import Edges, Keep, Store, check_keep, check_memory
 from lrpfunc.circuits.streams import streams
@@ -36,6 +36,7 @@ def graph(
     layers: str | Sequence[str] | None = None,
     method: str | None = None,
     keep: Keep = None,
+    split: bool = False,
     chunk_size: int = 32,
 ) -> Graph:
     """Who sent how much relevance to whom, token by token, between neighbouring residual streams.
@@ -55,6 +56,8 @@ def graph(
         method: "closed" or "pullbacks"; None takes the closed form wherever there is one.
         keep: which edges are stored, as sparse tensors: a number, the strongest of each upper token; or a share, those
             of at least that much of what is explained. None stores all.
+        split: whether to tell heads of attention apart (`Pair.heads`), and what each branch of a block gets
+            (`Graph.branches`).
         chunk_size: how many tokens to pull back at once, to save memory.
 
     Errors: those of `attribute`; `InputError` for streams that are not found, relevance that is not finite, and edges
@@ -70,7 +73,7 @@ def graph(
     x     add     (1, 3, 3)  pullbacks: tokens mix in more than attention
     add   target  (1, 1, 3)  one pullback
     """
-    how = _How(method, keep, chunk_size).checked()
+    how = _How(method, keep, split, chunk_size).checked()
     found = streams(fmodel, layers)
     return _Walk(Stretches(fmodel, params, x, rules, tuple(found.values())), found, how).graph(target)
 
@@ -80,6 +83,7 @@ class _How(NamedTuple):
 
     method: str | None
     keep: Keep
+    split: bool
     chunk_size: int
 
     def checked(self) -> _How:
@@ -87,6 +91,8 @@ class _How(NamedTuple):
         if self.method not in (None, CLOSED, PULLBACKS):
             raise RuleError(f"method must be None, '{CLOSED}' or '{PULLBACKS}', but is {self.method!r}.")
         check_keep(self.keep)
+        if self.split and self.keep is not None:
+            raise RuleError("split=True stores the edges of all heads, which keep= would not: leave one of them out.")
         check_chunk_size(self.chunk_size)
         return self
 
@@ -101,6 +107,7 @@ class _Walk:
         self.nodes: dict[str, Tensor] = {}
         self.flows: dict[str, Flow] = {}
         self.constants: dict[str, Tensor] = {}
+        self.branches: dict[str, dict[str, Tensor]] = {}
         self.pairs: list[Pair] = []
 
     def graph(self, target: Target) -> Graph:
@@ -111,7 +118,8 @@ class _Walk:
             self._descend(upper)
         found = (*self.names.values(), TARGET)
         nodes = {name: self.nodes[name] for name in found}
-        return Graph(found, nodes, tuple(reversed(self.pairs)), self.constants, self.way.inputs(self.flows))
+        pairs = tuple(reversed(self.pairs))
+        return Graph(found, nodes, pairs, self.constants, self.way.inputs(self.flows), self.branches)
 
     def _refuse_too_many(self) -> None:
         """Errors: `InputError` for edges that do not fit into memory."""
@@ -127,7 +135,7 @@ class _Walk:
         stretch.record(entering)
         batch = len(way.value(next(iter(self.names))))
         total = [relevance(flow, stretch.value(name)).reshape(batch, -1).sum(1) for name, flow in entering.items()]
-        self.nodes[TARGET] = _finite(torch.stack(total).sum(0)[:, None], TARGET)
+        self.nodes[TARGET] = torch.stack(total).sum(0)[:, None]
         arrived, _ = stretch.pull(entering)
         way.add(self.flows, arrived)
         for lower in self.names:
@@ -141,12 +149,15 @@ class _Walk:
         way, name = self.way, self.names[upper]
         stretch = way.stretch(upper)
         flow = self.flows.pop(upper, None) if stretch.steps else self.flows.get(upper)
-        self.nodes[name] = _finite(of_tokens(flow, way.value(upper)), name)
+        self.nodes[name] = _finite(of_tokens(flow, way.value(upper)), name, way.value(upper).dtype)
         if flow is None or not stretch.steps:
             return
         found, why = self._mixers(stretch)
-        stretch.record(names(found))
+        added = branches(facts(way.plan.program), stretch.ruled, upper) if self.how.split else {}
+        stretch.record(dict.fromkeys([*names(found), *added.values()]))
         arrived, inner = stretch.pull({upper: flow})
+        if added:
+            self.branches[name] = {one: of_tokens(inner[place], stretch.value(place)) for one, place in added.items()}
         way.add(self.flows, arrived)
         reached = [lower for lower in self.names if lower in arrived]
         if reached:
@@ -181,25 +192,30 @@ class _Walk:
             )
         return self._stored(by_pullbacks(self.way, stretch, pulled, self.how.chunk_size)), PULLBACKS, why
 
-    def _stored(self, rows: Iterator[tuple[Tensor, ...]]) -> list[Edges]:
+    def _stored(self, rows: Iterator[tuple[Rows, ...]]) -> list[Edges]:
         """Rows of edges as those that are kept of each lower stream."""
         stores: list[Store] = []
         for chunk in rows:
             stores = stores or [Store(self.how.keep, self.nodes[TARGET][:, 0]) for _ in chunk]
-            for store, edges in zip(stores, chunk, strict=True):
-                store.add(edges)
+            for store, part in zip(stores, chunk, strict=True):
+                store.add(part.edges)
+                if self.how.split and part.heads is not None:
+                    store.heads.append(part.heads)
         return [store.edges() for store in stores]
 
     def _add(self, upper: str, lower: str, edges: Edges, method: str, why: str) -> None:
-        self.pairs.append(Pair(upper, self.names[lower], edges.stored, edges.dropped, method, why))
+        self.pairs.append(Pair(upper, self.names[lower], edges.stored, edges.dropped, method, why, edges.heads))
         self.constants[upper] = self.constants.get(upper, self.nodes[upper]) - edges.sums
 
 
-def _finite(node: Tensor, name: str) -> Tensor:
+def _finite(node: Tensor, name: str, dtype: torch.dtype) -> Tensor:
     """Errors: `InputError` for relevance that overflowed."""
     if not node.isfinite().all():
-        raise InputError(
-            f"the relevance at '{name}' is not finite: float16 ends at 65504. Cast inputs and params to bfloat16 or "
-            "float32: optree.tree_map(lambda p: p.bfloat16() if p.is_floating_point() else p, params)."
+        remedy = (
+            "float16 ends at 65504. Cast inputs and params to bfloat16 or float32: "
+            "optree.tree_map(lambda p: p.bfloat16() if p.is_floating_point() else p, params)."
+            if dtype == torch.float16
+            else "a rule above it divides by zero, or what it is given is not finite. Give its rules a stabilizer."
         )
+        raise InputError(f"the relevance at '{name}' is not finite: {remedy}")
     return node
