@@ -12,6 +12,7 @@ from lrpfunc.circuits import closed, keeping
 from lrpfunc.circuits.streams import streams
 from lrpfunc.errors import InputError, RuleError, TargetError
 from tests import test_eager_oracle as oracle
+from tests import transformer_zoo
 from tests.helpers import relative_error
 
 close = functools.partial(torch.testing.assert_close, rtol=1e-9, atol=1e-12)
@@ -162,6 +163,7 @@ CLOSED = [
     for name in ("llama", "qwen3", "gemma3", "gemma2", "gpt2", "bert", "t5", "vit", "mixtral", "qwen3_moe", "gpt_oss")
     for attention in (oracle.IMPLEMENTATIONS[:1] if name in oracle.EAGER else oracle.IMPLEMENTATIONS)
 ]
+ATTENTION = "scaled_dot_product_attention"
 MIXING = "tokens mix in more than attention"
 
 
@@ -266,7 +268,6 @@ def test_every_mask_has_a_closed_form(mask):
 
 def test_tokens_that_are_mixed_in_another_order_are_no_closed_form():
     """Keys of the next token: what is a weight's own is not a token's."""
-    attention = nn.functional.scaled_dot_product_attention
     f = lambda p, x: (x + attention(x, x.roll(1, 1), x.roll(1, 1)) @ p)[:, -1] @ p  # noqa: E731
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 5, 3, generator=generator, dtype=torch.float64)
@@ -274,6 +275,77 @@ def test_tokens_that_are_mixed_in_another_order_are_no_closed_form():
     found = circuits.graph(fmodel, params, x, 1, layers=["x", "add"])
     assert found.pairs[0].why
     assert_alike(found, circuits.graph(fmodel, params, x, 1, layers=["x", "add"], method="pullbacks"))
+
+
+def memory(p, x):
+    """With a key of the model's own in front of those of the tokens."""
+    k = torch.cat([p[:1].expand(len(x), 1, -1), x @ p], 1)
+    return (x + attention(x, k, 2 * k))[:, -1] @ p
+
+
+def shared(p, x):
+    k = x @ p
+    return (x + attention(x, k, k) + attention(2 * x, k, k))[:, -1] @ p
+
+
+def across_samples(p, x):
+    y = x.transpose(0, 1)
+    return (x + attention(y @ p, y @ p, y @ p).transpose(0, 1))[:, -1] @ p
+
+
+def plain(p, x):
+    return (x + attention(x @ p, x @ p, x @ p))[:, -1] @ p
+
+
+def attention(q, k, v):
+    return nn.functional.scaled_dot_product_attention(q, k, v)
+
+
+def of_size_alone() -> rules.Rule:
+    """What the vector-Jacobian product's size is, which no rule of attention here gives."""
+    usual = rules.attention("value", 0)
+
+    def backward(operation, residuals, flow):
+        return [
+            None if one is None else one.moved(one.tensor.abs()) for one in usual.backward(operation, residuals, flow)
+        ]
+
+    return usual._replace(label="of_size_alone()", backward=backward)
+
+
+@pytest.mark.parametrize(("function", "rule", "why"), [
+    (memory, None, f"'{ATTENTION}' attends to something else than tokens"),
+    (shared, None, f"'{ATTENTION}' is not alone in reading its keys or values"),
+    (across_samples, None, "attention of shape (5, 2, 3) is not by samples and heads"),
+    (plain, of_size_alone(), f"the rule of '{ATTENTION}' is no multiple of the vector-Jacobian product"),
+])  # fmt: skip
+def test_other_attention_is_pulled_back(function, rule, why):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 5, 3, generator=generator, dtype=torch.float64)
+    fmodel, params = lrpfunc.trace(function, torch.randn(3, 3, generator=generator, dtype=torch.float64), x)
+    end = [name for name in fmodel.names() if name.startswith("add")][-1]
+    composite = composites.attn_lrp(entries=None if rule is None else {ATTENTION: rule})
+    found = circuits.graph(fmodel, params, x, 1, composite, ["x", end])
+    assert found.pairs[0].why == why
+    sent = found.pairs[0].edges.sum(2) + found.constants[end]
+    close(sent, found.nodes[end])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_other_precisions_have_closed_forms(dtype):
+    pytest.importorskip("transformers")
+    model, x = transformer_zoo.build("gpt2", dtype), transformer_zoo.inputs("gpt2", dtype=dtype)
+    fmodel, params = lrpfunc.functionalize(model, **x)
+    found = circuits.graph(fmodel, params, x, (-1, 3), method="closed")
+    whole = graph_in_float64()
+    for pair, other in zip(found.pairs, whole.pairs, strict=True):
+        assert pair.edges.dtype == torch.float32
+        assert relative_error(pair.edges, other.edges) < {torch.float32: 1e-5}.get(dtype, 0.05)
+
+
+def graph_in_float64() -> circuits.Graph:
+    model, x = transformer_zoo.build("gpt2", torch.float64), transformer_zoo.inputs("gpt2", dtype=torch.float64)
+    return circuits.graph(*lrpfunc.functionalize(model, **x), x, (-1, 3))
 
 
 def test_chunks_change_nothing():

@@ -20,7 +20,6 @@ from lrpfunc.attribution.interpreter import (
 from lrpfunc.attribution.plans import Plan, Step, make_plan, opened
 from lrpfunc.attribution.seeds import flows_entering
 from lrpfunc.composites import Entries
-from lrpfunc.errors import RuleError
 from lrpfunc.operations import Operation
 from lrpfunc.program import Program, Variable
 from lrpfunc.rules import Flow
@@ -99,8 +98,6 @@ class Stretches:
         self.passed = Passed(
             self.plan, glance.inputs, glance.pack, glance.segments, glance.output, {p: p for p in places}, None
         )
-        if unmade := [place for place in places if place not in glance.segments[-1].values]:
-            raise RuleError(f"{', '.join(unmade)} depend on no input.")
 
     def value(self, place: str) -> Tensor:
         """The value at a place."""
