@@ -279,8 +279,8 @@ def test_tokens_that_are_mixed_in_another_order_are_no_closed_form():
 
 def memory(p, x):
     """With a key of the model's own in front of those of the tokens."""
-    k = torch.cat([p[:1].expand(len(x), 1, -1), x @ p], 1)
-    return (x + attention(x, k, 2 * k))[:, -1] @ p
+    k, v = (torch.cat([p[:1].expand(len(x), 1, -1), x @ p], 1) for _ in range(2))
+    return (x + attention(x, k, v))[:, -1] @ p
 
 
 def shared(p, x):
