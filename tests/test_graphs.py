@@ -130,6 +130,16 @@ def test_rows_and_columns_add_up_and_inputs_are_those_of_attribute(name, composi
         close(found.nodes[found.streams[0]], expected[found.streams[0]].sum(2))
 
 
+def test_token_ids_have_the_relevance_of_the_embedding_stream():
+    pytest.importorskip("transformers")
+    model = transformer_zoo.build("llama", torch.float64)
+    ids = torch.tensor([[3, 7, 7, 1], [9, 4, 2, 5]])
+    fmodel, params = lrpfunc.functionalize(model, input_ids=ids)
+    found = circuits.graph(fmodel, params, {"input_ids": ids}, (-1, 3))
+    assert found.streams[0] == "model.embed_tokens"
+    close(found.inputs["input_ids"], found.nodes["model.embed_tokens"])
+
+
 def test_the_target_node_is_the_logit():
     fmodel, params, x = subject("bert")
     close(graph_of("bert").nodes["target"][:, 0], fmodel(params, **x)[:, oracle.TARGET])
@@ -496,7 +506,7 @@ def test_a_position_outside_is_refused():
     f = lambda p, x: (x + x.mean(1, keepdim=True) @ p) @ p  # noqa: E731
     x = torch.ones(1, 3, 2)
     fmodel, params = lrpfunc.trace(f, torch.eye(2), x)
-    with pytest.raises(TargetError, match="3"):
+    with pytest.raises(TargetError, match=r"^target 3 is out of range: the output has 3 classes, 0 to 2\.$"):
         circuits.graph(fmodel, params, x, (3, 0), layers=["x", "add"])
 
 
