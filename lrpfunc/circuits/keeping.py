@@ -84,7 +84,7 @@ class Store:
 
 def sparse(places: Tensor, values: Tensor, shape: Sequence[int]) -> Tensor:
     """Edges by their places, (3, edges), of which each is there once."""
-    return torch.sparse_coo_tensor(places, values, tuple(shape), check_invariants=False).coalesce()
+    return torch.sparse_coo_tensor(places, values, tuple(shape), check_invariants=True).coalesce()
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------
