@@ -191,6 +191,86 @@ def test_what_is_kept_serves_transforms_of_the_input_alone(traced):
     torch.testing.assert_close(both[0], lrpfunc.attribute(fmodel, params, X, entries, target=1))
 
 
+@pytest.fixture
+def of_one_size():
+    """A program whose first layer makes the same of a box for all inputs."""
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 22 * 22, 4)]
+    return lrpfunc.functionalize(randomize(nn.Sequential(*layers)), X)
+
+
+@pytest.mark.parametrize("is_one_rule", [True, False])
+def test_corners_of_a_box_that_change_between_calls(of_one_size, is_one_rule):
+    fmodel, params = of_one_size
+    low, high = torch.full((3, 1, 1), -3.0), torch.full((3, 1, 1), 3.0)
+    first = composites.epsilon_gamma_box(low, high)
+
+    def again():
+        return first if is_one_rule else composites.epsilon_gamma_box(low, high)
+
+    for _ in range(3):
+        before = lrpfunc.attribute(fmodel, params, X, again(), target=1)
+    low.data.fill_(-7.0)
+    expected = alone(fmodel, params, X, first, target=1)
+    assert not torch.equal(before, expected)
+    for _ in range(3):
+        assert torch.equal(lrpfunc.attribute(fmodel, params, X, again(), target=1), expected)
+
+
+def test_corners_of_a_box_that_have_derivatives(of_one_size):
+    fmodel, params = of_one_size
+    low, high = torch.full((3, 1, 1), -3.0), torch.full((3, 1, 1), 3.0)
+    entries = composites.epsilon_gamma_box(low, high)
+    for _ in range(3):
+        lrpfunc.attribute(fmodel, params, X, entries, target=1)
+    low.requires_grad_()
+    (found,) = torch.autograd.grad(lrpfunc.attribute(fmodel, params, X, entries, target=1).square().sum(), low)
+    (expected,) = torch.autograd.grad(alone(fmodel, params, X, entries, target=1).square().sum(), low)
+    assert torch.equal(found, expected)
+
+
+def test_what_inference_mode_leaves_serves_calls_with_derivatives(traced):
+    fmodel, params = traced
+    entries = composites.epsilon_plus_flat()
+    with torch.inference_mode():
+        for _ in range(3):
+            lrpfunc.attribute(fmodel, params, X, entries, target=1)
+    assert fmodel.kept.made
+    gradients = []
+    for program in (fmodel, copy.deepcopy(fmodel)):
+        x = X.clone().requires_grad_()
+        relevance = lrpfunc.attribute(program, params, x, entries, target=1)
+        gradients += torch.autograd.grad(relevance.square().sum(), x)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
+
+
+def test_a_rule_that_another_one_was_made_of_is_another_one(traced):
+    fmodel, params = traced
+    rule = rules.zplus()
+    by_rule = lrpfunc.parameter_relevance(fmodel, params, X, rule, 1)["2.weight"]
+    by_derivative = lrpfunc.parameter_relevance(fmodel, params, X, rule._replace(parameters=None), 1)["2.weight"]
+    fresh = copy.deepcopy(fmodel)
+    assert torch.equal(
+        by_derivative, lrpfunc.parameter_relevance(fresh, params, X, rule._replace(parameters=None), 1)["2.weight"]
+    )
+    assert not torch.allclose(by_rule, by_derivative)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"stops": lambda operation: (0,)},
+        {"parameters": None},
+        {"hoists": (abs, abs)},
+        {"takes_steps": True},
+        {"recalls": True},
+        {"gives": ""},
+    ],
+)
+def test_rules_that_say_something_else_of_themselves_are_not_the_same(changes):
+    assert rules.is_same(rules.zplus(), rules.zplus())
+    assert not rules.is_same(rules.zplus(), rules.zplus()._replace(**changes))
+
+
 OTHERS = {
     "another epsilon": ({"rules": composites.epsilon(1e-3)}, {"rules": composites.epsilon(0.5)}),
     "another layer": ({"rules": {"0": rules.zplus()}}, {"rules": {"2": rules.zplus()}}),

@@ -17,12 +17,15 @@ from torch import Tensor
 from lrpfunc.compat import TensorTable, is_transforming
 from lrpfunc.composites import FALLBACK
 from lrpfunc.operations import Operation, kernels
-from lrpfunc.program import Program, fast_paths
-from lrpfunc.rules import Rule, is_same
+from lrpfunc.program import Program, fast_paths, is_plain
+from lrpfunc.rules import Rule, called, is_same
 
 
 class Made(NamedTuple):
-    """What a rule made of a layer's weight and bias. `given`: which these were; `numbers`: what they held."""
+    """What a rule made of a layer's weight and bias, and of tensors that it was given itself, as the corners of a box.
+
+    `given`: which these were; `numbers`: what they held.
+    """
 
     given: tuple[weakref.ref[Tensor], ...]
     numbers: tuple[Tensor, ...]
@@ -55,9 +58,12 @@ class Kept:
 
     def hoisted(self, rule: Rule, operation: Operation) -> Operation:
         """An operation with what its rule makes of its weight, if that is there for the second time or more."""
-        given = tuple(t for t in (operation.weight, operation.bias) if t is not None)
-        if operation.row.kernel is None or is_transforming() or not kernels.suit(*given):
+        parameters = [t for t in (operation.weight, operation.bias) if t is not None]
+        of_rule = [t for t in called(rule)[1] if isinstance(t, Tensor)]
+        is_kept = operation.row.kernel is not None and kernels.suit(*parameters) and is_plain(*of_rule)
+        if is_transforming() or not is_kept:
             return operation
+        given = (*parameters, *of_rule)
         name, made = operation.name, self.made.get(operation.name)
         if made is not None and made.is_of(given):
             return operation.copy(hoists=made.hoists, packs=made.packs)
@@ -66,8 +72,9 @@ class Kept:
         self.seen[name] = tuple(map(weakref.ref, given))
         if is_new:
             return operation
-        operation = operation.hoisting(rule.hoists)
-        numbers = tuple(tensor.detach().clone() for tensor in given)
+        with torch.inference_mode(False), torch.no_grad():  # what is kept serves calls with derivatives as well
+            operation = operation.hoisting(rule.hoists)
+            numbers = tuple(tensor.clone() for tensor in given)
         self.made[name] = Made(self.seen[name], numbers, operation.hoists, operation.packs)
         return operation
 

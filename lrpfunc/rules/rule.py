@@ -138,10 +138,14 @@ def call_of(rule: Rule) -> tuple[str, tuple, Mapping[str, Any]]:
 
 def _is_alike(rule: Rule, other: Rule) -> bool:
     """Whether two rules have the same code and say the same of themselves."""
-    functions = zip((rule.forward, rule.backward), (other.forward, other.backward), strict=True)
-    are_alike = all(getattr(a, "__code__", a) is getattr(b, "__code__", b) for a, b in functions)
-    declared = [(len(r.hoists), r.gives, r.any_layout) for r in (rule, other)]
-    return are_alike and declared[0] == declared[1]
+    said = [[*r._replace(label="", hoists=()), *r.hoists] for r in (rule, other)]
+    return len(said[0]) == len(said[1]) and all(_code(a) == _code(b) for a, b in zip(*said, strict=True))
+
+
+def _code(said: Any) -> Any:
+    """The code of a function, or of what is called like one; anything else as it is."""
+    function = said if hasattr(said, "__code__") else type(said).__call__
+    return getattr(function, "__code__", said)
 
 
 def as_coefficients(moved) -> Flow | tuple[Flow, ...]:
