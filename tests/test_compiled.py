@@ -81,6 +81,18 @@ def test_what_is_not_compiled_is_done_without(net):
     assert not compiled.compiled.made
 
 
+def test_inputs_in_every_layout_are_taken_by_one_graph():
+    model = randomize(
+        nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3))
+    )
+    x = torch.randn(4, 2, 5, 5, dtype=DOUBLE)
+    compiled, plain = both((*lrpfunc.functionalize(model.to(DOUBLE), x), x))
+    layouts = [x, x.contiguous(memory_format=torch.channels_last), x.mT.contiguous().mT, torch.cat([x, x], 3)[..., :5]]
+    for same in layouts:
+        close(compiled(same, 1), plain(x, 1))
+    assert len(compiled.compiled.made) == 1
+
+
 def test_classes_of_outputs_of_higher_rank_are_part_of_the_graph():
     fmodel, params = lrpfunc.trace(lambda p, x: (x @ p).relu(), torch.eye(3), torch.ones(2, 4, 3))
     x = torch.randn(2, 4, 3)

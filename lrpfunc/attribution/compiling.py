@@ -51,9 +51,10 @@ class Compiled:
             return self.explain(self.plan, x, target, at)
         alike = [(leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         shapes = [(tensor.shape, tensor.device) for tensor in index]
-        key = (structure, *map(str, (alike, shapes, given, names)))
+        key = (structure, *map(repr, (alike, shapes, given, names)))
+        tensors = [tensor.contiguous() for tensor in tensors]  # a graph is one of inputs in one layout
         if key not in self.made:
-            self.made[key] = self._compiled(leaves, structure, index, given, at)
+            self.made[key] = self._compiled(leaves, structure, tensors, given, at)
         return self.made[key](*tensors)
 
     def _indices(self, target: Target) -> tuple[list[Tensor], Any]:
@@ -80,8 +81,11 @@ class Compiled:
         shape = output[0].shape if len(output) == 1 and isinstance(output[0], Variable) else ()
         return shape[1] if len(shape) == 2 and isinstance(shape[1], int) else None
 
-    def _compiled(self, leaves: list, structure, index: list[Tensor], given: Any, at) -> Callable:
-        """The compiled explanation of inputs like these. Errors: `TraceError` where torch cannot compile."""
+    def _compiled(self, leaves: list, structure, tensors: list[Tensor], given: Any, at) -> Callable:
+        """The compiled explanation of inputs like these, as a function of their tensors and of an index, if any.
+
+        Errors: `TraceError` where torch cannot compile.
+        """
         shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves if isinstance(leaf, Tensor))
         LOGGER.warning("compiling an explanation of %s: it takes minutes, or seconds if it was done before", shapes)
         start = time.perf_counter()
@@ -92,7 +96,6 @@ class Compiled:
             x = optree.tree_unflatten(structure, filled)
             return self.explain(self.plan, x, next(left, given), at)
 
-        tensors = [*(leaf for leaf in leaves if isinstance(leaf, Tensor)), *index]
         try:
             graph = traced_operations(explained, *tensors)
             compiled = torch.compile(graph, fullgraph=True, dynamic=False, backend=self.backend)
