@@ -163,6 +163,24 @@ def test_what_both_denominators_tell_is_not_kept_once_more():
     assert keeps(rules.alpha_beta(2, 1), torch.bfloat16)
 
 
+def test_a_rule_of_ones_own_that_recalls_nothing_is_told_so():
+    rule, arrived = rules.alpha_beta(2, 1), []
+
+    def backward(operation, residuals, flow):
+        arrived.append(flow.tensor)
+        return rule.backward(operation, residuals, flow)
+
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    x = torch.randn(2, 3)
+    fmodel, params = lrpfunc.functionalize(model, x)
+    mine = rule._replace(label="mine()", backward=backward)
+    with pytest.raises(RuleError, match=r"mine\(\) at layer '0': the ReLU behind it kept nothing, .* recalls=False"):
+        lrpfunc.attribute(fmodel, params, x, {"0": mine, "2": rules.epsilon()}, 0)
+    found = lrpfunc.attribute(fmodel, params, x, {"0": mine._replace(recalls=False), "2": rules.epsilon()}, 0)
+    torch.testing.assert_close(found, lrpfunc.attribute(fmodel, params, x, {"0": rule, "2": rules.epsilon()}, 0))
+    assert len(arrived) == 1
+
+
 @pytest.mark.parametrize("name", COMPOSITES)
 def test_the_pieces_have_derivatives_of_their_own(name):
     """Values are written over only where nobody asks for derivatives; the two paths agree in these as well."""

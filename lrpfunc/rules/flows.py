@@ -67,19 +67,24 @@ class Flow:
 
     @property
     def tensor(self) -> Any:
-        """R or c; a tuple of them for an equation with several outputs."""
-        assert not isinstance(self.rectified, Recalled)
-        return self._tensor if self.rectified is None else rectify(self._tensor, self.rectified)
+        """R or c; a tuple of them for an equation with several outputs. Errors: `RuleError` for `RECALLED`."""
+        rectified = self.recalled(None).rectified
+        assert not isinstance(rectified, Recalled)
+        return self._tensor if rectified is None else rectify(self._tensor, rectified)
 
     @property
     def shape(self) -> torch.Size:
         return self._tensor.shape
 
     def recalled(self, value: Tensor | None) -> Flow:
-        """The same with a = relu(v) itself, if that was left to whoever knows v."""
+        """The same with a = relu(v) itself, if that was left to whoever knows v. Errors: `RuleError` without v then."""
         if not isinstance(self.rectified, Recalled):
             return self
-        assert value is not None
+        if value is None:
+            raise RuleError(
+                "the ReLU behind it kept nothing, as its rule declares by `recalls` that it knows its output: let it "
+                "call flow.recalled(output) first, or make it with recalls=False."
+            )
         return Flow(coefficient=self._tensor, rectified=value.relu())
 
     def relevance(self, value: Tensor | None) -> Tensor:
