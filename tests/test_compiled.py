@@ -40,6 +40,7 @@ def close(found, expected):
 
 
 TARGETS = [None, 1, -1, [0, 1, 2, 1], range(0, 1), np.array([2, 2, 0, 1]), torch.tensor([0, 1, 2, 0]), np.int64(2)]
+TARGETS += [torch.tensor([-1, 1, -3, 0], dtype=torch.int8), torch.tensor(2, dtype=torch.uint8)]
 
 
 def test_what_is_compiled_gives_the_same(net):

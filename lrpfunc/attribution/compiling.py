@@ -73,7 +73,7 @@ class Compiled:
             return [], ...
         for extreme in torch.aminmax(index):
             check_class(int(extreme), size)
-        return [index], None
+        return [index.long()], None
 
     def _classes(self) -> int | None:
         """How many classes the output has, if it is one tensor (batch, classes)."""

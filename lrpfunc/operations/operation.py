@@ -51,8 +51,8 @@ class Operation:
     `operator`: its ATen name: `conv2d`, `add`. `row`: what the table knows of it. `kind`: what it is to relevance here.
     `constant`: the factor of a product (0 or 1) that may count as a constant. `shapes`, `dtypes`, `device`: of the
     inputs. `sample_shape`: that of the first one without its first dimension. `hoists`: what was made of the parameters
-    beforehand; `packs`: weights as their kernels want them, of prepared explanations. The rest is its `Context`, field
-    by field. `bind` and `bind_function` make it, and nobody changes it.
+    beforehand; `packs`: weights as their kernels want them, where they are kept for another call. The rest is its
+    `Context`, field by field. `bind` and `bind_function` make it, and nobody changes it.
     """
 
     name: str
@@ -120,7 +120,7 @@ class Operation:
     # -- what parameters alone make
 
     def hoisted(self, make: Callable[[Operation], Any]):
-        """`make(self)`, which depends on parameters only: made beforehand if the explanation was prepared."""
+        """`make(self)`, of parameters only: made beforehand for one that was prepared, or is called again."""
         return self.hoists[make] if make in self.hoists else make(self)
 
     def hoisting(self, makes: Sequence[Callable[[Operation], Any]]) -> Operation:

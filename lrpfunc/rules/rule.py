@@ -33,8 +33,9 @@ class Rule(NamedTuple):
             rule. Residuals are pytrees of tensors, never closures.
         backward: `backward(operation, residuals, flow) -> flows`, one flow (or None) for each input, a single one
             unwrapped.
-        hoists: functions of an operation that make something of its parameters only, so that it is fixed: `prepare`
-            calls them once, and the rule gets it by `operation.hoisted`.
+        hoists: functions of an operation that make something of its parameters only (and of tensors that a constructor
+            was given), so that it is fixed: `prepare` calls them once, and so does a loop while these have the same
+            numbers. The rule gets it by `operation.hoisted`.
         gives: the form of the flows that backward returns: "coefficients", whatever arrives; "same", the form that
             arrives; "shifted", the same, but any form where constants are added; "rectified", the same, but a
             rectified flow for a coefficient at a ReLU; "", unknown. Layers below keep less in memory where they know.
