@@ -239,7 +239,16 @@ def test_cp_lrp_takes_gates_for_constants(name):
     found = explained(gated, inputs, CP)
     compare(found, expected(lambda x, g: gated(x, g.detach()), inputs))
     assert not found[1].any()
-    assert explained(gated, inputs, ATTN)[1].any()  # AttnLRP halves
+    is_gate = "sigmoid" in name
+    assert explained(gated, inputs, ATTN)[1].any() != is_gate  # AttnLRP halves, but not with gates
+    assert explained(gated, inputs, composites.attn_lrp(gates="halve"))[1].any()
+
+
+def test_gates_of_attn_lrp_are_constants_or_halve():
+    inputs = (rand(3, 4), rand(3, 4, seed=1))
+    compare(explained(GATES["sigmoid"], inputs, ATTN), explained(GATES["sigmoid"], inputs, CP))
+    with pytest.raises(RuleError, match=r"gates are \"constant\" or \"halve\", but not 'signal'\."):
+        composites.attn_lrp(gates="signal")
 
 
 def test_presets_for_images_take_sigmoids_for_gates_and_halve_what_is_activated():

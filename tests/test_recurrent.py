@@ -48,16 +48,11 @@ EXPLAINED = {
     "excitation_backprop": composites.excitation_backprop(TINY),
     "attn_lrp": composites.attn_lrp(),
     "attn_lrp gamma": composites.attn_lrp(0.25, stabilizer=TINY),
+    "attn_lrp halves": composites.attn_lrp(gates="halve"),
     "cp_lrp": composites.cp_lrp(),
     "cp_lrp gamma": composites.cp_lrp(0.25, stabilizer=TINY),
     "halves": composites.by_kind({"linear": rules.gamma(0.3, TINY), "product": rules.halve(), **SUMS}),
     "flat": composites.by_kind({"linear": rules.flat(TINY), **SUMS}),
-}
-# Gates are constants of AttnLRP in a recurrent layer; where it is written out, they halve as all products do.
-GATED = composites.by_kind({"product": rules.gate("signal", 0)})
-AS_WRITTEN_OUT = {
-    "attn_lrp": composites.attn_lrp(entries=GATED),
-    "attn_lrp gamma": composites.attn_lrp(0.25, stabilizer=TINY, entries=GATED),
 }
 # The first step's state may be an input, whose first layer W is at that step alone: it has the rule of the other steps.
 OF_FIRST_LAYERS = ("epsilon_plus_flat", "epsilon_gamma_box")
@@ -98,10 +93,9 @@ class Pair(NamedTuple):
     seed: Callable
 
     def agree(self, explained: str) -> None:
-        entries = EXPLAINED[explained]
         one, other = (
-            lrpfunc.attribute(*program, self.inputs, given, target=self.seed, strict=True)
-            for program, given in ((self.fused, entries), (self.written, AS_WRITTEN_OUT.get(explained, entries)))
+            lrpfunc.attribute(*program, self.inputs, EXPLAINED[explained], target=self.seed, strict=True)
+            for program in (self.fused, self.written)
         )
         scale = max(float(relevance.abs().max()) for relevance in other)
         for got, expected in zip(one, other, strict=True):

@@ -33,6 +33,7 @@ from lrpfunc.operations import (
     SUM,
     THRESHOLD_RELU,
     TRANSFORM,
+    WEIGHTS,
     Facts,
     active_equations,
     bind_nothing,
@@ -126,7 +127,7 @@ def _given(known: Facts, equation: Equation, given: Mapping[str, Rule]) -> Rule 
 
 def _default(known: Facts, equation: Equation) -> Rule:
     kind, constant = known.kind_of(equation), known.factor_of(equation)
-    if kind in (PRODUCT, BILINEAR) and constant is not None and constant.role in (SLOPE, DECAY, GATE):
+    if kind in (PRODUCT, BILINEAR) and constant is not None and constant.role in (SLOPE, DECAY, GATE, WEIGHTS):
         return GATED
     return DEFAULTS.get(kind, FALLBACK)
 

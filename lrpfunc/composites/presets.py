@@ -9,6 +9,7 @@ import torch
 
 from lrpfunc import rules
 from lrpfunc.composites.combinators import Composite, Entries, by_kind, first_layer, first_match
+from lrpfunc.errors import RuleError
 from lrpfunc.operations import (
     ACTIVATION,
     AFFINE,
@@ -19,6 +20,7 @@ from lrpfunc.operations import (
     CONVOLUTION,
     DECAY,
     DENSE,
+    GATE,
     LINEAR,
     NORMALIZATION,
     PRODUCT,
@@ -259,13 +261,14 @@ def attn_lrp(
     stabilizer: StabilizerLike = 1e-6,
     zero_bias: bool = False,
     entries: Entries = None,
+    gates: str = "constant",
 ) -> Composite:
     """AttnLRP for transformers: products halve, the softmax has its Jacobian, normalizations constant denominators.
 
     Activations pass relevance through. Layers, the attention's projections included, get the gamma rule, for gamma = 0
-    the epsilon rule. The decay of a state space, exp(dt A), and its step dt are constants, and so are the gates of
-    recurrent layers: with a half each, relevance grows from step to step. The sum of all relevance is not the logit, as
-    the softmax does not conserve; `cp_lrp` does.
+    the epsilon rule. The decay of a state space, exp(dt A), and its step dt are constants, and so are gates, what comes
+    from a sigmoid or tanh: with a half each, relevance grows from step to step of a recurrent network. The sum of all
+    relevance is not the logit, as the softmax does not conserve; `cp_lrp` does.
 
     Args:
         gamma: of the gamma rule for layers; 0 for the epsilon rule.
@@ -274,8 +277,9 @@ def attn_lrp(
         zero_bias: leave biases, and constants of threshold ReLUs, out; it needs a larger epsilon (1e-2, say), or with
             gamma a larger stabilizer, which then rules the layers.
         entries: what goes first: a composite, `{name pattern: rule}` or one rule.
-    Errors: `RuleError` for a negative gamma or epsilon, and for entries that match nothing.
-    Source: Achtibat et al. 2024, arXiv:2402.05602.
+        gates: "constant", where what a gate multiplies takes all; or "halve", as all other products do.
+    Errors: `RuleError` for a negative gamma or epsilon, for entries that match nothing, and for other gates.
+    Source: Achtibat et al. 2024, arXiv:2402.05602; Arras et al. 2017, doi:10.18653/v1/W17-5221, for gates.
 
     >>> import lrpfunc, torch
     >>> x, attend = torch.ones(1, 1, 2, 2), torch.nn.functional.scaled_dot_product_attention
@@ -283,8 +287,11 @@ def attn_lrp(
     >>> [row[-1] for row in lrpfunc.explain(fmodel, lrpfunc.composites.attn_lrp()).rows]
     ['attention(stabilizer=0)']
     """
-    kinds = _transformer_parts(gamma, epsilon, stabilizer, zero_bias)
-    return first_match(entries, _gated((SLOPE, DECAY), epsilon), by_kind(kinds))
+    if gates not in ("constant", "halve"):
+        raise RuleError(f'gates are "constant" or "halve", but not {gates!r}.')
+    halve = gates == "halve"
+    kinds = _transformer_parts(gamma, epsilon, stabilizer, zero_bias, "both" if halve else "signal")
+    return first_match(entries, _gated((SLOPE, DECAY) if halve else (SLOPE, DECAY, GATE), epsilon), by_kind(kinds))
 
 
 def cp_lrp(
@@ -318,7 +325,7 @@ def cp_lrp(
     return first_match(entries, _gated(None, epsilon), by_kind(kinds))
 
 
-def _transformer_parts(gamma: float, epsilon, stabilizer, zero_bias: bool) -> dict[str, Rule]:
+def _transformer_parts(gamma: float, epsilon, stabilizer, zero_bias: bool, to: str = "signal") -> dict[str, Rule]:
     normalization = rules.normalization(epsilon)
     linear = rules.gamma(gamma, stabilizer, zero_bias) if gamma else rules.epsilon(epsilon, zero_bias)
     return {
@@ -330,7 +337,7 @@ def _transformer_parts(gamma: float, epsilon, stabilizer, zero_bias: bool) -> di
         PRODUCT: rules.halve(epsilon),
         NORMALIZATION: normalization,
         BATCH_NORM: normalization,
-        RECURRENT: rules.recurrent(linear, "signal", epsilon),
+        RECURRENT: rules.recurrent(linear, to, epsilon),
     }
 
 

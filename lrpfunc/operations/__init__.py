@@ -16,7 +16,7 @@ from lrpfunc.operations.channels import (
     rightwards,
     takes_scale,
 )
-from lrpfunc.operations.factors import DECAY, GATE, SLOPE, Constant
+from lrpfunc.operations.factors import DECAY, GATE, SLOPE, WEIGHTS, Constant
 from lrpfunc.operations.facts import Facts, active_equations, facts, is_active, is_constant, kind
 from lrpfunc.operations.kinds import (
     ACTIVATION,

@@ -32,9 +32,11 @@ if TYPE_CHECKING:
 # written out multiplies by. A slope: f(x) / x of an activation written out, such as the sigmoid(x) in x * sigmoid(x).
 # A decay: what comes from an exponential, or is the step that one is made of, as exp(dt A) and dt = softplus(x) are in
 # a state space; step by step it scales what was there before, so that half a product each would leave nothing of that.
-# A gate: what comes from a sigmoid, tanh, erf or softmax. An activated factor: what comes from any other activation,
-# where the other factor does not, as in SwiGLU, and is not scaled by a decay either, as a state is.
-DENOMINATOR, SLOPE, DECAY, GATE, ACTIVATED = "denominator", "slope", "decay", "gate", "activated"
+# A gate: what comes from a sigmoid, tanh or erf. Weights: what comes from a softmax. An activated factor: what comes
+# from any other activation, where the other factor does not, as in SwiGLU, and is not scaled by a decay either, as a
+# state is.
+DENOMINATOR, SLOPE, DECAY = "denominator", "slope", "decay"
+GATE, WEIGHTS, ACTIVATED = "gate", "weights", "activated"
 
 
 class Constant(NamedTuple):
@@ -67,14 +69,13 @@ def _one_of(role: str, has_role: list[bool]) -> Constant | None:
 
 
 def _gate(facts: Facts, factors: Sequence[Variable]) -> Constant | None:
-    """Between two gates a tanh is the signal."""
-    gates = [
-        _comes_from(facts, factor, _is_gate, THROUGH) or _comes_from(facts, factor, _is_softmax, THROUGH_LAYERS)
-        for factor in factors
-    ]
+    """A gate or weights. Between two of them a tanh is the signal."""
+    weights = [_comes_from(facts, factor, _is_softmax, THROUGH_LAYERS) for factor in factors]
+    gates = [w or _comes_from(facts, f, _is_gate, THROUGH) for f, w in zip(factors, weights, strict=True)]
     if all(gates):
         gates = [not _comes_from(facts, factor, _is_tanh, THROUGH) for factor in factors]
-    return _one_of(GATE, gates)
+    gate = _one_of(GATE, gates)
+    return gate._replace(role=WEIGHTS) if gate is not None and weights[gate.factor] else gate
 
 
 def _denominator(facts: Facts, factors: Sequence[Variable]) -> Constant | None:
