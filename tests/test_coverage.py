@@ -142,6 +142,18 @@ def test_a_rule_that_loses_something_is_named():
     assert "lost at softmax 'softmax'" in line(row)
 
 
+def test_relevance_of_both_signs_that_grows_is_not_lost():
+    def cancels(x):
+        twice = F.linear(x, WEIGHT[0].expand(2, 3))
+        return F.linear(F.linear(twice, WEIGHT.new_tensor([[1e17, 16 - 1e17]])), WEIGHT[:, :1])
+
+    row = examined(of(cancels))
+    assert abs(row.total - 1) > 1e-3
+    assert not row.lost
+    assert row.grown > 1e14
+    assert "of the output: rounding" in line(row)
+
+
 # -- the command line -------------------------------------------------------------------------------------------------
 
 

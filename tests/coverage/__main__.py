@@ -21,7 +21,8 @@ HEADER = LINE.format("model", "equations", "per cent", "sum/logit", "seconds", "
 MEANING = (
     "equations: that relevance may come to; per cent: of these, with a rule under attn_lrp, cp_lrp and epsilon_plus.\n"
     "sum/logit: what arrives at the inputs by cp_lrp, over the output, where biases and all else that is added\n"
-    "whatever the input are zero. It is one unless a rule loses something; then the operation that loses most follows."
+    "whatever the input are zero. It is one unless a rule loses something; then that which loses most follows,\n"
+    "or the size of all relevance where that is largest, if every operation hands on all but a millionth of it."
 )
 
 
@@ -70,7 +71,8 @@ def table(models: Sequence[Model]) -> list[Row]:
 def line(row: Row) -> str:
     """A row as it is printed."""
     left = " ".join(f"{operator} ({count})" for operator, count in row.fallbacks.items())
-    remarks = "; ".join(filter(None, (left, f"lost at {row.lost}" if row.lost else "", row.error)))
+    grown = f"|R| grows to {row.grown:.0e} of the output: rounding" if row.grown else ""
+    remarks = "; ".join(filter(None, (left, f"lost at {row.lost}" if row.lost else "", grown, row.error)))
     return LINE.format(
         row.title, row.equations, f"{row.percent:.1f}", f"{row.total:.6g}", f"{row.seconds:.1f}", remarks
     ).rstrip()

@@ -6,8 +6,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import optree
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +20,7 @@ from lrpfunc.program import Equation, Program, Variable
 # Whatever relevance comes to by any of these must have a rule.
 EXAMINED = {"attn_lrp": composites.attn_lrp(), "cp_lrp": composites.cp_lrp(), "epsilon_plus": composites.epsilon_plus()}
 CONSERVES = EXAMINED["cp_lrp"]
-LOST = 1e-6  # more than rounding takes
+LOST = 1e-6  # of the relevance that passes an operation, by its size: more than rounding takes
 
 
 class Model(NamedTuple):
@@ -40,8 +41,10 @@ class Row(NamedTuple):
     `equations`: that relevance may come to. `fallbacks`: operations that are left to the gradient, and how many
     equations of each. `total`: what arrives at the inputs by CP-LRP, over the explained output, where all that is added
     whatever the input (biases, positions, class tokens, shifts) is replaced by zeros: one, unless a rule loses
-    something, and not a number if the output is zero then. `lost`: the operation that loses or adds most. `error`: why
-    there is nothing else to show.
+    something or relevance of both signs grows until rounding is more than the output, and not a number if the output
+    is zero then. `lost`: the operation that loses or adds most of what passes it. `grown`: the size of all relevance
+    where that is largest, over the output, if nothing else explains a total that is not one. `error`: why there is
+    nothing else to show.
     """
 
     title: str
@@ -49,6 +52,7 @@ class Row(NamedTuple):
     fallbacks: Mapping[str, int] = {}
     total: float = float("nan")
     lost: str = ""
+    grown: float = 0.0
     seconds: float = 0.0
     error: str = ""
 
@@ -72,8 +76,7 @@ def examined(model: Model) -> Row:
         row = row._replace(equations=equations, fallbacks=fallbacks)
         for name, composite in EXAMINED.items():
             _check(name, lrpfunc.attribute(fmodel, params, x, composite))
-        total, lost = conserved(fmodel, params, x)
-        row = row._replace(total=total, lost=lost)
+        row = row._replace(**conserved(fmodel, params, x))
     except Exception as error:  # a row says so, and the others go on
         row = row._replace(error=f"{type(error).__name__}: {error}".splitlines()[0])
     return row._replace(seconds=time.perf_counter() - start)
@@ -101,25 +104,30 @@ def covered(fmodel: Program) -> tuple[int, dict[str, int]]:
 # -- conservation -----------------------------------------------------------------------------------------------------
 
 
-def conserved(fmodel: Program, params, x: Mapping[str, Tensor]) -> tuple[float, str]:
-    """The sum of all relevance over the explained output, without constants; and the operation that loses most.
+def conserved(fmodel: Program, params, x: Mapping[str, Tensor]) -> dict[str, Any]:
+    """`total`, `lost` and `grown` of a row, of the program without constants.
 
     Not a number where nothing is left of the output, as where all that a model reads is a class token.
     """
     bare = without_constants(fmodel)
     logits = bare(params, **x)
     if not logits.any():
-        return float("nan"), ""
+        return {}
     target = int(logits[0].abs().argmax())
     relevance = lrpfunc.attribute(bare, params, x, CONSERVES, target)
     arrived = sum(value.sum() for value in relevance.values() if value is not None)
     total = float(arrived / logits[:, target].sum())
     if abs(total - 1) < LOST:
-        return total, ""
-    entries = lrpfunc.ledger(bare, params, x, CONSERVES, target).entries
-    most = max(entries, key=lambda entry: abs(entry.absorbed))
+        return {"total": total}
+    absorbed = {e.name: abs(float(e.absorbed)) for e in lrpfunc.ledger(bare, params, x, CONSERVES, target).entries}
+    _, passed = lrpfunc.record(bare, params, x, CONSERVES, at=list(absorbed)).pull(target)
+    sizes = {name: sum(float(R.abs().sum()) for R in optree.tree_leaves(passed[name])) for name in absorbed}
+    shares = {name: absorbed[name] / size if size else 0.0 for name, size in sizes.items()}
+    most = max(shares, key=shares.__getitem__)
+    if shares[most] < LOST:
+        return {"total": total, "grown": max(sizes.values()) / float(logits[:, target].sum().abs())}
     operators = {equation.name: equation.operator for equation in bare.equations}
-    return total, f"{operators[most.name]} '{most.name}'"
+    return {"total": total, "lost": f"{operators[most]} '{most}'"}
 
 
 def without_constants(fmodel: Program) -> Program:
