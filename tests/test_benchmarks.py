@@ -51,7 +51,7 @@ def test_ratios_are_printed_and_saved_and_compared(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("table", ["overhead", "targets", "batches", "checkpoint", "hoisting"])
+@pytest.mark.parametrize("table", ["overhead", "targets", "batches", "sizes", "checkpoint", "hoisting"])
 def test_tables_of_explanations(table):
     assert "tiny_mlp" in run(table, *TINY[:2], "--batch", "1", "--rounds", "0", "--composite", "epsilon")
 
@@ -72,6 +72,29 @@ def test_transformers(model, tmp_path):
             "prepared",
         ]
     assert f"LXT's gradient, LXT ({model}): NotEntered: LXT has an environment of its own" in output
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("table", [("recurrent", "tiny_lstm"), ("lengths", "tiny_vit")], ids="/".join)
+def test_what_grows_with_a_size(table):
+    name, model = table
+    sizes = ("16", "24") if model == "tiny_vit" else ("2", "3")
+    output = run(name, "--model", model, "--size", sizes[0], "--size", sizes[1], "--batch", 1, "--rounds", 0)
+    assert "Error" not in output.replace("NotEntered", "")
+    assert f"{model} 1 attn_lrp" in output
+    assert "grows with size to the power of: gradient " in output
+
+
+def test_powers_that_figures_grow_by():
+    def row(model, size, seconds):
+        cells = {"a": [seconds, 9 * seconds, seconds], "b": [7.0], "none": []}
+        return {"labels": [model, size], "measured": {n: {"seconds": s, "peak": []} for n, s in cells.items()}}
+
+    rows = [row("net", "2", 4.0), row("net", "4", 16.0), row("other", "2", 1.0), row("net", "8", 64.0)]
+    result = {"header": ["model", "size"], "rows": rows, "grows": "size"}
+    assert list(report._growth(result, "seconds")) == ["net: grows with size to the power of: a 2.00, b 0.00"]
+    assert not list(report._growth(result, "peak"))
+    assert not list(report._growth({**result, "grows": ""}, "seconds"))
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from tests.benchmarks import report
-from tests.benchmarks.contenders import COMPOSITES, MLPS
+from tests.benchmarks.contenders import COMPOSITES, MLPS, STEPS
 from tests.benchmarks.measure import measure
 from tests.benchmarks.networks import LLAMAS
 from tests.benchmarks.tables import TABLES, Options, Table
@@ -35,15 +35,17 @@ def run(table: Table, options: Options, progress: Progress) -> dict[str, Any]:
         progress.advance(task)
     if table.slowest_first:
         rows.sort(key=lambda row: -sum(sum(cell["seconds"]) for cell in row["measured"].values()))
-    kept = ("title", "header", "baseline", "baselines", "unit")
+    kept = ("title", "header", "baseline", "baselines", "unit", "grows")
     return {name: getattr(table, name) for name in kept} | {"rows": rows}
 
 
 @app.command()
 def main(
     table: Annotated[list[TableName] | None, typer.Argument(help="By default main.")] = None,
-    model: Annotated[list[str] | None, typer.Option(help=f"Of torchvision, or {', '.join((*MLPS, *LLAMAS))}.")] = None,
-    size: Annotated[list[int] | None, typer.Option(help="Of images, or how many tokens.")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help=f"Of torchvision, or {', '.join((*MLPS, *STEPS, *LLAMAS))}.")
+    ] = None,
+    size: Annotated[list[int] | None, typer.Option(help="Of images, or how many tokens or time steps.")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Samples per call.")] = None,
     composite: Annotated[list[CompositeName] | None, typer.Option()] = None,
     rounds: Annotated[int | None, typer.Option(min=0, help="Times that each contender is called and counted.")] = None,

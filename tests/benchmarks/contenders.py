@@ -28,6 +28,12 @@ from tests.helpers import randomize
 from tests.test_models import build
 
 MLPS = {"tiny_mlp": (64, 64, 64, 20), "wide_mlp": (4096, 4096, 4096, 4096, 1000)}  # widths
+STEPS = {  # recurrent networks, of which a size is a number of time steps: layer, width, how many layers
+    "lstm": (nn.LSTM, 256, 2),
+    "gru": (nn.GRU, 256, 2),
+    "rnn": (nn.RNN, 256, 2),
+    "tiny_lstm": (nn.LSTM, 8, 1),
+}
 PIXELS = (-2.2, 2.7)  # the range of images, normalized as ImageNet's are
 
 
@@ -84,8 +90,7 @@ Contender = Callable[[Question], Callable[[Any], Any]]
 def ask(name: str, size: int, batch: int, composite: str, device: torch.device, classes: int | None = None) -> Question:
     """A question about random input. `size`: of images. `classes`: how many, if not one per sample."""
     model, canonical = network(name, size, device)
-    shape = MLPS[name][:1] if name in MLPS else (3, size, size)
-    x = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+    x = torch.randn(batch, *shape(name, size), generator=torch.Generator().manual_seed(0)).to(device)
     return Question(name, model, canonical, composite, x, torch.arange(classes or batch, device=device) % 20)
 
 
@@ -93,14 +98,38 @@ def ask(name: str, size: int, batch: int, composite: str, device: torch.device, 
 def network(name: str, size: int, device: torch.device) -> tuple[nn.Module, lrpfunc.Canonical]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = (mlp(MLPS[name]) if name in MLPS else build(name, size)).to(device)
-    shape = MLPS[name][:1] if name in MLPS else (3, size, size)
-    return model, lrpfunc.canonize(*lrpfunc.functionalize(model, torch.zeros(1, *shape, device=device)))
+        own = mlp if name in MLPS else Recurrent.of if name in STEPS else partial(build, size=size)
+        model = own(name).to(device)
+    example = torch.zeros(1, *shape(name, size), device=device)
+    return model, lrpfunc.canonize(*lrpfunc.functionalize(model, example))
 
 
-def mlp(widths: tuple[int, ...]) -> nn.Module:
-    layers = [layer for pair in pairwise(widths) for layer in (nn.Linear(*pair), nn.ReLU())]
+def shape(name: str, size: int) -> tuple[int, ...]:
+    """Of a network's samples."""
+    if name in MLPS:
+        return MLPS[name][:1]
+    return (size, STEPS[name][1]) if name in STEPS else (3, size, size)
+
+
+def mlp(name: str) -> nn.Module:
+    layers = [layer for pair in pairwise(MLPS[name]) for layer in (nn.Linear(*pair), nn.ReLU())]
     return randomize(nn.Sequential(*layers[:-1])).requires_grad_(False)
+
+
+class Recurrent(nn.Module):
+    """A recurrent network that says at the last step what the sequence is."""
+
+    def __init__(self, layer: type[nn.RNNBase], width: int, layers: int):
+        super().__init__()
+        self.steps = layer(width, width, layers, batch_first=True)
+        self.head = nn.Linear(width, 20)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.steps(x)[0][:, -1])
+
+    @classmethod
+    def of(cls, name: str) -> nn.Module:
+        return cls(*STEPS[name]).eval().requires_grad_(False)  # random, but as torch draws it: else it explodes
 
 
 # -- the gradient -----------------------------------------------------------------------------------------------------

@@ -1,9 +1,10 @@
 """Results as tables to read. A result is plain data: what a `Table` says, and rows of labels and measurements."""
 
+import math
 import platform
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from statistics import median
+from statistics import linear_regression, median
 
 import torch
 from rich.console import Console
@@ -35,12 +36,14 @@ def show(result: Mapping, where: str, out: Console) -> None:
     time = f"time per {result['unit']}" if result["unit"] else "time"
     others = "".join(f" (of '{name}' to '{own}')" for name, own in result.get("baselines", {}).items() if own)
     against = f", ratio to '{result['baseline']}'{others}" if result["baseline"] else ""
-    spread = " of the same round: median (min-max)" if against and not result["unit"] else "; medians"
+    spread = " of the same round: median (min-max)" if against else "; medians"
     titles = {"seconds": f"{time}{against}{spread}", "peak": f"peak memory above what was in use before{against}"}
     memory = any(cell["peak"] for row in result["rows"] for cell in row["measured"].values())
     for key in ("seconds", "peak") if memory else ("seconds",):
         out.print(f"\n[bold]{result['title']}[/bold]: {titles[key]}\n{where}", highlight=False)
         out.print(_grid(result, key))
+        for line in _growth(result, key):
+            out.print(line, markup=False, highlight=False, soft_wrap=True)
     for line in _reasons(result):
         out.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -64,10 +67,27 @@ def _cell(result: Mapping, measured: Mapping, name: str, key: str) -> str:
     value = _duration(median(values)) if key == "seconds" else f"{median(values) / 2**20:.0f} MiB"
     if not against:
         return value
-    if result["unit"]:
-        return f"{value}  {median(against):.2f}"
     spread = f" ({min(against):.2f}-{max(against):.2f})" if len(against) > 1 else ""
-    return f"{median(against):.2f}{spread}"
+    return f"{f'{value}  ' if result['unit'] else ''}{median(against):.2f}{spread}"
+
+
+def _growth(result: Mapping, key: str) -> Iterator[str]:
+    """By which power of a label the figures of each contender grow, where other labels are the same: least squares."""
+    if not (grows := result.get("grows")):
+        return
+    place = result["header"].index(grows)
+    series: dict[tuple, list[tuple[float, Mapping]]] = {}
+    for row in result["rows"]:
+        others = tuple(label for position, label in enumerate(row["labels"]) if position != place)
+        series.setdefault(others, []).append((math.log(float(row["labels"][place])), row["measured"]))
+    for others, points in series.items():
+        powers = []
+        for name in points[0][1]:
+            known = [(at, math.log(median(cells[name][key]))) for at, cells in points if any(cells[name][key])]
+            if len({at for at, _ in known}) > 1:
+                powers.append(f"{name} {linear_regression(*zip(*known, strict=True)).slope:.2f}")
+        if powers:
+            yield f"{' '.join(others)}: grows with {grows} to the power of: {', '.join(powers)}"
 
 
 def _baseline(result: Mapping, name: str) -> str:

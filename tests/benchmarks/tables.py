@@ -42,7 +42,8 @@ class Case(NamedTuple):
 
 class Table(NamedTuple):
     """Cases that are measured alike. `baseline`: what ratios are to, but for the contenders that `baselines` names
-    another for, or "" for none. `unit`: to show times too, and per what."""
+    another for, or "" for none. `unit`: to show times too, and per what. `grows`: the label that times grow with, whose
+    power is fitted."""
 
     title: str
     cases: Sequence[Case]
@@ -53,6 +54,7 @@ class Table(NamedTuple):
     memory: bool = False
     slowest_first: bool = False
     baselines: Mapping[str, str] = {}
+    grows: str = ""
 
 
 def explanations(
@@ -122,14 +124,21 @@ def targets(options: Options) -> Table:
 
 def batches(options: Options) -> Table:
     names = entrants(options, "gradient", "lrpfunc", "prepared")
-    cases = explanations(options, names, size=(64,), batch=[2**k for k in range(7)])
-    return Table("batch sizes", [case._replace(units=int(case.labels[2])) for case in cases], unit="sample")
+    cases = explanations(options, names, ("resnet50", "vit_b_16"), size=(64,), batch=(1, 2, 4, 8, 16))
+    return Table("batch sizes", cases, unit="call", grows="batch")
 
 
 def sizes(options: Options) -> Table:
     names = entrants(options, "gradient", "lrpfunc", "prepared")
     cases = explanations(options, names, size=(64, 128, 224, 320), batch=(2,))
-    return Table("image sizes", cases, unit="call", memory=True)
+    return Table("image sizes", cases, unit="call", memory=True, grows="size")
+
+
+def recurrent(options: Options) -> Table:
+    """Recurrent layers, step by step; a size is a number of time steps."""
+    names = entrants(options, "gradient", "lrpfunc", "prepared")
+    cases = explanations(options, names, ("lstm", "gru", "rnn"), (50, 200), (8,), ("epsilon", "attn_lrp_gamma"))
+    return Table("recurrent layers", cases, grows="size")
 
 
 def checkpoint(options: Options) -> Table:
@@ -162,6 +171,20 @@ def transformers(options: Options) -> Table:
     header = ("model", "size", "batch", "composite", "must", "aim")
     baselines = {attention.LXT_GRADIENT: "", attention.LXT: attention.LXT_GRADIENT}
     return Table("transformers", cases, header=header, memory=True, baselines=baselines)
+
+
+def lengths(options: Options) -> Table:
+    """How the price grows with the number of tokens."""
+    cases = [
+        Case(
+            (m, str(s), str(b), c), partial(attention.line_up, m, s, b, c, options.device, options.compile, options.lxt)
+        )
+        for m in options.model or ("llama",)
+        for c in options.composite or ("attn_lrp",)
+        for b in options.batch or (1,)
+        for s in options.size or (64, 128, 256, 512, 1024)
+    ]
+    return Table("numbers of tokens", cases, unit="call", rounds=3, memory=True, grows="size")
 
 
 def graphs(options: Options) -> Table:
@@ -223,6 +246,8 @@ TABLES: dict[str, Callable[[Options], Table]] = {
     "targets": targets,
     "batches": batches,
     "sizes": sizes,
+    "lengths": lengths,
+    "recurrent": recurrent,
     "checkpoint": checkpoint,
     "hoisting": hoisting,
     "transformers": transformers,
