@@ -82,11 +82,13 @@ def checked_pair(result) -> tuple:
 def check_outputs(equation: Equation, outputs: Sequence) -> None:
     """Refuse outputs of another shape than the equation's. Errors: `RuleError`."""
     for variable, output in zip(equation.outputs, outputs, strict=True):
-        shape = tuple(output.shape) if isinstance(output, Tensor) else ()
-        if shape == variable.shape:
-            continue
-        sizes = zip(variable.shape, shape, strict=False)
-        if len(shape) != len(variable.shape) or any(n != m for n, m in sizes if isinstance(n, int)):
+        shape = output.shape if isinstance(output, Tensor) else ()
+        is_right = len(shape) == len(variable.shape)
+        for traced, size in zip(variable.shape, shape, strict=False):  # a loop: a generator takes twice as long
+            if traced != size and isinstance(traced, int):
+                is_right = False
+        if not is_right:
+            shape = tuple(shape)
             raise RuleError(f"forward must return the equation's output, of shape {variable}, but returned {shape}.")
 
 

@@ -260,7 +260,7 @@ def mark(logits: Tensor, indices: list[Tensor]) -> Tensor:
     """True where all indices of a sample agree, else False: comparisons only, so that it maps over any transform."""
     if logits.dim() == 2 and is_plain(logits, *indices):
         chosen = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
-        return chosen.scatter_(1, (indices[0] % logits.shape[1])[:, None], True)
+        return chosen.scatter_(1, indices[0].remainder(logits.shape[1]).unsqueeze(1), True)
     agree = []
     for axis, index in enumerate(indices, start=1):
         size = logits.shape[axis]
