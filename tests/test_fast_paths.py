@@ -416,6 +416,36 @@ def test_maximum_pooling_with_keywords(settings):
     assert torch.equal(lrpfunc.vjp(fmodel, params, x, composites.epsilon())[1](y), pullback(y)[0])
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("settings", [{}, {"ceil_mode": True}, {"stride": 1, "padding": 1}, {"dilation": 2}])
+def test_maximum_pooling_under_vmap(settings, layout):
+    x = torch.randn(2, 3, 7, 8, dtype=torch.float64).contiguous(memory_format=layout)
+    fmodel, params = lrpfunc.trace(lambda params, x: F.max_pool2d(x, 2, **settings), {}, x)
+    trail = lrpfunc.record(fmodel, params, x, rules.gradient())
+    y, pullback = torch.func.vjp(lambda x: F.max_pool2d(x, 2, **settings), x)
+    shares = torch.randn(3, *y.shape, dtype=torch.float64)
+    found = trail.pull_each(shares)[0]
+    torch.testing.assert_close(found, x * torch.stack([pullback(one / y)[0] for one in shares]))
+
+
+def test_many_targets_have_weights_laid_out_once():
+    """Of convolutions whose images have channels last; each target has what it has by itself."""
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3, groups=2), nn.ReLU(), nn.Flatten()]
+    model = randomize(nn.Sequential(*layers, nn.Linear(8 * 9 * 9, 4)))
+    x = torch.randn(2, 3, 24, 24)
+    fmodel, params = lrpfunc.functionalize(model, x)
+    for explain in (lrpfunc.prepare(fmodel, params, composites.epsilon_plus()), None):
+        each = (
+            explain.each
+            if explain
+            else partial(lrpfunc.attribute_each, fmodel, params, rules=composites.epsilon_plus())
+        )
+        found = each(x=x, targets=range(4), chunk_size=2)
+        for label in range(4):
+            expected = lrpfunc.attribute(fmodel, params, x, composites.epsilon_plus(), label)
+            torch.testing.assert_close(found[label], expected, rtol=1e-4, atol=1e-6 * float(expected.abs().max()))
+
+
 @pytest.mark.parametrize("factor", ["alpha", "beta"])
 def test_a_layer_with_a_negative_factor_is_refused(factor):
     x, weight, bias = torch.randn(2, 4), torch.randn(4, 3), torch.randn(3)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from lrpfunc.attribution.compiling import Compiled
-from lrpfunc.attribution.plans import Plan, make_plan
+from lrpfunc.attribution.plans import Plan, laid_out, make_plan
 from lrpfunc.attribution.records import Trail, check_chunk_size, recorded
 from lrpfunc.attribution.targets import Target
 from lrpfunc.composites import Entries
@@ -229,4 +229,4 @@ def _vjp(plan: Plan, x, checkpoint: int | None) -> tuple[Any, Callable]:
 
 def _attribute_each(plan: Plan, x, targets: Sequence[Target] | Tensor, chunk_size: int | None):
     check_chunk_size(chunk_size)
-    return recorded(plan, x, None, None).pull_each(targets, chunk_size=chunk_size)[0]
+    return recorded(laid_out(plan), x, None, None).pull_each(targets, chunk_size=chunk_size)[0]

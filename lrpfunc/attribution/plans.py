@@ -5,11 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
+import torch
+
 from lrpfunc.attribution import keeping
 from lrpfunc.compat import outside_inference
 from lrpfunc.composites import Assignment, Entries, assign_everywhere, reached, refuse_fallbacks
 from lrpfunc.errors import RuleError, TraceError
-from lrpfunc.operations import Context, InputRange, Operation, bind, facts, input_ranges, nonnegative, row_of
+from lrpfunc.operations import (
+    CONVOLUTION,
+    Context,
+    InputRange,
+    Operation,
+    bind,
+    facts,
+    input_ranges,
+    kernels,
+    nonnegative,
+    row_of,
+)
 from lrpfunc.program import DEVICE, DTYPE, NAMESPACE, Equation, Program, Variable, fast_paths
 from lrpfunc.rules import COEFFICIENT, RECTIFIED_COEFFICIENT, Rule, declared
 from lrpfunc.rules.rule import RECTIFIED
@@ -184,6 +197,22 @@ def opened(plan: Plan, places: frozenset[str]) -> Plan:
     kept = _meeting_points(program, coefficients) | places
     lays_out = plan.lays_out and _lays_out(program, rules)
     return plan._replace(steps=tuple(steps), kept=kept, places=places, lays_out=lays_out)
+
+
+def laid_out(plan: Plan) -> Plan:
+    """The same plan with weights of convolutions in the layout of its images, for several batches of pullbacks: under
+    `vmap`, where no kernel of our own reads them, each batch would lay them out anew."""
+    if not plan.lays_out:
+        return plan
+    return plan._replace(steps=tuple(step._replace(operation=_in_layout(step.operation)) for step in plan.steps))
+
+
+def _in_layout(operation: Operation | None) -> Operation | None:
+    if operation is None or operation.kind != CONVOLUTION or not kernels.suit(operation.weight):
+        return operation
+    arguments = list(operation.arguments)
+    arguments[operation.weight_position] = operation.weight.contiguous(memory_format=torch.channels_last)
+    return operation.copy(arguments=arguments)
 
 
 def bound_operation(

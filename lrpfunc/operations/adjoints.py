@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lrpfunc import compat
 from lrpfunc.operations import kernels
 from lrpfunc.operations.row import Slot
 
@@ -248,5 +249,22 @@ def remember_max_pool2d(operation: Operation, x: Tensor) -> tuple[Tensor, Any] |
 
 def recall_max_pool2d(operation: Operation, memory, s: Tensor) -> Tensor:
     x, indices = memory
+    if compat.is_wrapped(s):
+        return _scattered(indices, s, x.shape[-2:])
     settings = (*operation.arguments[1:], *((), 0, 1, False)[len(operation.arguments) - 2 :])
     return aten.max_pool2d_with_indices_backward(s, x, *settings, indices)
+
+
+def _scattered(indices: Tensor, s: Tensor, size: torch.Size) -> Tensor:
+    """s at the pixels that were largest, in the layout of their indices: under `vmap` ATen's takes ten times as long,
+    and leaves channels first that were last in memory."""
+    is_last = indices.dim() == 4 and indices.is_contiguous(memory_format=torch.channels_last)
+    if is_last:
+        indices, s = indices.movedim(1, -1), s.movedim(1, -1)
+    axis = -2 if is_last else -1  # of pixels, once they stand in a row
+    places, shares = indices.flatten(axis - 1, axis), s.flatten(axis - 1, axis)
+    shape = [*shares.shape]
+    shape[axis] = size.numel()
+    nothing = torch.zeros_like(shares.narrow(axis, 0, 1)).expand(shape)
+    moved = nothing.scatter_add(axis, places, shares).unflatten(axis, size)
+    return moved.movedim(-1, 1) if is_last else moved
