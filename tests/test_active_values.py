@@ -306,6 +306,34 @@ def test_an_operator_of_torchvision_moves_by_plain_autograd(pool, fallbacks):
     torch.testing.assert_close(found, by_gradient(f, boxes, x)[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("pool", ["roi_align", "roi_pool"])
+@pytest.mark.parametrize("chunk_size", [None, 1, 2])
+def test_an_operator_of_torchvision_takes_several_targets_at_once(pool, chunk_size):
+    x, boxes = random(2, 3, 8, 8), torch.tensor([[0.0, 1, 1, 6, 6], [1.0, 0, 2, 5, 7]], dtype=DOUBLE)
+    fmodel, params = lrpfunc.trace(lambda p, x: getattr(torchvision.ops, pool)(x, p, 2).flatten(1), boxes, x)
+    found = lrpfunc.attribute_each(fmodel, params, x, rules.epsilon(), range(12), chunk_size=chunk_size)
+    expected = [lrpfunc.attribute(fmodel, params, x, rules.epsilon(), target=target) for target in range(12)]
+    assert torch.equal(found, torch.stack(expected))
+
+
+def test_an_operator_of_torchvision_maps_over_targets_in_targets():
+    x, boxes = random(1, 3, 8, 8), torch.tensor([[0.0, 1, 1, 6, 6]], dtype=DOUBLE)
+    fmodel, params = lrpfunc.trace(lambda p, x: torchvision.ops.roi_align(x, p, 2).flatten(1), boxes, x)
+    _, pullback = lrpfunc.vjp(fmodel, params, x, rules.epsilon())
+    seeds = random(2, 12, 3).movedim(1, 2)  # mapped along other axes than the first
+    found = torch.func.vmap(torch.func.vmap(pullback, in_dims=0), in_dims=1, out_dims=1)(seeds[:, :, None])
+    expected = torch.stack([torch.stack([pullback(seed[None]) for seed in row]) for row in seeds])
+    torch.testing.assert_close(found, expected)
+
+
+def test_an_operator_of_torchvision_has_no_second_derivative():
+    x, boxes = random(1, 3, 8, 8), torch.tensor([[0.0, 1, 1, 6, 6]], dtype=DOUBLE)
+    fmodel, params = lrpfunc.trace(lambda p, x: torchvision.ops.roi_align(x, p, 2).flatten(1), boxes, x)
+    _, pullback = lrpfunc.vjp(fmodel, params, x, rules.epsilon())
+    with pytest.raises(RuleError, match="torch has no derivative of it .* Give its layer a rule that needs none"):
+        torch.func.grad(lambda seed: pullback(seed).sum())(random(1, 12))
+
+
 def test_what_has_no_derivative_says_so():
     x = torch.rand(1, 4)
     fmodel, params = lrpfunc.trace(lambda p, x: torch.bincount(p, weights=x[0])[None] + x[:, :1], PLACES[0], x)

@@ -327,6 +327,14 @@ def test_given_proposals_a_second_stage_says_what_it_says_in_the_detector(explai
     close(one["logits"], output["logits"][1:])
 
 
+def test_several_candidates_of_a_second_stage_are_explained_at_once(explained):
+    _, _, x, (fmodel, params, *_) = explained("faster r-cnn")
+    wanted = [targets.candidate(1, index=0), targets.candidate(2, index=2)]
+    found = lrpfunc.attribute_each(fmodel, params, x, composites.epsilon_plus(), wanted)
+    expected = [lrpfunc.attribute(fmodel, params, x, composites.epsilon_plus(), one) for one in wanted]
+    close(found, torch.stack(expected))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
