@@ -330,7 +330,7 @@ def test_an_operator_of_torchvision_has_no_second_derivative():
     x, boxes = random(1, 3, 8, 8), torch.tensor([[0.0, 1, 1, 6, 6]], dtype=DOUBLE)
     fmodel, params = lrpfunc.trace(lambda p, x: torchvision.ops.roi_align(x, p, 2).flatten(1), boxes, x)
     _, pullback = lrpfunc.vjp(fmodel, params, x, rules.epsilon())
-    with pytest.raises(RuleError, match="torch has no derivative of it .* Give its layer a rule that needs none"):
+    with pytest.raises(RuleError, match=r"torch has no derivative of it .* Give its layer a rule that needs none"):
         torch.func.grad(lambda seed: pullback(seed).sum())(random(1, 12))
 
 

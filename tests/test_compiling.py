@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import lrpfunc
 from lrpfunc import composites, rules
@@ -64,6 +65,23 @@ def test_torch_compile_without_graph_breaks_gives_the_eager_result(network, entr
 def test_torch_compile_with_inductor_gives_the_eager_result():
     """It has a compiler of C++ at work, so it has as few kernels as can be."""
     assert_compiles("dense", composites.excitation_backprop())
+
+
+def test_torch_compile_with_inductor_knows_what_is_clamped_in_half_precision():
+    """Its kernels compare in single precision, in which 0.3 is another number."""
+    x = torch.tensor([[-5.0, 0.05, 0.25, 5.0]], dtype=torch.float16)
+
+    def f(p, x):
+        return torch.cat([F.hardtanh(x * p, -0.3, 0.3), F.hardtanh(x * p, 0.1, 0.7)], 1)
+
+    fmodel, params = lrpfunc.trace(f, x.new_ones(()), x.repeat(2, 1))
+    entries = composites.by_kind({"activation": rules.clamp()})
+
+    def explained(x):
+        return lrpfunc.attribute(fmodel, params, x, entries, torch.ones_like)
+
+    assert torch.equal(torch.compile(explained, fullgraph=True)(x), explained(x))
+    assert explained(x).tolist() == [[0.0, 1.0, 2.0, 0.0]]
 
 
 @pytest.mark.slow

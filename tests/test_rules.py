@@ -10,6 +10,7 @@ from torch import nn
 import lrpfunc
 from lrpfunc import Flow, composites, custom_vjp, rules
 from lrpfunc.errors import RuleError
+from lrpfunc.rules.flows import rectify
 
 X = torch.tensor([[1.0, 2.0]])
 W = torch.tensor([[1.0, 1.0], [2.0, -0.5]])
@@ -112,6 +113,29 @@ def test_what_a_clamp_cuts_off_keeps_its_share_in_either_form_of_flow(first):
         given = composites.first_match({scale: first}, composites.by_kind({"activation": rules.clamp(0.0)}))
         got = lrpfunc.attribute(fmodel, params, x, given, lambda y: y)
         torch.testing.assert_close(got, torch.tensor([shares], dtype=x.dtype), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("low", "high"), [(-0.3, 0.3), (0.1, 0.7), (-0.7, 1.3), (0.2, 6.0), (1e-6, 40.1)])
+def test_what_is_clamped_to_no_number_of_half_precision(dtype, low, high):
+    bounds = torch.tensor([low, high], dtype=dtype)
+    near = torch.cat([bounds, *(torch.nextafter(bounds, torch.full_like(bounds, end)) for end in (-100.0, 100.0))])
+    x = torch.cat([near, torch.tensor([-50.0, 0.25, 50.0], dtype=dtype)])[None]
+    fmodel, params = lrpfunc.trace(lambda p, x: F.hardtanh(x, low, high), {}, x.repeat(2, 1))
+    found = lrpfunc.attribute(fmodel, params, x, {"hardtanh": rules.clamp()}, lambda y: torch.ones_like(y))
+    assert torch.equal(found != 0, (x > bounds[0]) & (x < bounds[1]))
+
+
+def test_zero_is_not_negative_where_denormal_numbers_are_flushed():
+    """A flow at zero is a coefficient of it, whatever sign decides elsewhere."""
+    x = torch.tensor([0.0, -0.0, 1.0, -1.0] * 4)
+    expected = torch.tensor([1.0, 1.0, 1.0, 0.0] * 4)
+    try:
+        assert torch.set_flush_denormal(True)
+        for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+            assert torch.equal(rectify(torch.ones(16, dtype=dtype), x.to(dtype), keeps_zero=True), expected.to(dtype))
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def test_bends_of_each_channel():

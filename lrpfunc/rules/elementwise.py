@@ -14,6 +14,8 @@ from lrpfunc.rules.labels import call
 from lrpfunc.rules.rule import SAME, SHIFTED, Rule
 from lrpfunc.rules.stabilizers import StabilizerLike, as_stabilizer, number
 
+SINGLE = 4  # bytes
+
 
 def relu_deconvnet() -> Rule:
     """Keep what is positive on its way back, whatever the input was: R_x = R+.
@@ -155,5 +157,24 @@ def clamp(stabilizer: StabilizerLike = 1e-6) -> Rule:
 def _between(tensor: Tensor, y: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
     """`tensor` where low < y < high, else 0."""
     if isinstance(low, Tensor) or low > -math.inf:
-        tensor = rectify(tensor, y if isinstance(low, float) and low == 0 else y - low)
-    return rectify(tensor, high - y) if isinstance(high, Tensor) or high < math.inf else tensor
+        if margin := _margin(y.dtype, low):
+            tensor = torch.where(y.float() > low + margin, tensor, 0.0)
+        else:
+            tensor = rectify(tensor, y if isinstance(low, float) and low == 0 else y - low)
+    if isinstance(high, Tensor) or high < math.inf:
+        if margin := _margin(y.dtype, high):
+            return torch.where(y.float() < high - margin, tensor, 0.0)
+        return rectify(tensor, high - y)
+    return tensor
+
+
+def _margin(dtype: torch.dtype, bound: float | Tensor) -> float:
+    """How far from a bound what was clamped there may be, if half precision has no such number.
+
+    A kernel may compare in single precision what is rounded by then, or is not yet.
+    """
+    if isinstance(bound, Tensor) or dtype.itemsize >= SINGLE:
+        return 0.0
+    info = torch.finfo(dtype)
+    spacing = max(2.0 ** (math.frexp(bound)[1] - 1), info.smallest_normal) * info.eps
+    return spacing / 2 if bound % spacing else 0.0

@@ -134,6 +134,8 @@ def factors(flow: Flow, value: Tensor | None) -> tuple[Tensor, Tensor]:
 
 def rectify(tensor: Tensor, by: Tensor, keeps_zero: bool = False) -> Tensor:
     """`tensor` where `by` > 0, or >= 0, else 0; one pass, ten times as fast as torch.where on a CPU."""
-    info = torch.finfo(by.dtype)
-    threshold = -info.smallest_normal * info.eps if keeps_zero else 0  # next to zero
-    return torch.ops.aten.threshold_backward(tensor, by, threshold)
+    if not keeps_zero:
+        return torch.ops.aten.threshold_backward(tensor, by, 0)
+    info, wide = torch.finfo(by.dtype), torch.finfo(torch.promote_types(by.dtype, torch.float32))
+    next_to_zero = max(info.smallest_normal * info.eps, wide.smallest_normal)  # torch.set_flush_denormal spares the two
+    return torch.ops.aten.threshold_backward(tensor, by, -next_to_zero)
