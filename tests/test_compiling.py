@@ -67,6 +67,7 @@ def test_torch_compile_with_inductor_gives_the_eager_result():
     assert_compiles("dense", composites.excitation_backprop())
 
 
+@pytest.mark.slow
 def test_torch_compile_with_inductor_knows_what_is_clamped_in_half_precision():
     """Its kernels compare in single precision, in which 0.3 is another number."""
     x = torch.tensor([[-5.0, 0.05, 0.25, 5.0]], dtype=torch.float16)
