@@ -437,6 +437,47 @@ def test_a_number_that_makes_batches_of_what_there_is_more_of_must_be_asked_for(
         fmodel(params, x_of(2, 3, 8, 9))
 
 
+UNNOTICED = {
+    "a scale": (lambda self, x: F.scaled_dot_product_attention(x, x, x, scale=x.shape[1] ** -0.5), "(batch, 6, 4)"),
+    "a tensor": (lambda self, x: x * x.new_tensor(x.shape[1] / 3), "(batch, 6, 4)"),
+    "a tensor of several": (lambda self, x: x * x.new_tensor([x.shape[1] / 3, 1, 1, 1]), "(batch, 6, 4)"),
+    "a window": (lambda self, x: F.avg_pool1d(x.mT, x.shape[1] // 2), "(batch, 6, 4)"),
+    "the batch": (lambda self, x: x * x.new_tensor(x.shape[0] / 3), "(2, 6, 4)"),
+    "a ratio": (lambda self, x: x * x.new_tensor(x.shape[1] / x.shape[2]), "(batch, 6, 4)"),
+}
+
+
+@pytest.mark.parametrize("case", UNNOTICED)
+def test_batches_and_sequences_that_torch_takes_for_numbers_keep_their_size(case):
+    function, shape = UNNOTICED[case]
+    model = Plain(function)
+    fmodel, params = lrpfunc.functionalize(model, x_of(2, 6, 4))
+    assert shapes(fmodel) == shape
+    torch.testing.assert_close(fmodel(params, x_of(2, 6, 4)), model(x_of(2, 6, 4)))
+
+
+def test_a_ratio_of_sizes_that_torch_takes_for_a_number_keeps_them():
+    """Half of both, and twice both, have the same ratio."""
+    model = Plain(lambda self, x: x * x.new_tensor(x.shape[2] / x.shape[3]))
+    for size in ((8, 12), (12, 8), (32, 32)):
+        fmodel, _ = lrpfunc.functionalize(model, x_of(2, 3, *size))
+        assert shapes(fmodel) == f"(batch, 3, {size[0]}, {size[1]})"
+
+
+def test_a_sequence_of_the_greatest_length_stays_open():
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tokens, self.places = nn.Embedding(5, 4), nn.Embedding(6, 4)
+
+        def forward(self, ids):
+            return self.tokens(ids) + self.places(torch.arange(ids.shape[1]))
+
+    model, ids = Positions(), torch.arange(12).reshape(2, 6) % 5
+    fmodel, params = lrpfunc.functionalize(model, ids)
+    assert torch.equal(fmodel(params, ids[:, :3]), model(ids[:, :3]))
+
+
 def test_what_is_made_must_have_the_shape_that_was_traced():
     """Where torch was told a wrong shape, sizes that follow from it would be wrong as well."""
     fmodel, params = lrpfunc.functionalize(nn.Conv2d(3, 2, 3), x_of(1, 3, 8, 8))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -48,38 +48,54 @@ def _takes_one(front: nn.Module, exported, params, examples, same: Mapping[str, 
 
 
 def holds_elsewhere(front: nn.Module, exported, params, examples, sizes: Sizes, axes: Sequence[Axes]) -> bool:
-    """Whether a graph makes of inputs of another size along these axes what the function makes of them.
+    """Whether a graph makes of inputs of other sizes what the function makes of them.
 
-    torch notes what Python decides by a size; but a few functions take the example's size for a number, silently.
+    torch notes what Python decides by a size; but a few functions take the example's size for a number, silently. Along
+    these axes that must be seen not to be so. Batches and sequences, of which next to any number is taken, are only
+    closed where it is seen to be so.
     """
     shapes = shapes_of_inputs(exported, len(examples))
+    hints = hints_of(shapes)
     pairs = zip(shapes, axes, strict=True)
-    names = sorted({str(shape[axis]) for shape, along in pairs for axis in along} & hints_of(shapes).keys())
-    if not names or any(tensor.is_meta for tensor in (*params, *examples)):
+    needed = sorted({str(shape[axis]) for shape, along in pairs for axis in along} & hints.keys())
+    every = [name for name in hints if name not in sizes.same]
+    if not every or any(tensor.is_meta for tensor in (*params, *examples)):
         return True
-    may_shrink = all(x.is_floating_point() for x in examples)  # which indices may not
+    may_shrink = not needed or all(x.is_floating_point() for x in examples)  # which indices may not
     random = [_other(x, 1) if x.is_floating_point() else x for x in examples]
-    elsewhere = _elsewhere(sizes, hints_of(shapes), names, may_shrink)
+    elsewhere = [one for names in (every, needed) if names for one in _elsewhere(sizes, hints, names, may_shrink)]
     for changed, values in itertools.product(elsewhere, (random, examples)):
-        inputs = [_resized(x, shape, changed) for x, shape in zip(values, shapes, strict=True)]
+        along = {other: changed[one] for other, one in sizes.same.items() if one in changed}
+        inputs = [_resized(x, shape, changed | along) for x, shape in zip(values, shapes, strict=True)]
         try:
             return _made_alike(front, exported, params, inputs) is not None
         except Exception:  # no kernel is for this size, or the model for such numbers
             continue
-    return False
+    return not needed
 
 
 def _elsewhere(
     sizes: Sizes, hints: Mapping[str, int], names: Sequence[str], may_shrink: bool
 ) -> Iterator[dict[str, int]]:
-    """Other sizes for which a trace should hold: about half as large, or larger."""
+    """Other sizes for which a trace should hold: about half as large, or larger; first some of which no two change in
+    proportion."""
     steps = range(max(hints[name] for name in names) + 1)
-    smaller = ({name: max(hints[name] // 2, 1) + step for name in names} for step in steps)
-    larger = ({name: hints[name] + step for name in names} for step in steps)
-    multiples = ({name: hints[name] * factor for name in names} for factor in (2, 3, 4))
-    for candidates in (smaller if may_shrink else (), larger, multiples):
-        fitting = (one for one in candidates if all(one[name] != hints[name] for name in names))
-        yield from itertools.islice((one for one in fitting if sizes.hold({**hints, **one})), 1)
+    halves = {name: max(hints[name] // 2, 1) for name in names}
+    begins = (halves, hints) if may_shrink else (hints,)
+    for begin in begins if len(names) > 1 else ():
+        orders = itertools.product(steps, (names, names[::-1]))
+        apart = ({name: begin[name] + step * i for i, name in enumerate(order, 1)} for step, order in orders)
+        ratios = ((one, {one[name] / hints[name] for name in names}) for one in apart)
+        yield from _fitting(sizes, hints, (one for one, seen in ratios if len(seen) == len(names)))
+    for begin in begins:
+        yield from _fitting(sizes, hints, ({name: begin[name] + step for name in names} for step in steps))
+    yield from _fitting(sizes, hints, ({name: hints[name] * factor for name in names} for factor in (2, 3, 4)))
+
+
+def _fitting(sizes: Sizes, hints: Mapping[str, int], candidates: Iterable[dict[str, int]]) -> Iterator[dict[str, int]]:
+    """The first that a trace should hold for, and that differ from the example in every size."""
+    fitting = (one for one in candidates if all(n != hints[name] for name, n in one.items()))
+    return itertools.islice((one for one in fitting if sizes.hold({**hints, **one})), 1)
 
 
 def _made_alike(front: nn.Module, exported, params, inputs: Sequence[Tensor]) -> list[Tensor] | None:
