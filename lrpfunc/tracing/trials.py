@@ -14,6 +14,8 @@ from lrpfunc.program import sizes_in
 from lrpfunc.tracing.axes import Axes
 from lrpfunc.tracing.sizes import Sizes, hints_of, shapes_of_inputs
 
+FEW = 2  # samples, and tokens, by which something other than the example is told in little time
+
 
 def with_ones(front: nn.Module, exported, params, examples, sizes: Sizes) -> Sizes:
     """Sizes whose ranges go down to one if that is excluded without need.
@@ -63,7 +65,9 @@ def holds_elsewhere(front: nn.Module, exported, params, examples, sizes: Sizes, 
         return True
     may_shrink = not needed or all(x.is_floating_point() for x in examples)  # which indices may not
     random = [_other(x, 1) if x.is_floating_point() else x for x in examples]
-    elsewhere = [one for names in (every, needed) if names for one in _elsewhere(sizes, hints, names, may_shrink)]
+    least = {name: max(n // 2, 1) if name in needed else min(max(n // 2, 1), FEW) for name, n in hints.items()}
+    begins = (least, hints) if may_shrink else (hints,)
+    elsewhere = [one for names in (every, needed) if names for one in _elsewhere(sizes, hints, names, begins)]
     for changed, values in itertools.product(elsewhere, (random, examples)):
         along = {other: changed[one] for other, one in sizes.same.items() if one in changed}
         inputs = [_resized(x, shape, changed | along) for x, shape in zip(values, shapes, strict=True)]
@@ -75,13 +79,11 @@ def holds_elsewhere(front: nn.Module, exported, params, examples, sizes: Sizes, 
 
 
 def _elsewhere(
-    sizes: Sizes, hints: Mapping[str, int], names: Sequence[str], may_shrink: bool
+    sizes: Sizes, hints: Mapping[str, int], names: Sequence[str], begins: Sequence[Mapping[str, int]]
 ) -> Iterator[dict[str, int]]:
-    """Other sizes for which a trace should hold: about half as large, or larger; first some of which no two change in
-    proportion."""
+    """Other sizes for which a trace should hold, near where the search begins, or multiples; first some of which no two
+    change in proportion."""
     steps = range(max(hints[name] for name in names) + 1)
-    halves = {name: max(hints[name] // 2, 1) for name in names}
-    begins = (halves, hints) if may_shrink else (hints,)
     for begin in begins if len(names) > 1 else ():
         orders = itertools.product(steps, (names, names[::-1]))
         apart = ({name: begin[name] + step * i for i, name in enumerate(order, 1)} for step, order in orders)
