@@ -464,6 +464,28 @@ def test_a_ratio_of_sizes_that_torch_takes_for_a_number_keeps_them():
         assert shapes(fmodel) == f"(batch, 3, {size[0]}, {size[1]})"
 
 
+def test_trials_leave_what_is_written_to_and_random_numbers_alone():
+    class Written(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w, self.drop = nn.Parameter(torch.ones(3, 1, 1)), nn.Dropout()
+
+        def forward(self, x):
+            with torch.no_grad():
+                self.w.mul_(2)
+            return self.drop(x * self.w)
+
+    model, state = Written(), torch.get_rng_state()
+    for training in (False, True):
+        lrpfunc.functionalize(model.train(training), x_of(2, 3, 8, 8))
+        assert torch.equal(model.w, torch.ones(3, 1, 1))
+        assert torch.equal(torch.get_rng_state(), state)
+    params, x = torch.ones(3, 1, 1), x_of(2, 3, 8, 8)
+    lrpfunc.trace(lambda p, x: x.mul_(p.mul_(2)), params, x)
+    assert torch.equal(params, torch.ones(3, 1, 1))
+    assert torch.equal(x, x_of(2, 3, 8, 8))
+
+
 def test_a_sequence_of_the_greatest_length_stays_open():
     class Positions(nn.Module):
         def __init__(self):

@@ -176,6 +176,20 @@ def is_random(function) -> bool:
     return torch.Tag.nondeterministic_seeded in getattr(function, "tags", ())
 
 
+def draws(node) -> bool:
+    """Whether a node draws random numbers, which most that can do so do in training alone."""
+    if not is_random(node.target):
+        return False
+    names, values, _ = normalize(node)
+    switches = [value for name, value in zip(names, values, strict=True) if name in ("train", "training", "dropout_p")]
+    return any(switches) or not switches
+
+
+def writes(node) -> bool:
+    """Whether a node writes to what it is given."""
+    return isinstance(node.target, Operator) and schema_of(node.target).is_mutable
+
+
 def unsupported_message(name: str, source: str) -> str:
     """Why a model with a higher-order operator is refused, and the way out."""
     ways = {

@@ -12,6 +12,7 @@ from torch.export.graph_signature import InputKind
 from lrpfunc.compat import quiet
 from lrpfunc.program import sizes_in
 from lrpfunc.tracing.axes import Axes
+from lrpfunc.tracing.graphs import draws, writes
 from lrpfunc.tracing.sizes import Sizes, hints_of, shapes_of_inputs
 
 FEW = 2  # samples, and tokens, by which something other than the example is told in little time
@@ -23,7 +24,7 @@ def with_ones(front: nn.Module, exported, params, examples, sizes: Sizes) -> Siz
     Models ask whether a size is one to save work (a mask for one token, a repeat for one sample), and what they do for
     more is right for one as well. Whether it is, is seen by doing both, on two inputs that give different outputs.
     """
-    if any(tensor.is_meta for tensor in (*params, *examples)):
+    if any(x.is_meta for x in (*params, *examples)) or any(map(draws, exported.graph.nodes)):
         return sizes
     conditioned = {name for condition in sizes.conditions for name in sizes_in(condition)}
     ranges = dict(sizes.ranges)
@@ -63,6 +64,8 @@ def holds_elsewhere(front: nn.Module, exported, params, examples, sizes: Sizes, 
     every = [name for name in hints if name not in sizes.same]
     if not every or any(tensor.is_meta for tensor in (*params, *examples)):
         return True
+    if any(map(draws, exported.graph.nodes)):
+        return not needed
     may_shrink = not needed or all(x.is_floating_point() for x in examples)  # which indices may not
     random = [_other(x, 1) if x.is_floating_point() else x for x in examples]
     least = {name: max(n // 2, 1) if name in needed else min(max(n // 2, 1), FEW) for name, n in hints.items()}
@@ -102,14 +105,22 @@ def _fitting(sizes: Sizes, hints: Mapping[str, int], candidates: Iterable[dict[s
 
 def _made_alike(front: nn.Module, exported, params, inputs: Sequence[Tensor]) -> list[Tensor] | None:
     """The tensors that a function makes of inputs, None if the graph makes others; errors are those of either."""
+    is_written = any(map(writes, exported.graph.nodes))
+
+    def own(x: Tensor) -> Tensor:
+        return x.clone() if is_written else x
+
     # Zeros, as some models begin with, would hide what they are multiplied by.
-    changed = {name: _other(p, 2) for name, p in front.named_parameters() if _is_zero(p)}
-    state = changed | {name: buffer.clone() for name, buffer in front.named_buffers()}  # which forward might write to
+    known = dict(front.named_parameters())
+    changed = {name: _other(p, 2) if _is_zero(p) else p for name, p in known.items() if is_written or _is_zero(p)}
     given = [_other(p, 3) if _is_zero(p) else p for p in params]
+    buffers = dict(front.named_buffers())
     with torch.no_grad(), quiet():
-        made = torch.func.functional_call(front, state, (*given, *(x.clone() for x in inputs)))  # which it may write to
-        expected = [leaf for leaf in made if isinstance(leaf, Tensor)]
-        found = [leaf for leaf in _evaluated(exported, changed, given, inputs) if isinstance(leaf, Tensor)]
+        state = {name: own(p) for name, p in changed.items()} | {name: b.clone() for name, b in buffers.items()}
+        made = torch.func.functional_call(front, state, tuple(map(own, (*given, *inputs))))
+        state = {name: own(p) for name, p in changed.items()}
+        evaluated = _evaluated(exported, state, [*map(own, given)], [*map(own, inputs)])
+        expected, found = ([leaf for leaf in leaves if isinstance(leaf, Tensor)] for leaves in (made, evaluated))
     return expected if len(found) == len(expected) and all(map(_agrees, found, expected)) else None
 
 
