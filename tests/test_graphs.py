@@ -276,6 +276,18 @@ def test_every_mask_has_a_closed_form(mask):
     assert_alike(*graphs)
 
 
+def test_a_batch_of_none_has_empty_edges_and_inputs_that_autograd_watches_those_of_others():
+    x = torch.linspace(-1, 1, 24, dtype=torch.float64).reshape(2, 4, 3)
+    fmodel, params = lrpfunc.trace(plain, torch.eye(3, dtype=torch.float64), x)
+    find = functools.partial(circuits.graph, fmodel, params, target=1, layers=["x", "add"])
+    for options in ({}, {"keep": 2}, {"split": True}):
+        found = find(x[:0], **options)
+        assert [pair.edges.shape for pair in found.pairs] == [(0, 4, 4), (0, 1, 4)]
+        assert found.pairs[0].why == "there are no tokens"
+        assert found.inputs.shape == (0, 4, 3)
+    assert_alike(find(x.clone().requires_grad_()), find(x))
+
+
 def test_tokens_that_are_mixed_in_another_order_are_no_closed_form():
     """Keys of the next token: what is a weight's own is not a token's."""
     f = lambda p, x: (x + attention(x, x.roll(1, 1), x.roll(1, 1)) @ p)[:, -1] @ p  # noqa: E731

@@ -486,6 +486,24 @@ def test_trials_leave_what_is_written_to_and_random_numbers_alone():
     assert torch.equal(x, x_of(2, 3, 8, 8))
 
 
+def test_sizes_that_a_model_returns_are_those_of_the_call():
+    model = Plain(lambda self, x: (x * 2, x.shape[0], {"height": x.shape[2]}))
+    fmodel, params = lrpfunc.functionalize(model, x_of(1, 3, 8, 8))
+    assert shapes(fmodel) == SPACE
+    assert fmodel(params, x_of(4, 3, 5, 6))[1:] == (4, {"height": 5})
+
+
+@pytest.mark.parametrize(("size", "expected"), [
+    ((0, 4), "(batch, 4)"), ((0, 3, 8, 8), "(batch, 3, 8, 8)"), ((2, 0, 4), "(batch, 0, 4)"),
+])  # fmt: skip
+def test_an_empty_example_tells_of_no_other_sizes(size, expected):
+    """What is made of it is empty, whatever the model does."""
+    model = Plain(lambda self, x: x * 2)
+    fmodel, params = lrpfunc.functionalize(model, torch.ones(size))
+    assert shapes(fmodel) == expected
+    assert torch.equal(fmodel(params, torch.ones(3, *size[1:])), torch.full((3, *size[1:]), 2.0))
+
+
 def test_a_sequence_of_the_greatest_length_stays_open():
     class Positions(nn.Module):
         def __init__(self):

@@ -50,6 +50,8 @@ def in_closed_form(
     way: Stretches, stretch: Stretch, mixers: Sequence[Mixer], pulled: Pulled
 ) -> Iterator[tuple[Rows, ...]]:
     """Rows of edges, as `edges.by_pullbacks` gives them, and by heads. Errors: `NotClosed`, also after the last."""
+    if not pulled.flow.tensor.numel():
+        raise NotClosed("there are no tokens")
     readers, by_columns = _readers(way, stretch, mixers, pulled)
     own = {lower: of_tokens(pulled.arrived[lower], way.value(lower)) for lower in pulled.lower}
     own = {lower: total - by_columns[lower] if by_columns else total for lower, total in own.items()}
@@ -190,7 +192,7 @@ def _shares(
             continue
         moved = mixer.by_tokens(name, _tensor(sent[name]), batch)
         expected = gathered(terms[name].weights.mT @ terms[name].vectors, moved.shape[1])
-        share = float((moved * expected).sum() / (expected * expected).sum().clamp(min=1e-300))
+        share = ((moved * expected).sum() / (expected * expected).sum().clamp(min=1e-300)).item()
         if not (moved - share * expected).abs().max() <= TOLERANCES.get(output.dtype, TOLERANCE) * moved.abs().max():
             raise NotClosed(f"the rule of '{mixer.step.equation.name}' is no multiple of the vector-Jacobian product")
         shares[name] = share

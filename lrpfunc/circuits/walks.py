@@ -134,7 +134,8 @@ class _Walk:
         stretch = way.stretch()
         stretch.record(entering)
         batch = len(way.value(next(iter(self.names))))
-        total = [relevance(flow, stretch.value(name)).reshape(batch, -1).sum(1) for name, flow in entering.items()]
+        found = [relevance(flow, stretch.value(name)) for name, flow in entering.items()]
+        total = [one.reshape(batch, one.numel() // max(batch, 1)).sum(1) for one in found]
         self.nodes[TARGET] = torch.stack(total).sum(0)[:, None]
         arrived, _ = stretch.pull(entering)
         way.add(self.flows, arrived)

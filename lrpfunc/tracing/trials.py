@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -61,7 +62,7 @@ def holds_elsewhere(front: nn.Module, exported, params, examples, sizes: Sizes, 
     hints = hints_of(shapes)
     pairs = zip(shapes, axes, strict=True)
     needed = sorted({str(shape[axis]) for shape, along in pairs for axis in along} & hints.keys())
-    every = [name for name in hints if name not in sizes.same]
+    every = [name for name, n in hints.items() if n and name not in sizes.same]
     if not every or any(tensor.is_meta for tensor in (*params, *examples)):
         return True
     if any(map(draws, exported.graph.nodes)):
@@ -75,9 +76,11 @@ def holds_elsewhere(front: nn.Module, exported, params, examples, sizes: Sizes, 
         along = {other: changed[one] for other, one in sizes.same.items() if one in changed}
         inputs = [_resized(x, shape, changed | along) for x, shape in zip(values, shapes, strict=True)]
         try:
-            return _made_alike(front, exported, params, inputs) is not None
+            made = _made_alike(front, exported, params, inputs)
         except Exception:  # no kernel is for this size, or the model for such numbers
             continue
+        if made is None or any(tensor.numel() for tensor in made):
+            return made is not None
     return not needed
 
 
@@ -105,7 +108,7 @@ def _fitting(sizes: Sizes, hints: Mapping[str, int], candidates: Iterable[dict[s
 
 def _made_alike(front: nn.Module, exported, params, inputs: Sequence[Tensor]) -> list[Tensor] | None:
     """The tensors that a function makes of inputs, None if the graph makes others; errors are those of either."""
-    is_written = any(map(writes, exported.graph.nodes))
+    front, is_written = _apart(front), any(map(writes, exported.graph.nodes))
 
     def own(x: Tensor) -> Tensor:
         return x.clone() if is_written else x
@@ -122,6 +125,13 @@ def _made_alike(front: nn.Module, exported, params, inputs: Sequence[Tensor]) ->
         evaluated = _evaluated(exported, state, [*map(own, given)], [*map(own, inputs)])
         expected, found = ([leaf for leaf in leaves if isinstance(leaf, Tensor)] for leaves in (made, evaluated))
     return expected if len(found) == len(expected) and all(map(_agrees, found, expected)) else None
+
+
+def _apart(front: nn.Module) -> nn.Module:
+    """The same with a function that notes for itself what it gave: the export's notes are those of open sizes."""
+    front = copy.copy(front)
+    front.function = copy.copy(front.function)
+    return front
 
 
 def _other(x: Tensor, seed: int) -> Tensor:
