@@ -258,7 +258,8 @@ def recall_max_pool2d(operation: Operation, memory, s: Tensor) -> Tensor:
 def _scattered(indices: Tensor, s: Tensor, size: torch.Size) -> Tensor:
     """s at the pixels that were largest, in the layout of their indices: under `vmap` ATen's takes ten times as long,
     and leaves channels first that were last in memory."""
-    is_last = indices.dim() == 4 and indices.is_contiguous(memory_format=torch.channels_last)
+    is_laid_out = indices.dim() == 4 and not compat.is_wrapped(indices)  # of what is mapped itself nobody knows
+    is_last = is_laid_out and indices.is_contiguous(memory_format=torch.channels_last)
     if is_last:
         indices, s = indices.movedim(1, -1), s.movedim(1, -1)
     axis = -2 if is_last else -1  # of pixels, once they stand in a row
