@@ -249,7 +249,7 @@ def remember_max_pool2d(operation: Operation, x: Tensor) -> tuple[Tensor, Any] |
 
 def recall_max_pool2d(operation: Operation, memory, s: Tensor) -> Tensor:
     x, indices = memory
-    if compat.is_wrapped(s):
+    if not torch.compiler.is_compiling() and compat.is_wrapped(s):  # which dynamo cannot ask
         return _scattered(indices, s, x.shape[-2:])
     settings = (*operation.arguments[1:], *((), 0, 1, False)[len(operation.arguments) - 2 :])
     return aten.max_pool2d_with_indices_backward(s, x, *settings, indices)
