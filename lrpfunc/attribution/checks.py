@@ -82,7 +82,7 @@ def checked_pair(result) -> tuple:
 def check_outputs(equation: Equation, outputs: Sequence) -> None:
     """Refuse outputs of another shape than the equation's. Errors: `RuleError`."""
     for variable, output in zip(equation.outputs, outputs, strict=True):
-        shape = output.shape if isinstance(output, Tensor) else ()
+        shape: Sequence[int] = output.shape if isinstance(output, Tensor) else ()
         is_right = len(shape) == len(variable.shape)
         for traced, size in zip(variable.shape, shape, strict=False):  # a loop: a generator takes twice as long
             if traced != size and isinstance(traced, int):
