@@ -12,6 +12,8 @@ BREAK = "⏎"  # the sign for a line break
 EMPTY = "∅"  # and for a token of no letters
 SPECIAL = re.compile(r"<[^<>\s]+>|\[\w+\]")  # <s>, <|endoftext|>, [CLS]
 CONTINUED = re.compile(r"##[^#]")  # of a WordPiece; others have "##" for headings
+# What ends a sentence, with the quotes and brackets that close behind it.
+STOP = re.compile(r"[.!?…]+[\"'”’»)\]]*(?=\s|⏎|$)|[。！？｡]+[」』”’）]*|[⏎\n]+|[؟۔।]+")  # noqa: RUF001
 JOINERS = "\u200c\u200d"  # parts of words in Persian, Hindi and others, and harmless
 
 
@@ -39,6 +41,43 @@ def words(tokens: Sequence[str]) -> list[str]:
     if not has_bytes and (any(map(CONTINUED.match, plain)) or "[CLS]" in pieces):
         return [_word_piece(piece, first=i == 0) for i, piece in enumerate(pieces)]
     return [_byte_piece(piece) for piece in pieces]
+
+
+def sentences(words: Sequence[str]) -> dict[str, range]:
+    """The sentences of a text as spans of its words, by what they say: {"The key is red.": range(0, 5), ...}.
+
+    A sentence ends with a line break, a full stop as in Chinese, or one with a space behind it, also where the stop is
+    that of an abbreviation. A word belongs to where its first letter is. What says the same again has its number behind
+    it.
+
+    Args:
+        words: the words of all tokens, as `text.words` gives them: joined, they are the text.
+    Errors: `InputError` for what is no sequence of strings.
+
+    >>> from lrpfunc import text
+    >>> text.sentences(["The", " key", ".", " It", " is", " 1", ".", "5", " cm", "."])
+    {'The key.': range(0, 3), 'It is 1.5 cm.': range(3, 10)}
+    """
+    pieces = check_tokens(words)
+    whole = "".join(pieces)
+    ends = [found.end() for found in STOP.finditer(whole)]
+    found: dict[str, range] = {}
+    start = at = 0
+    for number, piece in enumerate(pieces):
+        letter = at + len(piece) - len(piece.lstrip())
+        if ends and letter >= ends[0] and piece.strip():
+            _add(found, pieces, start, number)
+            start, ends = number, [end for end in ends if end > letter]
+        at += len(piece)
+    _add(found, pieces, start, len(pieces))
+    return found
+
+
+def _add(found: dict[str, range], pieces: Sequence[str], start: int, stop: int) -> None:
+    said = "".join(pieces[start:stop]).strip().rstrip(BREAK)
+    if stop > start:
+        count = sum(name == said or name.startswith(f"{said} (") for name in found)
+        found[f"{said} ({count + 1})" if said in found else said] = range(start, stop)
 
 
 def check_tokens(tokens: Sequence[str]) -> list[str]:
