@@ -10,6 +10,7 @@ import numpy as np
 
 from lrpfunc.errors import InputError
 from lrpfunc.heatmaps import COLORS, PLAIN, colormap, new_figure, tail
+from lrpfunc.text.fonts import families, note
 from lrpfunc.text.rows import Mask, Relevance, Scale, as_array, check_scale, end_of
 from lrpfunc.text.tokens import check_tokens, visible
 
@@ -67,10 +68,9 @@ def layers(
     axis = figure.subplots()
     drawn = _draw(axis, np.concatenate([band.values for band in bands]), colors, limit)
     _name(axis, words, names, across, up)
+    _write(axis, figure, title)
     _separate(axis, bands)
     _add_bar(figure, axis, drawn, UNITS[scale], max(1.6, up))
-    if title:
-        figure.suptitle(title, fontsize=12, fontweight="bold", **PLAIN)
     return figure
 
 
@@ -110,6 +110,8 @@ def _kept(mask: Mask, length: int) -> np.ndarray:
 
 
 def _bands(relevances: Mapping[str, Relevance], length: int, kept: np.ndarray, scale: Scale) -> list[_Band]:
+    if not isinstance(relevances, Mapping):
+        raise InputError(f"relevances are {{layer: relevance}}, but got {type(relevances).__name__}.")
     bands = [_band(name, relevance, length, kept) for name, relevance in relevances.items()]
     if not bands:
         raise InputError("a figure of layers needs one layer at least, but relevances is empty.")
@@ -147,6 +149,18 @@ def _name(axis: Any, words: list[str], names: list[str], across: float, up: floa
     axis.tick_params(length=0)
     for spine in axis.spines.values():
         spine.set(color="0.75", linewidth=0.8)
+
+
+def _write(axis: Any, figure: Figure | SubFigure, title: str) -> None:
+    """Add the title, and have all words drawn by fonts that have their letters, with a note where none has."""
+    labels = [*axis.get_xticklabels(), *axis.get_yticklabels()]
+    if title:
+        labels.append(figure.suptitle(title, fontsize=12, fontweight="bold", **PLAIN))
+    fonts, lacking = families([label.get_text() for label in labels])
+    for label in labels:
+        label.set_fontfamily(fonts)
+    if lacking:
+        axis.set_xlabel(note(lacking), fontsize=8, color="0.4", wrap=True)
 
 
 def _head(word: str, length: int = 18) -> str:
