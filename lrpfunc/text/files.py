@@ -65,10 +65,13 @@ def save(
         lines = table(rows(tokens, relevance, mask, titles, limit, scale))
         path.write_text(f"{visible(title)}\n\n{lines}\n" if title else f"{lines}\n", encoding="utf-8")
     else:
-        lines = LINES if ending == ".pdf" else None
-        first, *others = pages(tokens, relevance, mask, titles, title, colors, limit, scale, lines=lines)
+        each = LINES if ending == ".pdf" else None
+        first, *others = pages(tokens, relevance, mask, titles, title, colors, limit, scale, lines=each)
         _check_height(first.height, path)
-        first.save(path, **({"save_all": True, "append_images": others} if others else {}))
+        if others:
+            first.save(path, save_all=True, append_images=others)
+        else:
+            first.save(path)
     return path
 
 

@@ -129,7 +129,7 @@ def _positions(spans: Spans, start: int, end: int) -> list[list[int]]:
 register_pytree(
     Generation,
     lambda generation: ([generation.matrix, generation.logits], generation.prompt_length),
-    lambda tensors, prompt_length: Generation(*tensors, prompt_length),
+    lambda tensors, prompt_length: Generation(tensors[0], tensors[1], prompt_length),
 )
 
 

@@ -182,7 +182,8 @@ def _boxes(shown: Sequence[Row], title: str, colors: str | Colormap, measures: _
 
 def _lines(row: Row, colors: str | Colormap, y: int, measures: _Measures) -> Iterator[_Box]:
     """The words of a row in lines, from the right if that is where its script begins."""
-    x, line, from_right = measures.margin, [], _direction("".join(row.words)) == RIGHT
+    x, from_right = measures.margin, _direction("".join(row.words)) == RIGHT
+    line: list[_Box] = []
     for word, paint in zip(row.words, paints(row.values / row.limit, colors), strict=True):
         for part in _parts(word, measures):
             length = measures.length(part)
