@@ -18,6 +18,7 @@ from lrpfunc.pictures.explainers import device_named
 from lrpfunc.pictures.languages import AUTO, LanguageModel
 from lrpfunc.pictures.outfiles import check_outfile, outfile
 from lrpfunc.pictures.tables import print_table
+from lrpfunc.text.tokens import heading
 from lrpfunc.tracing import functionalize
 
 if TYPE_CHECKING:
@@ -165,6 +166,6 @@ def _print_answer(found: Explained, console: Console) -> None:
 
 
 def _shown(word: str) -> str:
-    """A word with its spaces, not too long."""
-    shown = word if len(word) <= SHOWN else f"{word[: SHOWN - 1]}…"
-    return shown.strip() or repr(shown)
+    """A word by itself, not too long."""
+    shown = heading(word)
+    return shown if len(shown) <= SHOWN else f"{shown[: SHOWN - 1]}…"

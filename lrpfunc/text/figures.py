@@ -12,7 +12,7 @@ from lrpfunc.errors import InputError
 from lrpfunc.heatmaps import COLORS, PLAIN, colormap, new_figure, tail
 from lrpfunc.text.fonts import families, note
 from lrpfunc.text.rows import Mask, Relevance, Scale, as_array, check_scale, end_of
-from lrpfunc.text.tokens import check_tokens, visible
+from lrpfunc.text.tokens import check_tokens, heading, visible
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 CELL, LABEL = 0.24, 0.17  # inches: a row or column, and what a name needs of it
 BAR = 0.16  # inches across
 LARGEST = (16.0, 11.0)  # inches across and up, for the cells
-SPACE = "␣"  # the name of a token of spaces
 UNITS = {"all": "relevance", "each": "relevance / largest magnitude of its layer"}
 
 
@@ -61,7 +60,7 @@ def layers(
     pieces = check_tokens(tokens)
     kept = _kept(mask, len(pieces))
     bands = _bands(relevances, len(pieces), kept, scale)
-    words = [visible(piece).strip() or SPACE for piece, keep in zip(pieces, kept, strict=True) if keep]
+    words = [heading(piece) for piece, keep in zip(pieces, kept, strict=True) if keep]
     names = [name for band in bands for name in band.names]
     across, up = min(CELL * len(words), LARGEST[0]), min(CELL * len(names), LARGEST[1])
     figure = _new_figure(words, names, across, up) if figure is None else figure

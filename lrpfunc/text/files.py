@@ -16,6 +16,7 @@ from lrpfunc.text.tokens import visible
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap
+    from PIL.Image import Image
 
 FORMATS = ("html", "txt", "png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "pdf")
 HIGHEST = {".webp": 16383, ".jpg": 65500, ".jpeg": 65500, ".gif": 65535}  # pixels
@@ -66,13 +67,17 @@ def save(
         path.write_text(f"{visible(title)}\n\n{lines}\n" if title else f"{lines}\n", encoding="utf-8")
     else:
         each = LINES if ending == ".pdf" else None
-        first, *others = pages(tokens, relevance, mask, titles, title, colors, limit, scale, lines=each)
-        _check_height(first.height, path)
-        if others:
-            first.save(path, save_all=True, append_images=others)
-        else:
-            first.save(path)
+        _save(pages(tokens, relevance, mask, titles, title, colors, limit, scale, lines=each), path)
     return path
+
+
+def _save(pictures: Sequence[Image], path: Path) -> None:
+    first, *others = pictures
+    _check_height(first.height, path)
+    if others:
+        first.save(path, save_all=True, append_images=others)
+    else:
+        first.save(path)
 
 
 def _check_height(height: int, path: Path) -> None:

@@ -22,7 +22,7 @@ from lrpfunc.program import NAMESPACE, Equation, Program, Variable
 from lrpfunc.rules import Flow
 from lrpfunc.text.rows import short
 from lrpfunc.text.targets import field_of_logits, filled, logits_of
-from lrpfunc.text.tokens import check_tokens, visible
+from lrpfunc.text.tokens import check_tokens, heading
 
 ATTN_LRP = attn_lrp()
 Spans = Mapping[str, Iterable[int] | slice]
@@ -107,9 +107,7 @@ class Generation:
         return {
             "tokens": [pieces[:end] for end in ends],
             "relevance": [row[:end] for row, end in zip(self.matrix[sample], ends, strict=True)],
-            "titles": [
-                f"{visible(pieces[end].strip())} {short(logit)}" for end, logit in zip(ends, logits, strict=True)
-            ],
+            "titles": [f"{heading(pieces[end])} {short(logit)}" for end, logit in zip(ends, logits, strict=True)],
         }
 
 
@@ -150,21 +148,20 @@ def generation(
 ) -> Generation:
     """Why a model wrote each token of an answer: the relevance of every token before it, from one forward pass.
 
-    Of the token at position p it is that of its logit at position p - 1: a row is the relevance that `attribute` gives
-    with the target `text.token(ids[:, p], p - 1)`, summed over the width. What makes logits of single tokens is pulled
-    back once for all; the rest for some tokens at a time, in memory linear in them.
+    A row, of the token at position p, is what `attribute` gives with the target `text.token(ids[:, p], p - 1)`, summed
+    over the width. What makes logits of single tokens is pulled back once for all; the rest for some at a time.
 
     Args:
         fmodel: a program of a causal language model with logits (batch, length, vocabulary).
         params: its parameters.
-        ids: the tokens of prompt and answer, (batch, length). Prompts of several lengths are padded on the left.
+        ids: the tokens of prompt and answer, (batch, length). Shorter prompts are padded on the left.
         prompt_length: how many of them are the prompt; the others are explained.
         rules: as `attribute` takes them.
         x: the inputs, as `attribute` takes them, if they are not the ids alone: embeddings (batch, length, width), or
             a dict with a mask. The relevance of several that count tokens is summed.
         other: a token, or one for each of the answer (batch, answer): what speaks for the answer's and not for it.
         chunk_size: how many tokens of the answer to pull back at once, to save memory.
-        checkpoint: as `attribute` takes it: segments, for less memory.
+        checkpoint: as `attribute` takes it.
         progress: is told how many tokens of the answer are done, and of how many.
 
     Errors: those of `attribute`; `TargetError` for a prompt that leaves no answer and tokens outside the vocabulary;
@@ -172,11 +169,9 @@ def generation(
 
     >>> import lrpfunc, torch
     >>> from lrpfunc import text
-    >>> embedding, head = torch.eye(3), torch.tensor([[0.0, 1.0, 0.0], [2.0, 0.0, 0.0], [0.0, 0.0, 3.0]])
+    >>> head, ids = torch.tensor([[0.0, 1.0, 0.0], [2.0, 0.0, 0.0], [0.0, 0.0, 3.0]]), torch.tensor([[0, 2, 1, 2]])
     >>> f = lambda p, ids: torch.nn.functional.embedding(ids, p[0]).cumsum(1) @ p[1]
-    >>> ids = torch.tensor([[0, 2, 1, 2]])
-    >>> found = text.generation(*lrpfunc.trace(f, [embedding, head], ids), ids, prompt_length=2)
-    >>> found.matrix
+    >>> text.generation(*lrpfunc.trace(f, [torch.eye(3), head], ids), ids, prompt_length=2).matrix
     tensor([[[1., 0., 0., 0.],
              [0., 3., 0., 0.]]])
     """
@@ -184,21 +179,14 @@ def generation(
     answer = _checked(ids, prompt_length)
     place = _place(fmodel)
     plan = opened(make_plan(fmodel, params, rules, False, None), frozenset({place}))
-    inputs = _inputs(fmodel, ids, x)
-    passed = forward(plan, inputs, {place: place}, checkpoint, is_final=False)
+    passed = forward(plan, _inputs(fmodel, ids, x), {place: place}, checkpoint, is_final=False)
     seed, explained = _seeds(passed.output, answer, prompt_length, other)
-    entering = flows_entering(passed, lambda output: filled(output, logits_of(output), seed))
-    flow = entering[place] if place in entering else backward(passed, entering, {})[1][place]
-    if flow is None:  # nothing of what the logits are made of depends on the inputs
-        raise InputError("the logits do not depend on the tokens: there is nothing to explain.")
-    rows, total = [], answer.shape[1]
-    for start in range(0, total, chunk_size):
-        numbers = range(start, min(start + chunk_size, total))
-        rows.append(_pulled(passed, place, flow, [prompt_length + number - 1 for number in numbers], ids.shape))
+    rows, flow = [], _arrived(passed, place, seed)
+    for positions in torch.arange(prompt_length - 1, ids.shape[1] - 1).split(chunk_size):
+        rows.append(_pulled(passed, place, flow, positions.tolist(), ids.shape))
         if progress is not None:
-            progress(numbers.stop, total)
-    matrix = _checked_matrix(torch.cat(rows, 1), prompt_length, passed.values[place].dtype)
-    return Generation(matrix, explained, prompt_length)
+            progress(int(positions[-1]) + 2 - prompt_length, answer.shape[1])
+    return Generation(_checked_matrix(torch.cat(rows, 1), prompt_length, flow.tensor.dtype), explained, prompt_length)
 
 
 def _checked(ids: Tensor, prompt_length: int) -> Tensor:
@@ -289,6 +277,15 @@ def _is_by_token(known: Facts, maker: Equation) -> bool:
     if kind == DENSE:
         return maker.arguments[0] is below
     return kind in (AFFINE, ACTIVATION, ELEMENTWISE) or (row_of(maker).keeps_values and below.shape == made.shape)
+
+
+def _arrived(passed: Passed, place: str, seed: Tensor) -> Flow:
+    """What arrives at a variable of what enters at all logits. Errors: `InputError` if that is nothing."""
+    entering = flows_entering(passed, lambda output: filled(output, logits_of(output), seed))
+    flow = entering[place] if place in entering else backward(passed, entering, {})[1][place]
+    if flow is None:
+        raise InputError("the logits do not depend on the tokens, or only by constants: there is nothing to explain.")
+    return flow
 
 
 def _pulled(passed: Passed, place: str, flow: Flow, positions: Sequence[int], shape: tuple[int, ...]) -> Tensor:

@@ -11,6 +11,7 @@ from lrpfunc.errors import InputError
 
 BREAK = "⏎"  # the sign for a line break
 EMPTY = "∅"  # and for a token of no letters
+SPACE = "␣"  # a token of spaces
 SPECIAL = re.compile(r"<[^<>\s]+>|\[\w+\]")  # <s>, <|endoftext|>, [CLS]
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # SentencePiece's name of a byte that is no piece
 CONTINUED = re.compile(r"##[^#]")  # of a WordPiece; others have "##" for headings
@@ -167,6 +168,11 @@ def visible(token: str) -> str:
     """
     shown = "".join(map(_visible, token.replace("\r\n", "\n")))
     return shown if shown.strip(UNSEEN) else EMPTY
+
+
+def heading(token: str) -> str:
+    """A token by itself: without the space before it, or as "␣" if it is nothing else."""
+    return visible(token.strip() or SPACE * bool(token))
 
 
 def _visible(letter: str) -> str:
