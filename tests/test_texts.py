@@ -377,6 +377,13 @@ def test_a_tokenizer_of_another_model_is_refused(folder, tmp_path):
     assert re.search(r"gives the token \d+, but the model has \d+: they do not belong together\.$", line)
 
 
+def test_tokens_that_the_tokenizer_does_not_have_go_by_their_numbers(tmp_path):
+    tokenizer = trained_tokenizer()
+    folder = saved(tmp_path / "tiny", tokenizer, family="llama")
+    read = languages.load(str(folder))
+    assert read.words([len(tokenizer), tokenizer.convert_tokens_to_ids("k")]) == [f"<{len(tokenizer)}>", "k"]
+
+
 def test_a_model_that_reads_what_follows_is_refused(tmp_path):
     tokenizer = trained_tokenizer()
     folder = tmp_path / "bert"

@@ -62,8 +62,9 @@ class LanguageModel(NamedTuple):
         return Written(torch.tensor([both]), self.words(both), len(before))
 
     def words(self, ids: Sequence[int]) -> list[str]:
-        """Tokens as people read them."""
-        return text.words([str(piece) for piece in self.tokenizer.convert_ids_to_tokens(list(ids))])
+        """Tokens as people read them, or as <number> where the model has more than the tokenizer."""
+        pieces = self.tokenizer.convert_ids_to_tokens(list(ids))
+        return text.words([f"<{one}>" if piece is None else piece for one, piece in zip(ids, pieces, strict=True)])
 
     def _ids(self, written: str, special: bool = True) -> list[int]:
         """Without what a tokenizer puts behind a text, as if it ended there."""

@@ -157,8 +157,7 @@ def generation(
         ids: the tokens of prompt and answer, (batch, length). Shorter prompts are padded on the left.
         prompt_length: how many of them are the prompt; the others are explained.
         rules: as `attribute` takes them.
-        x: the inputs, as `attribute` takes them, if they are not the ids alone: embeddings (batch, length, width), or
-            a dict with a mask. The relevance of several that count tokens is summed.
+        x: the inputs, if not the ids alone: embeddings, or a dict with a mask. What several get is summed by token.
         other: a token, or one for each of the answer (batch, answer): what speaks for the answer's and not for it.
         chunk_size: how many tokens of the answer to pull back at once, to save memory.
         checkpoint: as `attribute` takes it.
@@ -177,9 +176,7 @@ def generation(
     """
     check_chunk_size(chunk_size)
     answer = _checked(ids, prompt_length)
-    place = _place(fmodel)
-    plan = opened(make_plan(fmodel, params, rules, False, None), frozenset({place}))
-    passed = forward(plan, _inputs(fmodel, ids, x), {place: place}, checkpoint, is_final=False)
+    passed, place = _passed(fmodel, params, _inputs(fmodel, ids, x), rules, checkpoint)
     seed, explained = _seeds(passed.output, answer, prompt_length, other)
     rows, flow = [], _arrived(passed, place, seed)
     for positions in torch.arange(prompt_length - 1, ids.shape[1] - 1).split(chunk_size):
@@ -208,6 +205,13 @@ def _inputs(fmodel: Program, ids: Tensor, x):
     if x is not None:
         return x
     return {fmodel.input_names[0]: ids} if fmodel.takes_keywords and len(fmodel.input_names) == 1 else ids
+
+
+def _passed(fmodel: Program, params, x, rules: Entries, checkpoint: int | None) -> tuple[Passed, str]:
+    """A forward pass, and the variable at which rows are told apart."""
+    place = _place(fmodel)
+    plan = opened(make_plan(fmodel, params, rules, False, None), frozenset({place}))
+    return forward(plan, x, {place: place}, checkpoint, is_final=False), place
 
 
 def _seeds(output: Any, answer: Tensor, prompt_length: int, other: int | Tensor | None) -> tuple[Tensor, Tensor]:
