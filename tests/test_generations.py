@@ -362,16 +362,34 @@ def test_an_output_without_logits_of_all_tokens_is_refused():
         text.generation(fmodel, params, ids, 2)
 
 
-def test_an_input_that_does_not_count_tokens_gets_no_row():
-    f = lambda p, x: (x @ p).reshape(1, 4, 3)  # noqa: E731
-    x = torch.ones(1, 5)
-    fmodel, params = lrpfunc.trace(f, torch.ones(5, 12), x)
-    with pytest.raises(
-        InputError,
-        match=r"^no input gets relevance by token, \(1, 4\) or \(1, 4, 'width'\): the inputs "
-        r"are \(1, 5\)\.",
-    ):
-        text.generation(fmodel, params, torch.tensor([[0, 1, 2, 0]]), 2, x=x)
+def test_inputs_that_do_not_count_tokens_are_refused():
+    f = lambda p, x, y: (x @ p).reshape(1, 4, 3) + y  # noqa: E731
+    ids, x, y = torch.tensor([[0, 1, 2, 0]]), torch.ones(1, 5), torch.ones(1, 4, 1)
+    fmodel, params = lrpfunc.trace(f, torch.ones(5, 12), x, y)
+    message = r"^the input 'x' gets relevance, too, but is \(1, 5\), while tokens are \(1, 4\): it would have no column"
+    with pytest.raises(InputError, match=message):
+        text.generation(fmodel, params, ids, 2, x=(x, y))
+    fmodel, params = lrpfunc.trace(lambda p, x: (p + x[0, 0]).expand(1, 4, 3), torch.ones(4, 3), x)
+    with pytest.raises(InputError, match="gets relevance, too"):
+        text.generation(fmodel, params, ids, 2, x=x)
+
+
+def test_a_decoder_is_not_explained_without_its_encoder():
+    pytest.importorskip("transformers")
+    model, ids = transformer_zoo.build("t5", torch.float64), subject("llama")[2]
+    x = {"input_ids": ids, "decoder_input_ids": ids[:, :5]}
+    fmodel, params = lrpfunc.functionalize(model, **x)
+    with pytest.raises(InputError, match=r"the input 'input_ids' gets relevance, too, but is \(2, 9\), while tokens"):
+        text.generation(fmodel, params, ids[:, :5], 2, x=x)
+
+
+def test_an_answer_that_depends_on_no_input_is_refused():
+    ids = torch.tensor([[0, 1, 2, 0]])
+    f = lambda p, x: {"logits": p.expand(1, 4, 3) * 1, "other": p[0, x]}  # noqa: E731
+    fmodel, params = lrpfunc.trace(f, torch.ones(4, 3), ids)
+    message = r"^no input gets relevance by token, \(1, 4\) or \(1, 4, 'width'\): the inputs are \(1, 4\)\.$"
+    with pytest.raises(InputError, match=message):
+        text.generation(fmodel, params, ids, 2)
 
 
 def test_relevance_that_overflows_in_float16_is_an_error():

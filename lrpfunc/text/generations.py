@@ -180,7 +180,7 @@ def generation(
     seed, explained = _seeds(passed.output, answer, prompt_length, other)
     rows, flow = [], _arrived(passed, place, seed)
     for positions in torch.arange(prompt_length - 1, ids.shape[1] - 1).split(chunk_size):
-        rows.append(_pulled(passed, place, flow, positions.tolist(), ids.shape))
+        rows.append(_pulled(passed, place, flow, positions.tolist(), tuple(ids.shape)))
         if progress is not None:
             progress(int(positions[-1]) + 2 - prompt_length, answer.shape[1])
     return Generation(_checked_matrix(torch.cat(rows, 1), prompt_length, flow.tensor.dtype), explained, prompt_length)
@@ -284,11 +284,10 @@ def _is_by_token(known: Facts, maker: Equation) -> bool:
 
 
 def _arrived(passed: Passed, place: str, seed: Tensor) -> Flow:
-    """What arrives at a variable of what enters at all logits. Errors: `InputError` if that is nothing."""
+    """What arrives at a variable of what enters at all logits."""
     entering = flows_entering(passed, lambda output: filled(output, logits_of(output), seed))
     flow = entering[place] if place in entering else backward(passed, entering, {})[1][place]
-    if flow is None:
-        raise InputError("the logits do not depend on the tokens, or only by constants: there is nothing to explain.")
+    assert flow is not None  # what a dense layer reads has a share
     return flow
 
 
@@ -297,7 +296,15 @@ def _pulled(passed: Passed, place: str, flow: Flow, positions: Sequence[int], sh
 
     def back(row: Tensor) -> Tensor:
         flows, _ = backward(passed, {place: flow.moved(row)}, {})
-        return _by_token(at_inputs(passed, flows, _wide), shape)
+        return _by_token(at_inputs(passed, flows, read), shape)
+
+    def read(name: str, flow: Flow | None, value: Tensor) -> Tensor:
+        if flow is not None and not _counts_tokens(value, shape):
+            raise InputError(
+                f"the input '{name}' gets relevance, too, but is {tuple(value.shape)}, while tokens are {shape}: it "
+                "would have no column. Explain one token at a time: attribute(..., target=text.token(...))."
+            )
+        return _wide(flow, value)
 
     rows = flow.tensor.new_zeros(len(positions), *flow.tensor.shape)
     for row, position in zip(rows, positions, strict=True):
@@ -305,7 +312,11 @@ def _pulled(passed: Passed, place: str, flow: Flow, positions: Sequence[int], sh
     return torch.func.vmap(back)(rows).movedim(0, 1)
 
 
-def _wide(name: str, flow: Flow | None, value: Tensor) -> Tensor:
+def _counts_tokens(value: Tensor, shape: tuple[int, ...]) -> bool:
+    return value.dim() in (2, 3) and value.shape[:2] == shape
+
+
+def _wide(flow: Flow | None, value: Tensor) -> Tensor:
     """The relevance of inputs, in float32 at least, in which sums of half precision do not overflow."""
     wide = torch.promote_types(value.dtype, torch.float32)
     if flow is None:
@@ -316,7 +327,7 @@ def _wide(name: str, flow: Flow | None, value: Tensor) -> Tensor:
 def _by_token(relevance: Any, shape: tuple[int, ...]) -> Tensor:
     """The relevance of all inputs (batch, length) and (batch, length, width). Errors: `InputError`."""
     leaves = [leaf for leaf in optree.tree_leaves(relevance, namespace=NAMESPACE) if isinstance(leaf, Tensor)]
-    found = [leaf for leaf in leaves if leaf.shape[:2] == shape and leaf.dim() in (2, 3) and leaf.is_floating_point()]
+    found = [leaf for leaf in leaves if _counts_tokens(leaf, shape) and leaf.is_floating_point()]
     if not found:
         raise InputError(
             f"no input gets relevance by token, {tuple(shape)} or {(*shape, 'width')}: the inputs are "
