@@ -13,6 +13,7 @@ rows, terminal, pages, images, files, figures.
 from lrpfunc.text.figures import layers
 from lrpfunc.text.files import save
 from lrpfunc.text.images import image
+from lrpfunc.text.matrices import matrix
 from lrpfunc.text.pages import html
 from lrpfunc.text.rows import per_token
 from lrpfunc.text.targets import contrast, token
@@ -24,6 +25,7 @@ __all__ = [
     "html",
     "image",
     "layers",
+    "matrix",
     "per_token",
     "render",
     "save",
