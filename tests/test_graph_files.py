@@ -192,9 +192,7 @@ def test_pages_that_would_be_too_large_are_refused(monkeypatch):
     with pytest.raises(InputError, match=message):  # 10 nodes, 10 edges of three numbers, 5 of two heads
         small().html(WORDS)
     small().html(WORDS, edges=4)
-    with pytest.raises(
-        InputError, match=r"^a page would hold 64 numbers, .* Give some rows of it, "
-    ):
+    with pytest.raises(InputError, match=r"^a page would hold 64 numbers, .* Give some rows of it, "):
         text.matrix(torch.ones(8, 8), ["a"] * 8)
 
 
@@ -289,9 +287,7 @@ def test_parquet_of_a_sparse_graph(tmp_path):
 
 def test_files_without_the_extra_say_how_to_get_it(monkeypatch, tmp_path):
     without(monkeypatch, "networkx", "pyarrow")
-    with pytest.raises(
-        MissingExtraError, match=r"^a graph for networkx needs networkx: pip install 'lrpfunc\["
-    ):
+    with pytest.raises(MissingExtraError, match=r"^a graph for networkx needs networkx: pip install 'lrpfunc\["):
         small().networkx(WORDS)
     with pytest.raises(MissingExtraError, match=r"^writing parquet needs pyarrow: pip install 'lrpfunc\[graphs\]'$"):
         small().parquet(tmp_path, WORDS)

@@ -47,12 +47,14 @@ def html(
 def _part(graph: Graph, names: Mapping[str, list[str]], listing: Listing, sample: int, answer: str) -> dict[str, Any]:
     *streams, target = graph.streams
     sides = list({id(names[stream]): names[stream] for stream in streams}.values())
+    side_of = {stream: [side is names[stream] for side in sides].index(True) for stream in streams}
+    streams.sort(key=side_of.__getitem__)  # an encoder below its decoder
     short = _short(streams)
     shown = [
         {
             "name": stream,
             "short": short[stream],
-            "side": next(number for number, side in enumerate(sides) if side is names[stream]),
+            "side": side_of[stream],
             "values": floats(listing.nodes[stream]),
             **_rests(listing, stream),
             "branches": _branches(graph, stream, sample),
@@ -64,7 +66,7 @@ def _part(graph: Graph, names: Mapping[str, list[str]], listing: Listing, sample
         "answer": answer or target,
         "sides": [list(map(visible, side)) for side in sides],
         "streams": [*shown, {**top, **_rests(listing, target), "branches": []}],
-        "pairs": [_pair(graph, pair) for pair in listing.pairs],
+        "pairs": [_pair([*streams, target], pair) for pair in listing.pairs],
         "ways": [{"upper": p.upper, "lower": p.lower, "method": p.method, "why": p.why} for p in graph.pairs],
         "kept": sum(len(pair.values) for pair in listing.pairs),
         "edges": listing.edges,
@@ -84,10 +86,10 @@ def _branches(graph: Graph, stream: str, sample: int) -> list[dict[str, str]]:
     ]
 
 
-def _pair(graph: Graph, pair: Listed) -> dict[str, Any]:
+def _pair(streams: Sequence[str], pair: Listed) -> dict[str, Any]:
     return {
-        "upper": graph.streams.index(pair.upper),
-        "lower": graph.streams.index(pair.lower),
+        "upper": streams.index(pair.upper),
+        "lower": streams.index(pair.lower),
         "rows": whole_numbers(pair.rows),
         "columns": whole_numbers(pair.columns),
         "values": floats(pair.values),
@@ -99,6 +101,11 @@ def _pair(graph: Graph, pair: Listed) -> dict[str, Any]:
 def _short(names: Sequence[str]) -> dict[str, str]:
     """Names without the modules that all of them are in."""
     modules = [name.split(".")[:-1] for name in names if "." in name]
-    shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*modules, strict=False))
-    prefix = "".join(f"{parts[0]}." for parts in shared)
-    return {name: name.removeprefix(prefix) for name in names}
+    shared = [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, zip(*modules, strict=False))]
+    while shared and any(name.removeprefix(_prefix(shared)).isdigit() for name in names):
+        shared.pop()  # "layers.0", and not "0"
+    return {name: name.removeprefix(_prefix(shared)) for name in names}
+
+
+def _prefix(modules: Sequence[str]) -> str:
+    return "".join(f"{module}." for module in modules)

@@ -13,7 +13,7 @@ function signed(value, digits = 3) {
 }
 
 function percent(share) {
-  return `${signed(100 * share, 2).replace("+", "")}\u00a0%`;
+  return `${signed(100 * share, Math.abs(share) < 1 ? 2 : 3).replace("+", "")}\u00a0%`;
 }
 
 function count(n, what) {

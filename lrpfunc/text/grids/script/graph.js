@@ -184,7 +184,7 @@ class Graph {
     this.weakest = Math.max(Math.abs(this.sorted.at(-1)?.value ?? 0), 1e-5 * this.strongest);
     const wanted = Math.abs(this.sorted[Math.min(this.sorted.length, 100) - 1]?.value ?? 0);
     const span = Math.log(this.strongest / this.weakest);
-    $("threshold").value = span > 0 && this.sorted.length > 100 ? Math.ceil((100 * Math.log(wanted / this.weakest)) / span) : 0;
+    $("threshold").value = span > 0 && this.sorted.length > 100 ? Math.floor((100 * Math.log(wanted / this.weakest)) / span) : 0;
     this.heads();
     this.grid = new Grid(this.section, this);
     $("threshold").addEventListener("input", () => this.tellEdges());
@@ -202,7 +202,7 @@ class Graph {
     $("count").textContent = `${this.above().toLocaleString("en")} of ${count(this.sorted.length, "edge")} drawn, those to constants among them`;
     const byRow = $("scale").value === "row";
     const end = Math.max(...this.ends);
-    legend(this.section, byRow ? "− the layer’s largest" : signed(-end), byRow ? "+ the layer’s largest" : signed(end));
+    legend(this.section, byRow ? "− the largest of the layer" : signed(-end), byRow ? "+ the largest of the layer" : signed(end));
     this.grid.draw();
   }
 

@@ -30,7 +30,7 @@ class Grid {
     new ResizeObserver(() => this.lay()).observe(scroll.parentElement);
     for (const query of [coarse, dark]) query.addEventListener("change", () => this.lay());
     scroll.addEventListener("scroll", () => this.draw());
-    scroll.addEventListener("pointermove", (event) => event.pointerType === "mouse" && this.hover(this.cellAt(event)));
+    scroll.addEventListener("pointermove", (event) => event.pointerType === "mouse" && this.hover(this.cellAt(event, false)));
     scroll.addEventListener("pointerleave", () => this.hover(null));
     scroll.addEventListener("click", (event) => this.choose(this.cellAt(event)));
     scroll.addEventListener("keydown", (event) => this.press(event));
@@ -93,14 +93,15 @@ class Grid {
     return { x: this.xs[column] + this.width / 2, y: this.y(row) + this.rowHeight / 2 };
   }
 
-  // The cell under a pointer; where that is on a label, the strongest one of its row or column.
-  cellAt(event) {
+  // The cell under a pointer; where that is on a label, if it may be, the strongest one of its row or column.
+  cellAt(event, mayBeLabel = true) {
     const box = this.canvas.getBoundingClientRect();
     const x = event.clientX - box.left;
     const y = event.clientY - box.top;
     const row = this.rowAt(y - this.top + this.scroll.scrollTop);
     const column = this.columnAt(x - this.left + this.scroll.scrollLeft);
     const isOnBand = this.model.upward ? y > this.scroll.clientHeight - this.band : y < this.band;
+    if (!mayBeLabel && (x < this.left || isOnBand)) return null;
     if (x < this.left) return isOnBand || row === null ? null : this.strongest(this.model.columns.map((_, j) => [row, j]));
     if (isOnBand) return column === null ? null : this.strongest(this.model.rows.map((_, i) => [i, column]));
     if (row === null || column === null || this.model.value(row, column) === null) return null;
@@ -179,9 +180,12 @@ class Grid {
     return null;
   }
 
-  // The nearest cell of the next row that has any.
+  // The next cell of a column, or else the nearest cell of the next row that has any.
   across({ row, column }, step) {
     const n = this.model.columns.length;
+    for (let i = row + step; i >= 0 && i < this.model.rows.length; i += step) {
+      if (this.model.value(i, column) !== null) return { row: i, column };
+    }
     for (let i = row + step; i >= 0 && i < this.model.rows.length; i += step) {
       for (let away = 0; away < n; away++) {
         for (const j of [column - away, column + away]) {
@@ -219,6 +223,8 @@ class Grid {
     [canvas.width, canvas.height] = [Math.round(width * ratio), Math.round(height * ratio)];
     [canvas.style.width, canvas.style.height] = [`${width}px`, `${height}px`];
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
+    context.fillStyle = this.colours.paper;
+    context.fillRect(0, 0, width, height);
     context.save();
     context.beginPath();
     context.rect(this.left, this.top, width - this.left, height - this.band);
