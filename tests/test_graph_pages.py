@@ -323,7 +323,7 @@ def test_a_matrix_by_keyboard(matrix_page):
     assert told(page, "#matrix") == " b (0 of the answer) rests on  a (1): -1"
     press(page, "ArrowDown", "ArrowRight", "Enter", of="#matrix")
     assert heading(page, "#matrix") == " c 1 of the answer"
-    assert facts(page, "#matrix") == {"rests in all on": "+2.25"}
+    assert facts(page, "#matrix") == {"sum of its row": "+2.25"}
     assert listed(page, "down", "#matrix") == [(" b", "+2"), (" a", "+0.25")]
     assert listed(page, "up", "#matrix") == [(" c", "+2")]
     press(page, "ArrowUp", "ArrowLeft", "Enter", of="#matrix")

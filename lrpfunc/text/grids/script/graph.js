@@ -294,7 +294,7 @@ class Graph {
     const heading = element("h3", "", token(this.word(row, column)), " ", element("span", "note", this.where(row, column)));
     const isRest = column < this.kinds.length;
     const lists = [...this.list(cell, "up", "Counts for (above)", this.streams[row].side === null ? "It is what is explained." : "No edge comes from above.")];
-    if (!isRest) lists.unshift(...this.list(cell, "down", "Rests on (below)", row && this.down.size ? "No edge goes below." : "It is what the model reads."));
+    if (!isRest) lists.unshift(...this.list(cell, "down", "Rests on (below)", this.pairs.some(({ upper }) => upper === row) ? "No edge goes below." : "It is what the model reads."));
     panel.replaceChildren(heading, this.facts(cell), ...lists);
   }
 

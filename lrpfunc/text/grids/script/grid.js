@@ -1,6 +1,7 @@
 // -- grid: rows and columns of cells on a canvas that shows what is scrolled to; labels stay in sight ------------------
 
 const FONT = "13px system-ui, sans-serif";
+const BOLD = `600 ${FONT}`;
 const LONGEST = 116; // of a label above or below a column, in pixels
 const coarse = matchMedia("(pointer: coarse)");
 const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -50,7 +51,7 @@ class Grid {
     this.colours = Object.fromEntries(
       ["paper", "panel", "ink", "faint", "line", "accent", "high", "low"].map((name) => [name, style.getPropertyValue(`--${name}`)]),
     );
-    context.font = FONT;
+    context.font = BOLD;
     const measured = (parts) => Math.ceil(parts.reduce((most, { label }) => Math.max(most, context.measureText(label).width), 0));
     const width = scroll.clientWidth;
     this.left = Math.min(measured(model.rows) + 16, Math.max(72, Math.min(190, 0.28 * width)));
@@ -302,7 +303,7 @@ class Grid {
     context.rect(0, this.top, this.left, height - this.band);
     context.clip();
     for (const row of rows) {
-      this.paintLabel(model.rows[row].label, 8, this.y(row) + this.rowHeight / 2 + this.top - scroll.scrollTop, this.left - 14, this.isMarked("row", row));
+      this.paintLabel(model.rows[row].label, 8, this.y(row) + this.rowHeight / 2 + this.top - scroll.scrollTop, this.left - 14, this.isMarked("row", row), "left", model.upward);
     }
     context.restore();
     context.beginPath();
@@ -330,12 +331,12 @@ class Grid {
     context.restore();
   }
 
-  paintLabel(text, x, y, room, isMarked, align = "left") {
+  paintLabel(text, x, y, room, isMarked, align = "left", keepsEnd = false) {
     const { context, colours } = this;
     context.fillStyle = isMarked ? colours.ink : colours.faint;
-    context.font = isMarked ? `600 ${FONT}` : FONT;
+    context.font = isMarked ? BOLD : FONT;
     context.textAlign = align;
-    context.fillText(shortened(context, text, room), x, y);
+    context.fillText(shortened(context, text, room, keepsEnd), x, y);
   }
 
   isMarked(axis, number) {
@@ -354,10 +355,11 @@ function line(context, ...ends) {
   context.stroke();
 }
 
-// As many whole letters of a text as there is room for: joined emoji stay whole.
-function shortened(context, text, room) {
+// As many whole letters of a text as there is room for, the first or the last ones: joined emoji stay whole.
+function shortened(context, text, room, keepsEnd) {
   if (context.measureText(text).width <= room) return isolated(text);
-  const parts = Array.from(letters.segment(text.slice(0, 200)), ({ segment }) => segment);
-  while (parts.length && context.measureText(`${parts.join("")}…`).width > room) parts.pop();
-  return isolated(`${parts.join("")}…`);
+  const parts = Array.from(letters.segment(keepsEnd ? text.slice(-200) : text.slice(0, 200)), ({ segment }) => segment);
+  const joined = () => (keepsEnd ? `…${parts.join("")}` : `${parts.join("")}…`);
+  while (parts.length && context.measureText(joined()).width > room) keepsEnd ? parts.shift() : parts.pop();
+  return isolated(joined());
 }

@@ -48,7 +48,7 @@ class Matrix {
     const sum = along.reduce((total, { value }) => total + value, 0);
     panel.replaceChildren(
       element("h3", "", token(this.rows[row].label), " ", element("span", "note", `${row} of the answer`)),
-      facts([["rests in all on", signed(sum, 4)]]),
+      facts([["sum of its row", signed(sum, 4)]]),
       element("div", "down", ...list("Rests on", along, "It rests on nothing.")),
       element("div", "up", element("h3", "", "What counts on ", token(this.columns[column].label), " ", element("span", "note", `${column}`)), ...list("", across, "Nothing counts on it.").slice(1)),
     );
