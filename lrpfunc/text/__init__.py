@@ -6,8 +6,8 @@
     text.show(tokens, text.per_token(relevance)[0])
 
 `render`, `show`, `html`, `image`, `save` draw one sequence or several: tokens and relevance of one, or a list of tokens
-and a relevance (batch, length). No tokenizer is needed, only what it made. Read on in this order: targets, tokens,
-rows, terminal, pages, images, files, figures.
+and a relevance (batch, length); `matrix` draws what each token of an answer rests on. No tokenizer is needed, only what
+it made. Read on in this order: targets, tokens, rows, terminal, pages, images, files, figures, matrices.
 """
 
 from lrpfunc.text.figures import layers

@@ -61,13 +61,16 @@ class Graph {
       const values = floats(pair.values);
       const [rows, columns] = [places(pair.rows), places(pair.columns)];
       values.forEach((value, k) => {
-        this.add({ row: pair.upper, column: this.column(pair.upper, rows[k]) }, { row: pair.lower, column: this.column(pair.lower, columns[k]) }, value, pair, k);
+        const from = { row: pair.upper, column: this.column(pair.upper, rows[k]) };
+        const to = { row: pair.lower, column: this.column(pair.lower, columns[k]) };
+        this.add(from, to, value, pair, k);
       });
     }
     this.streams.forEach(({ rests }, row) => {
       for (const [kind, values] of Object.entries(rests)) {
         values.forEach((value, token) => {
-          if (value !== 0) this.add({ row, column: this.column(row, token) }, { row: row - 1, column: this.kinds.indexOf(kind) }, value);
+          const to = { row: row - 1, column: this.kinds.indexOf(kind) };
+          if (value !== 0) this.add({ row, column: this.column(row, token) }, to, value);
         });
       }
     });
@@ -255,10 +258,9 @@ class Graph {
     const changed = new Set(pairs);
     for (const edge of this.edges) {
       if (!changed.has(edge.pair)) continue;
-      const { heads, on } = edge.pair;
+      const { on } = edge.pair;
       const parts = this.parts(edge);
       edge.value = on.every(Boolean) ? edge.whole : parts.reduce((sum, part, h) => (on[h] ? sum + part : sum), 0);
-      if (!on.some(Boolean) || heads === 0) edge.value = heads ? 0 : edge.whole;
     }
     this.sort();
     this.chips(this.of());
@@ -292,10 +294,11 @@ class Graph {
     }
     const { row, column } = cell;
     const heading = element("h3", "", token(this.word(row, column)), " ", element("span", "note", this.where(row, column)));
-    const isRest = column < this.kinds.length;
-    const lists = [...this.list(cell, "up", "Counts for (above)", this.streams[row].side === null ? "It is what is explained." : "No edge comes from above.")];
-    if (!isRest) lists.unshift(...this.list(cell, "down", "Rests on (below)", this.pairs.some(({ upper }) => upper === row) ? "No edge goes below." : "It is what the model reads."));
-    panel.replaceChildren(heading, this.facts(cell), ...lists);
+    const isTarget = this.streams[row].side === null;
+    const isRead = !this.pairs.some(({ upper }) => upper === row);
+    const up = this.list(cell, "up", "Counts for (above)", isTarget ? "It is what is explained." : "No edge comes from above.");
+    const down = this.list(cell, "down", "Rests on (below)", isRead ? "It is what the model reads." : "No edge goes below.");
+    panel.replaceChildren(heading, this.facts(cell), ...(column < this.kinds.length ? [up] : [down, up]));
   }
 
   facts({ row, column }) {
@@ -322,8 +325,7 @@ class Graph {
         choose: () => this.follow(end, way),
       };
     });
-    const made = element("div", way, ...list(heading, items, nothing));
-    return [made];
+    return element("div", way, ...list(heading, items, nothing));
   }
 
   // Goes on to the other end of an edge; the keys stay in the list.

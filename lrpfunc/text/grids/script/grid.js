@@ -303,7 +303,8 @@ class Grid {
     context.rect(0, this.top, this.left, height - this.band);
     context.clip();
     for (const row of rows) {
-      this.paintLabel(model.rows[row].label, 8, this.y(row) + this.rowHeight / 2 + this.top - scroll.scrollTop, this.left - 14, this.isMarked("row", row), "left", model.upward);
+      const y = this.y(row) + this.rowHeight / 2 + this.top - scroll.scrollTop;
+      this.paintLabel(model.rows[row].label, 8, y, this.left - 14, this.isMarked("row", row), "left", model.upward);
     }
     context.restore();
     context.beginPath();

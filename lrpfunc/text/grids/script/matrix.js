@@ -46,11 +46,12 @@ class Matrix {
     const along = this.columns.map(({ label }, j) => this.item(label, `${j}`, row, j)).filter(({ value }) => value !== 0);
     const across = this.rows.map(({ label }, i) => this.item(label, `${i} of the answer`, i, column)).filter(({ value }) => value !== 0);
     const sum = along.reduce((total, { value }) => total + value, 0);
+    const counts = element("h3", "", "What counts on ", token(this.columns[column].label), " ", element("span", "note", `${column}`));
     panel.replaceChildren(
       element("h3", "", token(this.rows[row].label), " ", element("span", "note", `${row} of the answer`)),
       facts([["sum of its row", signed(sum, 4)]]),
       element("div", "down", ...list("Rests on", along, "It rests on nothing.")),
-      element("div", "up", element("h3", "", "What counts on ", token(this.columns[column].label), " ", element("span", "note", `${column}`)), ...list("", across, "Nothing counts on it.").slice(1)),
+      element("div", "up", counts, ...list("", across, "Nothing counts on it.").slice(1)),
     );
   }
 
