@@ -100,7 +100,7 @@ def test_an_answer_is_explained_word_by_word(original, tmp_path):
     page = (tmp_path / "page.html").read_text()
     assert "default-src 'none'" in page
     assert "What each word rests on: tiny, attn_lrp" in page
-    assert page.count('class="tokens"') == 3
+    assert "What an answer rests on" in page
 
 
 def test_without_an_answer_the_next_word_is_explained_and_candidates_are_listed(original, tmp_path):
@@ -357,6 +357,17 @@ def test_weights_without_a_use_are_noted(folder, tmp_path):
 ])  # fmt: skip
 def test_options_that_cannot_be_are_one_line(more, code, message, original, tmp_path):
     assert message in complaint(run(original, tmp_path / "x.html", *more), code)
+
+
+def test_an_answer_that_is_too_long_for_a_page_is_refused_before_the_work(original, tmp_path, monkeypatch):
+    monkeypatch.setattr("lrpfunc.text.grids.pages.NUMBERS", 20)
+    monkeypatch.setattr(text, "generation", None)
+    line = complaint(run(original, tmp_path / "x.html", "-a", " red key" * 5))
+    assert re.fullmatch(
+        r"error: a page would hold \d+ numbers, but more than 20 are slow to open\. A shorter prompt or answer has "
+        r"fewer\.",
+        line,
+    )
 
 
 def test_a_page_has_its_ending(original, tmp_path):

@@ -18,6 +18,7 @@ from lrpfunc.pictures.explainers import device_named
 from lrpfunc.pictures.languages import AUTO, LanguageModel
 from lrpfunc.pictures.outfiles import check_outfile, outfile
 from lrpfunc.pictures.tables import print_table
+from lrpfunc.text.grids.pages import check_numbers
 from lrpfunc.text.tokens import heading
 from lrpfunc.tracing import functionalize
 
@@ -78,6 +79,7 @@ def write(
     given = read.written(prompt, answer)
     against = None if other is None else _token(read, other)
     ids = given.ids.to(place)
+    check_numbers((ids.numel() - given.prompt_length) * ids.numel(), "A shorter prompt or answer has fewer.")
     with torch.no_grad():
         logits = read.model(ids).logits[0, given.prompt_length - 1 :].double()
     candidates = [] if answer else _candidates(read, logits[0])
@@ -131,6 +133,8 @@ def _candidates(read: LanguageModel, logits: Tensor) -> list[Candidate]:
 def _page(found: Explained, model: str, composite: str, other: str | None) -> str:
     instead = "" if other is None else f", and not {other!r}"
     title = f"What each word rests on{instead}: {model}, {composite}"
+    if len(found.probabilities) > 1:
+        return text.matrix(found.generation.matrix[0], found.words, title=title)
     return text.html(**found.generation.rows(found.words), title=title)
 
 
