@@ -344,6 +344,22 @@ def test_a_model_that_reads_what_follows_is_refused():
         text.generation(fmodel, params, ids, PROMPT)
 
 
+def test_a_little_of_what_follows_is_enough_also_in_half_precision():
+    """A thousandth of the next token, beside the sum of those before."""
+    ids = torch.tensor([[0, 1, 2, 0]])
+
+    def f(p, ids):
+        x = F.embedding(ids, p)
+        return x.cumsum(1) + 1e-3 * x.roll(-1, 1)
+
+    for dtype in (torch.float32, torch.bfloat16):
+        fmodel, params = lrpfunc.trace(f, torch.ones(3, 3, dtype=dtype), ids)
+        with pytest.raises(
+            InputError, match="the model is not causal: token 2, which is to be explained, has relevance at"
+        ):
+            text.generation(fmodel, params, ids, 2)
+
+
 def test_an_output_without_logits_of_all_tokens_is_refused():
     f = lambda p, ids: F.embedding(ids, p)  # noqa: E731
     ids = torch.tensor([[0, 1, 2]])

@@ -213,7 +213,8 @@ def test_words_that_look_like_commands_are_text(original, tmp_path):
     )
     page = (tmp_path / "x.html").read_text()
     assert "\x1b" not in page + answer.stdout
-    assert "<script" not in page
+    assert "<script>\\x1b" not in page  # as text, a letter at a time
+    assert "</b>" not in page
     assert "\u202e" not in answer.stdout
 
 
@@ -399,7 +400,9 @@ def test_a_model_that_reads_what_follows_is_refused(tmp_path):
     tokenizer = trained_tokenizer()
     folder = tmp_path / "bert"
     config = transformers.BertConfig(**{**transformer_zoo.FAMILIES["bert"][2], "vocab_size": len(tokenizer)})
-    transformers.BertForMaskedLM(config).save_pretrained(folder)
+    model = transformers.BertForMaskedLM(config)
+    transformer_zoo.fill(model, bias=True)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     assert "the model is not causal: token 3, which is to be" in complaint(
         run(folder, tmp_path / "x.html", prompt="The key is")
