@@ -24,7 +24,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 
 import lrpfunc
-from lrpfunc import composites, digits, heatmaps, text
+from lrpfunc import circuits, composites, digits, heatmaps, text
 
 PROMPTS = ("The red key near the blue door is", "Near the green window, the blue key to the red door is")
 WORDS = (("red", "blue"), ("blue", "red"))
@@ -115,7 +115,8 @@ class Explanation(NamedTuple):
     """Of prompts: pieces, and what each has to do with `word` and not `other` being next.
 
     `relevance` (prompts, length) is zero at padding, where the `mask` is too; `layers` (prompts, length, width) and
-    `values` (prompts, heads, length, width), what attention reads, are relevance within the model, by name.
+    `values` (prompts, heads, length, width), what attention reads, are relevance within the model, by name. `pairs`
+    (prompts, 2): the ids of the words.
     """
 
     pieces: list[list[str]]
@@ -125,6 +126,7 @@ class Explanation(NamedTuple):
     margin: Tensor
     layers: dict[str, Tensor]
     values: dict[str, Tensor]
+    pairs: Tensor
 
 
 def attribute(
@@ -160,7 +162,17 @@ def attribute(
         (logits.gather(1, pairs) @ torch.tensor([1.0, -1.0])),
         {name: inner[name] for name in layers},
         {name: inner[name] for name in values},
+        pairs,
     )
+
+
+def graph_page(model: nn.Module, tokenizer, prompt: str, pair: Sequence[int], path: Path) -> None:
+    """Tokens through layers as a page: who sent how much of the difference of two words' logits to whom."""
+    inputs = {"input_ids": tokenizer(prompt, return_tensors="pt")["input_ids"]}
+    fmodel, params = lrpfunc.functionalize(model, **inputs)
+    graph = circuits.graph(fmodel, params, inputs, text.contrast(*pair), composites.attn_lrp(), split=True)
+    tokens = text.words(tokenizer.convert_ids_to_tokens(inputs["input_ids"][0]))
+    graph.html(tokens, path, answer=", not ".join(tokenizer.decode(token).strip() for token in pair), title=prompt)
 
 
 def first_token(tokenizer, prompt: str, word: str) -> int:
@@ -235,9 +247,11 @@ def main(arguments: Sequence[str] | None = None) -> Explanation:
         words = WORDS
     found = attribute(model, tokenizer, prompts, words)
     show(found, options.out)
+    for i, (prompt, pair) in enumerate(zip(prompts, found.pairs.tolist(), strict=True)):
+        graph_page(model, tokenizer, prompt, pair, options.out / f"graph{i + 1}.html")
     for (word, other), margin, total in zip(found.words, found.margin, found.relevance.sum(1), strict=True):
         print(f"logit of {word!r} less that of {other!r}: {margin:+.2f}; relevance of all tokens: {total:+.2f}")
-    print(f"wrote next_token.html and pictures to {options.out}")
+    print(f"wrote pages and pictures to {options.out}")
     return found
 
 

@@ -606,7 +606,7 @@ COMMANDS = typer.main.get_command(cli.app).commands
 
 
 def test_there_are_these_commands():
-    assert list(COMMANDS) == ["image", "inspect", "dataset", "merge", "report", "digits", "demo", "check"]
+    assert list(COMMANDS) == ["image", "inspect", "text", "dataset", "merge", "report", "digits", "demo", "check"]
     text = fine("--help").stdout
     assert all(name in text for name in [*COMMANDS, "--version", "--debug"])
 

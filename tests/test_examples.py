@@ -297,7 +297,9 @@ def test_the_pictures_of_the_next_token_are_written(small):
         "next_token.html",
         "next_token.png",
         *(f"{kind}{number}.png" for kind in ("layers", "heads") for number in (1, 2)),
+        *(f"graph{number}.html" for number in (1, 2)),
     }
+    assert "red, not blue" in (small.out / "graph1.html").read_text(encoding="utf-8")
     page = (small.out / "next_token.html").read_text()
     assert "red, not blue" in page
     assert "window" in page

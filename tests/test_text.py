@@ -25,6 +25,7 @@ from torch import nn
 import lrpfunc
 from lrpfunc import heatmaps, text
 from lrpfunc.errors import InputError, TargetError
+from lrpfunc.text import files, fonts, images, rows
 
 EPSILON = lrpfunc.rules.epsilon(0.0)
 unhurried = settings(deadline=None)  # on a busy machine anything may take long
@@ -274,13 +275,19 @@ def test_relevance_per_token_of_another_rank_is_an_error(shape):
         # byte-level BPE
         (["The", "Ġcat", ".", "ĊĊ", "ĠĠ", "ĉ"], ["The", " cat", ".", "⏎⏎", "  ", "\t"]),
         (["Ġcaf", "Ã©", "<|endoftext|>"], [" caf", "é", "<|endoftext|>"]),
-        (["Ġ", "æ¼", "¢"], [" ", "æ¼", "¢"]),  # the bytes of one letter in two tokens
+        (["Ġ", "æ¼", "¢"], [" ", "漢", ""]),  # the bytes of one letter in two tokens
+        (["ðŁ", "ĺ", "Ģ", "Ġa", "æ¼", "¢b"], ["😀", "", "", " a", "漢", "b"]),
+        (["Ġæ¼", "a", "¢", "Ġæ"], ["Ġæ¼", "a", "¢", "Ġæ"]),  # no letters
+        (["ðŁĳ©", "âĢį", "ðŁĳ§"], ["👩", "\u200d", "👧"]),  # one joined letter
         (["##", "ĠTitle"], ["##", " Title"]),  # a heading, no continued word
         (["un", "done"], ["un", "done"]),
         (["<begin▁of▁sentence>", "A", "Ġb"], ["<begin▁of▁sentence>", "A", " b"]),
         # SentencePiece
         (["<s>", "▁The", "▁cat", "s", "▁▁", "<0x0A>", "</s>"], ["<s>", " The", " cat", "s", "  ", "⏎", "</s>"]),
         (["▁Ã", "©"], [" Ã", "©"]),  # letters, and no bytes
+        (["▁", "<0xE6>", "<0xBC>", "<0xA2>", "<0x41>", "b"], [" ", "漢", "", "", "A", "b"]),
+        (["▁", "<0xE6>", "<0x41>", "▁b"], [" ", "<0xE6>", "A", " b"]),
+        (["<0xE6>", "<0xBC>", "<0xA2>"], ["漢", "", ""]),
         # WordPiece
         (["[CLS]", "play", "##ing", "chess", "[SEP]", "[PAD]"], ["[CLS]", " play", "ing", " chess", "[SEP]", "[PAD]"]),
         (["the", "emb", "##ed", "[unused1]"], ["the", " emb", "ed", "[unused1]"]),
@@ -455,6 +462,7 @@ HOSTILE = [
     "\ud800",
     "\xa0j",
     "k\r\nl",
+    "\u200d",
 ]
 TAMED = [
     r"\x1b[31mred",
@@ -468,6 +476,7 @@ TAMED = [
     r"\ud800",
     "\xa0j",
     "k⏎l",
+    "∅",
 ]
 
 
@@ -733,6 +742,124 @@ def test_a_line_break_ends_a_line():
 @pytest.mark.parametrize("word", ["漢字", "مرحبا", "שלום", "😀", "\ud800", "e\u0301", "\u200d"])
 def test_any_script_can_be_drawn(word):
     assert RED in colors_in(text.image([word], [1.0], colors="bwr"))
+
+
+def note_below(word, **keywords):
+    """How many lines taller an image is for its note."""
+    return (text.image([word], [1.0], **keywords).height - text.image(["a"], [1.0]).height) // 32
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Have other fonts installed."""
+
+    def install(*paths):
+        monkeypatch.setattr(fonts, "installed", lambda: paths)
+        fonts.covering.cache_clear()
+
+    yield install
+    fonts.covering.cache_clear()
+
+
+def test_letters_that_a_font_lacks_are_drawn_by_another_one_that_has_them(installed):
+    """STIX has no Arabic, which DejaVu has."""
+    assert not set("سلام") <= fonts.letters_of(font_manager.findfont("STIXGeneral"))
+    installed(fonts.found("DejaVu Sans"))
+    mixed, own = (np.asarray(text.image(["سلام"], [1.0], font=font)) for font in ("STIXGeneral", "DejaVu Sans"))
+    line = slice(18, 46)
+    assert np.array_equal(mixed[line], own[line])
+    assert note_below("سلام", font="STIXGeneral") == note_below("سلام") == 0
+
+
+def test_letters_that_no_font_has_are_named_below(installed):
+    installed()
+    assert note_below("漢字") == 2
+    said = "Boxes are letters that no font here has (U+5B57 U+6F22): install one that has them, such as Noto's."
+    assert fonts.note(dict.fromkeys("漢字")) == said
+    assert "U+004C and 1 more)" in fonts.note("ABCDEFGHIJKLM")
+    figure = text.layers(["a", "漢字"], {"b": [1.0, 2.0]})
+    assert figure.axes[0].get_xlabel() == said
+    assert not text.layers(["a", "سلام"], {"b": [1.0, 2.0]}).axes[0].get_xlabel()
+
+
+@pytest.mark.parametrize("word", ["a\ufe0f", "\u200d", "\u3000", "\xa0"])
+def test_what_is_not_seen_needs_no_font(word):
+    assert fonts.covering(frozenset(word), fonts.found("DejaVu Sans"))[1] == frozenset()
+
+
+def test_a_font_of_pictures_or_what_is_none_is_not_chosen(tmp_path, monkeypatch, installed):
+    wrong, dejavu, first = tmp_path / "wrong.ttf", fonts.found("DejaVu Sans"), fonts.found("STIXGeneral")
+    wrong.write_bytes(b"nothing")
+    assert fonts.letters_of(str(wrong)) == frozenset()
+    installed(str(wrong), dejavu)
+    assert fonts.covering(frozenset("س"), first) == (dejavu, frozenset())
+    monkeypatch.setattr(fonts, "_is_scalable", lambda path: path != dejavu)
+    installed(str(wrong), dejavu)
+    assert fonts.covering(frozenset("س"), first) == (first, frozenset("س"))
+
+
+def places_of(words, width=800):
+    """The left end of each word's box, by their colours, and its line."""
+    values = np.linspace(0.3, 1, len(words))
+    shown = rows.rows(words, values)
+    measures = images._Measures(width, 18, fonts.Fonts("DejaVu Sans", 18))
+    boxes = list(images._boxes(shown, "", "bwr", measures))
+    return {box.text: box.x for box in boxes}
+
+
+def test_words_stand_where_their_script_has_them():
+    found = places_of(["a", " b", " אחד", " שתיים", " c"])
+    assert found["a"] < found[" b"] < found[" שתיים"] < found[" אחד"] < found[" c"]
+    assert found["a"] == 18
+    found = places_of(["אחד", " שתיים", " a", " b", " שלוש", "."])
+    assert found["אחד"] > found[" שתיים"] > found[" b"] > found[" a"] > found[" שלוש"] > found["."]
+    picture = np.asarray(text.image(["אחד"], [1.0], colors="bwr"))
+    red = np.flatnonzero((picture[18:46] == (255, 0, 0)).all(-1).any(0))
+    assert red.max() in (780, 781)  # up to the margin on the right
+
+
+def test_twenty_thousand_tokens_are_pages_of_a_pdf_and_one_page_of_html(tmp_path):
+    tokens, relevance = [f" tok{i % 100}" for i in range(20_000)], np.arange(20_000.0)
+    assert len(Page(text.html(tokens, relevance)).tokens) == 20_000
+    path = text.save(tmp_path / "long.pdf", tokens[:2000], relevance[:2000])
+    assert path.read_bytes().count(b"/Type /Page\n") in (5, 6)
+    pages = images.pages(tokens[:2000], relevance[:2000], lines=10)
+    assert len({page.height for page in pages[:-1]}) == 1
+    assert (sum(page.height for page in pages) - text.image(tokens[:2000], relevance[:2000]).height) % (
+        len(pages) - 1
+    ) == 0
+    for ending, most in (("webp", 16383), ("jpg", 65500), ("gif", 65535)):
+        with pytest.raises(InputError) as caught:
+            files._check_height(most + 1, tmp_path / f"a.{ending}")
+        assert str(caught.value) == (
+            f"cannot write {tmp_path}/a.{ending}: the image is {most + 1} pixels high, and .{ending} takes {most}. "
+            "Write .html, .pdf (in pages) or .png, or show fewer tokens."
+        )
+    with pytest.raises(InputError, match=r"pixels high, and \.webp takes 16383"):
+        text.save(tmp_path / "a.webp", ["a⏎"] * 520, [1.0] * 520)
+    assert not (tmp_path / "a.webp").exists()
+
+
+@pytest.mark.parametrize(("drawn", "message"), [
+    (lambda: text.html([["a"]], None), "relevance must be numbers, but is None."),
+    (lambda: text.html([["a"]], "a"), "1 sequences need one relevance each, but got 'a'."),
+    (lambda: text.html([["a"]], {"a": 1}), "1 sequences need one relevance each, but got {'a': 1}."),
+    (lambda: text.html([["a"]], 3.0), "1 sequences need one relevance each, but got 3.0."),
+    (lambda: text.layers(["a"], [1.0]), "relevances are {layer: relevance}, but got list."),
+    (lambda: text.layers(["a"], None), "relevances are {layer: relevance}, but got NoneType."),
+    (lambda: text.layers(["a"], {"l": [1j]}), "relevance must be real numbers, but is complex."),
+    (lambda: text.layers(["a"], {"l": ["1"]}), "relevance must be numbers, but is ['1']."),
+    (lambda: text.per_token([[1.0]]), "relevance per token is summed from a tensor, but got list."),
+    (lambda: text.per_token(None), "relevance per token is summed from a tensor, but got NoneType."),
+])  # fmt: skip
+def test_odd_relevance_is_refused(drawn, message):
+    with pytest.raises(InputError) as caught:
+        drawn()
+    assert str(caught.value) == message
+
+
+def test_sparse_relevance_is_drawn_as_any():
+    assert text.html(WORDS, torch.tensor(VALUES).to_sparse()) == text.html(WORDS, VALUES)
 
 
 def test_a_font_may_be_a_family_or_a_file():

@@ -1,6 +1,6 @@
 """What goes on inside: graphs of tokens through layers, relevance patching, and lenses on residual streams.
 
-circuits.graph(fmodel, params, ids, target=(-1, token)); print(graph); graph.nodes; graph.pairs
+graph = circuits.graph(fmodel, params, ids, target=(-1, token)); graph.nodes; graph.html(tokens, "page.html")
 circuits.patching(fmodel, params, clean, corrupted, target, rules, at="*.self_attn:heads")
 lens = circuits.lens(fmodel, params, prompts, rules, at=[...]); lens.save("lens.pt"); circuits.load_lens("lens.pt")
 """

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from lrpfunc.circuits import exports, pages
+from lrpfunc.circuits.listing import Tokens
 from lrpfunc.circuits.paths import Path, Spans, pruned, spanned, strongest_paths
 from lrpfunc.compat import register_pytree
 from lrpfunc.errors import InputError
 from lrpfunc.program import format_table
+from lrpfunc.text.rows import Relevance
+
+if TYPE_CHECKING:
+    import networkx
 
 TARGET = "target"  # what is explained, as the last of the streams
 
@@ -145,6 +152,103 @@ class Graph:
         Errors: `InputError` for spans that overlap, and positions and streams that there are not.
         """
         return spanned(self, spans, streams)
+
+    def html(
+        self,
+        tokens: Tokens,
+        path: str | FilePath | None = None,
+        answer: str = "",
+        sample: int = 0,
+        title: str = "",
+        edges: int | None = 20_000,
+        matrix: Relevance | None = None,
+    ) -> str:
+        """A page of tokens through layers, to look through in a browser: mouse, keyboard or touch, without a network.
+
+        A token that is chosen shows on which it rests, below, and for which it counts, above; with split=True heads
+        are switched on and off.
+
+        Args:
+            tokens: the strings of the tokens, or of each stream by patterns of their names, {"*decoder*": answer, "*":
+                question}. `text.words` makes strings of a tokenizer's pieces.
+            path: where to write it, too.
+            answer: what is explained, in words.
+            sample: of the batch.
+            title: the page's.
+            edges: how many edges at most, the strongest; of the others it has the sums. None: all.
+            matrix: (answer, tokens), shown below: what every token of an answer rests on, as `text.matrix` takes it.
+
+        Errors: `InputError` for another number of tokens, a sample that there is not, relevance that is not finite,
+        and what is too much for a page.
+        """
+        return pages.html(self, tokens, path, answer, sample, title, edges, matrix)
+
+    def networkx(self, tokens: Tokens, answer: str = "", sample: int = 0, edges: int | None = None) -> networkx.DiGraph:
+        """The graph for networkx: nodes (stream, position), with edges from lower tokens to those that rest on them.
+
+        Nodes have `layer`, `token` and `relevance`, edges `relevance` and, with split=True, `heads`. Nodes
+        ("constants", stream) and ("dropped", stream) have what no lower token is listed to have got.
+
+        Args:
+            tokens: as in `html`.
+            answer: what is explained, in words.
+            sample: of the batch.
+            edges: how many at most, the strongest. None: all.
+
+        Errors: those of `html`; `MissingExtraError` without the extra `graphs`.
+        """
+        return exports.to_networkx(self, tokens, answer, sample, edges)
+
+    def parquet(
+        self, folder: str | FilePath, tokens: Tokens, answer: str = "", sample: int = 0
+    ) -> tuple[FilePath, FilePath]:
+        """Write nodes.parquet and edges.parquet into a folder, and return their paths.
+
+        Nodes: stream, layer, position, token, relevance, constants, dropped. Edges: upper, upper_position, lower,
+        lower_position, relevance and, with split=True, heads, a list.
+
+        Args:
+            folder: where to; files that are there are replaced.
+            tokens: as in `html`.
+            answer: what is explained, in words.
+            sample: of the batch.
+
+        Errors: those of `html`; `InputError` for a folder that there is not; `MissingExtraError` without the extra
+        `graphs`.
+        """
+        return exports.to_parquet(self, folder, tokens, answer, sample)
+
+    def circuit_tracer(
+        self,
+        tokens: Tokens,
+        path: str | FilePath | None = None,
+        answer: str = "",
+        probability: float = 0.0,
+        sample: int = 0,
+        edges: int | None = 20_000,
+        name: str = "lrpfunc",
+    ) -> dict[str, Any]:
+        """The graph as the JSON of circuit-tracer, which its viewer and those who read its files know.
+
+        Lowest streams are embeddings, the target is a logit, all others have the type "residual stream"; activation
+        and weights are relevance, influence is the share that a node and all larger ones have of all relevance.
+        Constants, and what is not listed, are nodes of their own, so that what comes to a node adds up to it.
+
+        Args:
+            tokens: as in `html`.
+            path: where to write it, too.
+            answer: what is explained, in words.
+            probability: what the model gives it, from 0 to 1.
+            sample: of the batch.
+            edges: how many at most, the strongest. None: all.
+            name: of the graph, its slug.
+
+        Errors: those of `html`; `InputError` for what is no probability.
+        """
+        found = exports.to_circuit_tracer(self, tokens, answer, probability, sample, edges, name)
+        if path is not None:
+            exports.written(path, found)
+        return found
 
     def __str__(self) -> str:
         rows = [

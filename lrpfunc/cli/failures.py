@@ -32,6 +32,8 @@ STOPPED = {
     "image": "Pictures that are whole stay; the same command with --overwrite makes all.",
     "digits": "The folder is not complete: remove it, and give the same command.",
 }
+# How a command takes less memory, if not by --batch.
+FEWER = {"text": "Fewer words at once need less: --chunk; so does --dtype bfloat16."}
 NOTHING = "Nothing was written; the same command begins anew."
 
 
@@ -59,7 +61,9 @@ def told(error: BaseException, command: str | None) -> int | None:
         return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # of torch, which may be absent
         detail = f" ({str(error).rstrip('.')})" if str(error) else ""
-        complain(f"the memory is used up{detail}. Fewer samples at once need less: --batch.")
+        complain(
+            f"the memory is used up{detail}. {FEWER.get(command or '', 'Fewer samples at once need less: --batch.')}"
+        )
         return FAILED
     return None
 

@@ -10,8 +10,9 @@ import numpy as np
 
 from lrpfunc.errors import InputError
 from lrpfunc.heatmaps import COLORS, PLAIN, colormap, new_figure, tail
+from lrpfunc.text.fonts import families, note
 from lrpfunc.text.rows import Mask, Relevance, Scale, as_array, check_scale, end_of
-from lrpfunc.text.tokens import check_tokens, visible
+from lrpfunc.text.tokens import check_tokens, heading, visible
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 CELL, LABEL = 0.24, 0.17  # inches: a row or column, and what a name needs of it
 BAR = 0.16  # inches across
 LARGEST = (16.0, 11.0)  # inches across and up, for the cells
-SPACE = "␣"  # the name of a token of spaces
 UNITS = {"all": "relevance", "each": "relevance / largest magnitude of its layer"}
 
 
@@ -60,17 +60,16 @@ def layers(
     pieces = check_tokens(tokens)
     kept = _kept(mask, len(pieces))
     bands = _bands(relevances, len(pieces), kept, scale)
-    words = [visible(piece).strip() or SPACE for piece, keep in zip(pieces, kept, strict=True) if keep]
+    words = [heading(piece) for piece, keep in zip(pieces, kept, strict=True) if keep]
     names = [name for band in bands for name in band.names]
     across, up = min(CELL * len(words), LARGEST[0]), min(CELL * len(names), LARGEST[1])
     figure = _new_figure(words, names, across, up) if figure is None else figure
     axis = figure.subplots()
     drawn = _draw(axis, np.concatenate([band.values for band in bands]), colors, limit)
     _name(axis, words, names, across, up)
+    _write(axis, figure, title)
     _separate(axis, bands)
     _add_bar(figure, axis, drawn, UNITS[scale], max(1.6, up))
-    if title:
-        figure.suptitle(title, fontsize=12, fontweight="bold", **PLAIN)
     return figure
 
 
@@ -110,6 +109,8 @@ def _kept(mask: Mask, length: int) -> np.ndarray:
 
 
 def _bands(relevances: Mapping[str, Relevance], length: int, kept: np.ndarray, scale: Scale) -> list[_Band]:
+    if not isinstance(relevances, Mapping):
+        raise InputError(f"relevances are {{layer: relevance}}, but got {type(relevances).__name__}.")
     bands = [_band(name, relevance, length, kept) for name, relevance in relevances.items()]
     if not bands:
         raise InputError("a figure of layers needs one layer at least, but relevances is empty.")
@@ -147,6 +148,18 @@ def _name(axis: Any, words: list[str], names: list[str], across: float, up: floa
     axis.tick_params(length=0)
     for spine in axis.spines.values():
         spine.set(color="0.75", linewidth=0.8)
+
+
+def _write(axis: Any, figure: Figure | SubFigure, title: str) -> None:
+    """Add the title, and have all words drawn by fonts that have their letters, with a note where none has."""
+    labels = [*axis.get_xticklabels(), *axis.get_yticklabels()]
+    if title:
+        labels.append(figure.suptitle(title, fontsize=12, fontweight="bold", **PLAIN))
+    fonts, lacking = families([label.get_text() for label in labels])
+    for label in labels:
+        label.set_fontfamily(fonts)
+    if lacking:
+        axis.set_xlabel(note(lacking), fontsize=8, color="0.4", wrap=True)
 
 
 def _head(word: str, length: int = 18) -> str:

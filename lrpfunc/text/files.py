@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lrpfunc import heatmaps
-from lrpfunc.text.images import image
+from lrpfunc.errors import InputError
+from lrpfunc.text.images import pages
 from lrpfunc.text.pages import html
 from lrpfunc.text.rows import Mask, Relevance, Scale, Tokens, rows
 from lrpfunc.text.terminal import table
@@ -15,8 +16,11 @@ from lrpfunc.text.tokens import visible
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap
+    from PIL.Image import Image
 
 FORMATS = ("html", "txt", "png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "pdf")
+HIGHEST = {".webp": 16383, ".jpg": 65500, ".jpeg": 65500, ".gif": 65535}  # pixels
+LINES = 32  # of a page of a PDF
 
 
 def save(
@@ -43,7 +47,8 @@ def save(
         limit: the end m of the colours, in units of the relevance; the largest magnitude, unless given.
         scale: "all" for one scale, "each" for one per sequence.
     Errors: those of `text.html`; `InputError` for another ending, `FileNotFoundError` for a folder that does not
-    exist, `IsADirectoryError` if the path itself is a folder.
+    exist, `IsADirectoryError` if the path itself is a folder. A PDF has pages; other images are one, and `InputError`
+    says if it is higher than their format takes.
 
     >>> import lrpfunc, tempfile, torch
     >>> from lrpfunc import text
@@ -61,5 +66,25 @@ def save(
         lines = table(rows(tokens, relevance, mask, titles, limit, scale))
         path.write_text(f"{visible(title)}\n\n{lines}\n" if title else f"{lines}\n", encoding="utf-8")
     else:
-        image(tokens, relevance, mask, titles, title, colors, limit, scale).save(path)
+        each = LINES if ending == ".pdf" else None
+        _save(pages(tokens, relevance, mask, titles, title, colors, limit, scale, lines=each), path)
     return path
+
+
+def _save(pictures: Sequence[Image], path: Path) -> None:
+    first, *others = pictures
+    _check_height(first.height, path)
+    if others:
+        first.save(path, save_all=True, append_images=others)
+    else:
+        first.save(path)
+
+
+def _check_height(height: int, path: Path) -> None:
+    """Errors: `InputError` for an image that is higher than its format can say."""
+    most = HIGHEST.get(path.suffix.lower())
+    if most is not None and height > most:
+        raise InputError(
+            f"cannot write {path}: the image is {height} pixels high, and {path.suffix} takes {most}. Write .html, "
+            ".pdf (in pages) or .png, or show fewer tokens."
+        )

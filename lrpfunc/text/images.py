@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -10,6 +13,7 @@ import numpy as np
 
 from lrpfunc.errors import InputError
 from lrpfunc.heatmaps import COLORS
+from lrpfunc.text.fonts import FONT, Fonts, note
 from lrpfunc.text.rows import Mask, Relevance, Row, Scale, Tokens, ends, headings, paints, rows
 from lrpfunc.text.tokens import BREAK, visible
 
@@ -17,9 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap
     from PIL.Image import Image
     from PIL.ImageDraw import ImageDraw
-    from PIL.ImageFont import FreeTypeFont
 
-FONT = "DejaVu Sans"  # it comes with matplotlib
 INK, FAINT, EDGE = "#1b1f24", "#5b6470", "#d5d9df"
 
 
@@ -49,7 +51,8 @@ def image(
         scale: "all" for one scale, "each" for one per sequence.
         width: of the image in pixels, into which lines fit.
         size: the height of the font in pixels.
-        font: a family that matplotlib finds, or a file; letters that it lacks are boxes.
+        font: a family that matplotlib finds, or a file. Words with letters that it lacks are drawn by another font of
+            this machine; letters that none has are boxes, of which a note says so.
     Errors: those of `text.render`; `InputError` for a font that cannot be found, and for a width or size too small.
 
     >>> import lrpfunc, torch
@@ -57,29 +60,75 @@ def image(
     >>> text.image(["The", " key"], torch.tensor([-0.5, 1.0]), width=300).width
     300
     """
+    (picture,) = pages(tokens, relevance, mask, titles, title, colors, limit, scale, width, size, font)
+    return picture
+
+
+def pages(
+    tokens: Tokens,
+    relevance: Relevance,
+    mask: Mask = None,
+    titles: Sequence[str] = (),
+    title: str = "",
+    colors: str | Colormap = COLORS,
+    limit: float | None = None,
+    scale: Scale = "all",
+    width: int = 800,
+    size: int = 18,
+    font: str | Path = FONT,
+    lines: int | None = None,
+) -> list[Image]:
+    """As `image`, but in several images of so many lines at most, each with the legend; None: all in one."""
+    shown = rows(tokens, relevance, mask, titles, limit, scale)
+    measures = _Measures(width, size, Fonts(font, size))
+    boxes = list(_boxes(shown, visible(title) if title else "", colors, measures))
+    return [_page(part, ends(shown), colors, measures) for part in _paged(boxes, lines, measures)]
+
+
+def _paged(boxes: Sequence[_Box], lines: int | None, measures: _Measures) -> Iterator[list[_Box]]:
+    """Boxes page by page, each from the top."""
+    height = len(boxes) * measures.step if lines is None else lines * measures.step
+    begun: list[_Box] = []
+    for box in boxes:
+        if begun and box.y - begun[0].y >= height:
+            yield _from_top(begun, measures)
+            begun = []
+        begun.append(box)
+    yield _from_top(begun, measures)
+
+
+def _from_top(boxes: Sequence[_Box], measures: _Measures) -> list[_Box]:
+    return [box._replace(y=box.y - boxes[0].y + measures.margin) for box in boxes]
+
+
+def _page(boxes: Sequence[_Box], words: tuple[str, str], colors: str | Colormap, measures: _Measures) -> Image:
     from PIL import Image, ImageDraw
 
-    shown = rows(tokens, relevance, mask, titles, limit, scale)
-    measures = _Measures(width, size, _font(font, size))
-    boxes = list(_boxes(shown, visible(title) if title else "", colors, measures))
     bottom = boxes[-1].y + measures.step
-    picture = Image.new("RGB", (width, bottom + 7 * size // 2 + measures.margin), "white")
+    legend = bottom + 7 * measures.size // 2
+    said = list(_parts(note(measures.fonts.lacking), measures))
+    end = legend + measures.margin + len(said) * measures.step
+    picture = Image.new("RGB", (measures.width, end), "white")
     draw = ImageDraw.Draw(picture)
     for box in boxes:
         _draw_box(draw, box, measures)
-    _draw_legend(draw, bottom + size // 2, ends(shown), colors, measures)
+    _draw_legend(draw, bottom + measures.size // 2, words, colors, measures)
+    for number, part in enumerate(said):
+        y = legend + measures.margin // 2 + number * measures.step
+        _draw_box(draw, _Box(measures.margin, y, part, FAINT), measures)
     return picture
 
 
 # -- lines ------------------------------------------------------------------------------------------------------------
 
 
-class _Measures(NamedTuple):
+@dataclass(frozen=True)
+class _Measures:
     """The measures of an image in pixels; the margin is the font's height."""
 
     width: int
     size: int
-    font: FreeTypeFont
+    fonts: Fonts
 
     @property
     def margin(self) -> int:
@@ -102,7 +151,7 @@ class _Measures(NamedTuple):
 
     def length(self, word: str) -> int:
         """Of a word's box."""
-        return int(np.ceil(self.font.getlength(word))) + 2 * self.padding
+        return int(np.ceil(self.fonts.of(word).getlength(word))) + 2 * self.padding
 
 
 class _Box(NamedTuple):
@@ -113,19 +162,6 @@ class _Box(NamedTuple):
     text: str
     ink: str
     background: str | None = None
-
-
-def _font(font: str | Path, size: int) -> FreeTypeFont:
-    from matplotlib import font_manager
-    from PIL import ImageFont
-
-    if size < 1:
-        raise InputError(f"a font needs a size of one pixel at least, but got {size!r}.")
-    try:
-        path = font if Path(font).is_file() else font_manager.findfont(str(font), fallback_to_default=False)
-        return ImageFont.truetype(str(path), size)
-    except (ValueError, OSError) as error:
-        raise InputError(f"there is no font {str(font)!r}: name a family that matplotlib finds, or a file.") from error
 
 
 def _boxes(shown: Sequence[Row], title: str, colors: str | Colormap, measures: _Measures) -> Iterator[_Box]:
@@ -145,16 +181,51 @@ def _boxes(shown: Sequence[Row], title: str, colors: str | Colormap, measures: _
 
 
 def _lines(row: Row, colors: str | Colormap, y: int, measures: _Measures) -> Iterator[_Box]:
-    x = measures.margin
+    """The words of a row in lines, from the right if that is where its script begins."""
+    x, from_right = measures.margin, _direction("".join(row.words)) == RIGHT
+    line: list[_Box] = []
     for word, paint in zip(row.words, paints(row.values / row.limit, colors), strict=True):
         for part in _parts(word, measures):
             length = measures.length(part)
             if x > measures.margin and x + length > measures.width - measures.margin:
-                x, y = measures.margin, y + measures.step
-            yield _Box(x, y, part, paint.ink, paint.background)
+                yield from _ordered(line, from_right, measures)
+                x, y, line = measures.margin, y + measures.step, []
+            line.append(_Box(x, y, part, paint.ink, paint.background))
             x += length + 1
         if word.endswith(BREAK):
-            x, y = measures.margin, y + measures.step
+            yield from _ordered(line, from_right, measures)
+            x, y, line = measures.margin, y + measures.step, []
+    yield from _ordered(line, from_right, measures)
+
+
+def _ordered(line: Sequence[_Box], from_right: bool, measures: _Measures) -> Iterator[_Box]:
+    """The boxes of a line where their scripts have them: words that run from right to left stand so, too."""
+    base = RIGHT if from_right else LEFT
+    directions = [_direction(box.text) or base for box in line]
+    runs = [[box for box, _ in run] for _, run in groupby(zip(line, directions, strict=True), key=lambda pair: pair[1])]
+    if from_right:
+        runs.reverse()
+    heading = [direction for direction, _ in groupby(directions)]
+    placed: list[_Box] = []
+    for run, direction in zip(runs, reversed(heading) if from_right else heading, strict=True):
+        placed += run[::-1] if direction == RIGHT else run
+    total = sum(measures.length(box.text) + 1 for box in line) - 1
+    x = measures.width - measures.margin - total if from_right else measures.margin
+    for box in placed:
+        yield box._replace(x=x)
+        x += measures.length(box.text) + 1
+
+
+LEFT, RIGHT = "left", "right"  # where a script begins
+
+
+def _direction(text: Iterable[str]) -> str | None:
+    """Where the script of the first letter begins; None without letters."""
+    for letter in text:
+        kind = unicodedata.bidirectional(letter)
+        if kind in ("L", "R", "AL"):
+            return LEFT if kind == "L" else RIGHT
+    return None
 
 
 def _parts(word: str, measures: _Measures) -> Iterator[str]:
@@ -189,7 +260,7 @@ def _draw_box(draw: ImageDraw, box: _Box, measures: _Measures) -> None:
         corners = (box.x, box.y + 1, box.x + measures.length(box.text) - 1, box.y + measures.step - 3)
         draw.rounded_rectangle(corners, measures.size // 6, box.background, EDGE)
     start = box.x + (measures.padding if box.background is not None else 0)
-    draw.text((start, box.y + measures.step // 2), box.text, box.ink, measures.font, anchor="lm")
+    draw.text((start, box.y + measures.step // 2), box.text, box.ink, measures.fonts.of(box.text), anchor="lm")
 
 
 def _draw_legend(draw: ImageDraw, y: int, words: tuple[str, str], colors: str | Colormap, measures: _Measures) -> None:
@@ -198,7 +269,7 @@ def _draw_legend(draw: ImageDraw, y: int, words: tuple[str, str], colors: str | 
     for i, paint in enumerate(paints(np.linspace(-1, 1, length), colors)):
         draw.line((left + i, y, left + i, y + height), paint.background)
     draw.rectangle((left, y, left + length - 1, y + height), outline=EDGE)
-    font = measures.font.font_variant(size=max(1, round(0.8 * measures.size)))
+    font = measures.fonts.loaded(measures.fonts.path).font_variant(size=max(1, round(0.8 * measures.size)))
     below = y + height + measures.size // 4
     for x, word, anchor in ((0, words[0], "la"), (length // 2, "0", "ma"), (length - 1, words[1], "ra")):
         draw.text((left + x, below), word, FAINT, font, anchor=anchor)

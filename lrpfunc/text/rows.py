@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -31,13 +31,15 @@ def per_token(relevance: Tensor) -> Tensor:
 
     Args:
         relevance: (batch, length, width), or (batch, length), which is returned as it is.
-    Errors: `InputError` for another rank.
+    Errors: `InputError` for another rank, and for what is no tensor.
 
     >>> import lrpfunc, torch
     >>> from lrpfunc import text
     >>> text.per_token(torch.tensor([[[1.0, 2.0], [3.0, -4.0]]])).tolist()
     [[3.0, -1.0]]
     """
+    if not isinstance(relevance, Tensor):
+        raise InputError(f"relevance per token is summed from a tensor, but got {type(relevance).__name__}.")
     if relevance.dim() not in (2, 3):
         raise InputError(
             "relevance per token is summed from (batch, length, width) and may be (batch, length) already, "
@@ -87,6 +89,8 @@ def _is_several(tokens: Tokens) -> bool:
 def _one_each(name: str, values: Any, several: Sequence) -> list:
     if values is None:
         return [None] * len(several)
+    if isinstance(values, (str, Mapping)) or not hasattr(values, "__len__"):
+        raise InputError(f"{len(several)} sequences need one {name} each, but got {values!r:.80}.")
     if len(values) != len(several):
         raise InputError(f"{len(several)} sequences need one {name} each, but got {len(values)}.")
     return list(values)
@@ -126,6 +130,7 @@ def as_array(values: Any, name: str = "relevance") -> np.ndarray:
         tensor = torch.as_tensor(values).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{name} must be numbers, but is {values!r:.80}.") from error
+    tensor = tensor if tensor.layout == torch.strided else tensor.to_dense()
     if tensor.is_complex():
         raise InputError(f"{name} must be real numbers, but is complex.")
     return tensor.double().numpy()

@@ -6,7 +6,7 @@ Each gives a function `output -> R_out`, the form of `target` that `lrpfunc.attr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import optree
 import torch
@@ -17,6 +17,7 @@ from lrpfunc.errors import TargetError
 from lrpfunc.program import NAMESPACE, is_plain
 
 Indices = int | Sequence[int] | Tensor
+Leaf = TypeVar("Leaf")
 
 
 def token(token: Indices | None, position: Indices = -1) -> Callable[[Any], Any]:
@@ -40,10 +41,10 @@ def token(token: Indices | None, position: Indices = -1) -> Callable[[Any], Any]
     """
 
     def target(output: Any) -> Any:
-        logits = _logits(output)
+        logits = logits_of(output)
         positions = _positions(logits, position)
         tokens = _best(logits, positions) if token is None else _tokens(logits, token)
-        return _filled(output, logits, _at(logits, positions, tokens))
+        return filled(output, logits, _at(logits, positions, tokens))
 
     return target
 
@@ -69,11 +70,11 @@ def contrast(token: Indices | None, other: Indices, position: Indices = -1) -> C
         raise TargetError(f"token {token} is contrasted with itself, which leaves nothing: give another one.")
 
     def target(output: Any) -> Any:
-        logits = _logits(output)
+        logits = logits_of(output)
         positions = _positions(logits, position)
         tokens = _best(logits, positions) if token is None else _tokens(logits, token)
         others = _tokens(logits, other)
-        return _filled(output, logits, _at(logits, positions, tokens) - _at(logits, positions, others))
+        return filled(output, logits, _at(logits, positions, tokens) - _at(logits, positions, others))
 
     return target
 
@@ -81,15 +82,22 @@ def contrast(token: Indices | None, other: Indices, position: Indices = -1) -> C
 # -- the output -------------------------------------------------------------------------------------------------------
 
 
-def _logits(output: Any) -> Tensor:
+def field_of_logits(output: Any, kind: type[Leaf]) -> Leaf:
+    """The leaf of an output that holds the logits, the only one or that of this name. Errors: `TargetError`."""
     logits = output
-    if not isinstance(output, Tensor):
+    if not isinstance(output, kind):
         logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    if not isinstance(logits, Tensor):
+    if not isinstance(logits, kind):
         raise TargetError(
             f"the output, a {type(output).__name__}, has no tensor in a field `logits`: "
             "give a function as target, output -> relevance of the same structure."
         )
+    return logits
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits (batch, length, vocabulary) of an output. Errors: `TargetError`."""
+    logits = field_of_logits(output, Tensor)
     if logits.dim() != 3 or not logits.is_floating_point():
         hint = " The class of a classifier is given as it is: target=1." if logits.dim() == 2 else ""
         raise TargetError(
@@ -99,7 +107,7 @@ def _logits(output: Any) -> Tensor:
     return logits
 
 
-def _filled(output: Any, logits: Tensor, relevance: Tensor) -> Any:
+def filled(output: Any, logits: Tensor, relevance: Tensor) -> Any:
     """The output's pytree with relevance at its logits and zeros elsewhere."""
     leaves, structure = optree.tree_flatten(output, namespace=NAMESPACE)
     found = [i for i, leaf in enumerate(leaves) if leaf is logits]

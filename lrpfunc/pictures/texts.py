@@ -1,0 +1,175 @@
+"""`lrpfunc text`: why a language model writes this word next, or what an answer rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lrpfunc import composites, text
+from lrpfunc.composites import Composite
+from lrpfunc.errors import FileError, ModelError, near_misses
+from lrpfunc.pictures import languages
+from lrpfunc.pictures.classifiers import named_object
+from lrpfunc.pictures.explainers import device_named
+from lrpfunc.pictures.languages import AUTO, LanguageModel
+from lrpfunc.pictures.outfiles import check_outfile, outfile
+from lrpfunc.pictures.tables import print_table
+from lrpfunc.text.grids.pages import check_numbers
+from lrpfunc.text.tokens import heading
+from lrpfunc.tracing import functionalize
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+COMPOSITES: dict[str, Callable[[], Composite]] = {
+    "attn_lrp": composites.attn_lrp,
+    "cp_lrp": composites.cp_lrp,
+    "epsilon": composites.epsilon,
+}
+DEFAULT_COMPOSITE = "attn_lrp"
+CANDIDATES = 5
+SHOWN = 40  # letters of a sentence in a table
+
+
+class Candidate(NamedTuple):
+    """What a model might write next."""
+
+    word: str
+    probability: float
+    logit: float
+
+
+class Explained(NamedTuple):
+    """What was explained. `candidates`: for the next word, if no answer was given."""
+
+    path: Path
+    words: list[str]
+    generation: text.Generation
+    probabilities: list[float]
+    candidates: list[Candidate]
+    notes: tuple[str, ...]
+
+
+def write(
+    model: str,
+    prompt: str,
+    out: Path,
+    answer: str = "",
+    other: str | None = None,
+    composite: str = DEFAULT_COMPOSITE,
+    dtype: str = AUTO,
+    device: str = "cpu",
+    chunk: int = 8,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Explained:
+    """Explain an answer, or the word that is likeliest next, and write a page of it.
+
+    Errors: `FileError`, `ModelError`, and those of `text.generation`.
+    """
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise FileError(f"{out} is a page: give it a name that ends in .html.")
+    check_outfile(out, overwrite)
+    rules, place = composite_named(composite), device_named(device)
+    read = languages.load(model, dtype, place)
+    given = read.written(prompt, answer)
+    against = None if other is None else _token(read, other)
+    ids = given.ids.to(place)
+    check_numbers((ids.numel() - given.prompt_length) * ids.numel(), "A shorter prompt or answer has fewer.")
+    with torch.no_grad():
+        logits = read.model(ids).logits[0, given.prompt_length - 1 :].double()
+    candidates = [] if answer else _candidates(read, logits[0])
+    if not answer:
+        ids = torch.cat([ids, logits.argmax(-1)[None]], 1)
+    fmodel, params = functionalize(read.model, ids)  # of just this length, which some models cannot leave open
+    generation = text.generation(
+        fmodel, params, ids, given.prompt_length, rules, other=against, chunk_size=chunk, progress=progress
+    )
+    chosen = ids[0, given.prompt_length :, None]
+    probabilities = logits.softmax(-1)[: len(chosen)].gather(1, chosen)[:, 0].tolist()
+    found = Explained(out, read.words(ids[0].tolist()), generation, probabilities, candidates, read.notes)
+    with outfile(out, overwrite) as part:
+        part.write_text(_page(found, read.name, composite, other), encoding="utf-8")
+    return found
+
+
+def composite_named(name: str) -> Composite:
+    """Rules for language models by their name, or the user's own as `module.path:composite`. Errors: `ModelError`."""
+    if ":" in name:
+        return composites.as_composite(named_object(name, "a composite of your own"))
+    if name not in COMPOSITES:
+        raise ModelError(
+            f"no composite for text is called '{name}'.{near_misses(name, COMPOSITES)} There are "
+            f"{', '.join(COMPOSITES)}, and your own as module.path:composite."
+        )
+    return COMPOSITES[name]()
+
+
+def _token(read: LanguageModel, other: str) -> int:
+    """The one token that a word is. Errors: `ModelError`."""
+    ids = list(read.tokenizer(other, add_special_tokens=False)["input_ids"])
+    if len(ids) != 1:
+        words = ", ".join(repr(word) for word in read.words(ids)) or "none"
+        raise ModelError(
+            f"--other takes one token, but {other!r} is {len(ids)} ({words}): begin with a space, perhaps."
+        )
+    return ids[0]
+
+
+def _candidates(read: LanguageModel, logits: Tensor) -> list[Candidate]:
+    probabilities = logits.softmax(-1)
+    best = probabilities.topk(min(CANDIDATES, len(probabilities))).indices.tolist()
+    words = [read.words([token])[0] for token in best]
+    return [
+        Candidate(word, float(probabilities[token]), float(logits[token]))
+        for word, token in zip(words, best, strict=True)
+    ]
+
+
+def _page(found: Explained, model: str, composite: str, other: str | None) -> str:
+    instead = "" if other is None else f", and not {other!r}"
+    title = f"What each word rests on{instead}: {model}, {composite}"
+    if len(found.probabilities) > 1:
+        return text.matrix(found.generation.matrix[0], found.words, title=title)
+    return text.html(**found.generation.rows(found.words), title=title)
+
+
+# -- in the terminal --------------------------------------------------------------------------------------------------
+
+
+def tables(found: Explained, console: Console) -> None:
+    """Print the candidates, or the answer word by word, and what the sentences of the prompt count."""
+    if found.candidates:
+        header = ("next word", "probability", "logit")
+        rows = [(_shown(word), f"{p:.2%}", f"{logit:.4g}") for word, p, logit in found.candidates]
+        print_table(console, header, rows, ["bold", *[""] * (len(rows) - 1)], numbers=header[1:])
+    else:
+        _print_answer(found, console)
+    sentences = text.sentences(found.words[: found.generation.prompt_length])
+    if len(sentences) > 1:
+        sums = found.generation.spans(sentences)[0].sum(0).tolist()
+        counted = [(_shown(said), f"{value:+.4g}") for said, value in zip(sentences, sums, strict=True)]
+        console.print()
+        print_table(console, ("sentence of the prompt", "relevance"), counted, numbers=("relevance",))
+
+
+def _print_answer(found: Explained, console: Console) -> None:
+    start = found.generation.prompt_length
+    matrix, explained = found.generation.matrix[0], found.generation.logits[0].tolist()
+    header = ("word", "probability", "explained", "of the prompt", "most by")
+    rows = []
+    for row, (word, probability) in enumerate(zip(found.words[start:], found.probabilities, strict=True)):
+        most = found.words[int(matrix[row].argmax())]
+        prompt = float(matrix[row, :start].sum())
+        rows.append((_shown(word), f"{probability:.2%}", f"{explained[row]:.4g}", f"{prompt:+.4g}", _shown(most)))
+    print_table(console, header, rows, numbers=header[1:4])
+
+
+def _shown(word: str) -> str:
+    """A word by itself, not too long."""
+    shown = heading(word)
+    return shown if len(shown) <= SHOWN else f"{shown[: SHOWN - 1]}…"
