@@ -8,7 +8,7 @@ from torch import nn
 
 import lrpfunc
 from lrpfunc import circuits, composites, rules
-from lrpfunc.circuits import closed, keeping
+from lrpfunc.circuits import closed, memory
 from lrpfunc.circuits.streams import streams
 from lrpfunc.errors import InputError, RuleError, TargetError
 from tests import test_eager_oracle as oracle
@@ -484,7 +484,7 @@ def test_what_says_nothing_of_edges_is_refused(keep):
 
 
 def test_edges_that_do_not_fit_are_refused_before_they_are_sought(monkeypatch):
-    monkeypatch.setattr(keeping, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 1000)
     with pytest.raises(InputError) as caught:
         circuits.graph(*subject("llama"), oracle.TARGET)
     assert str(caught.value) == (
@@ -499,11 +499,11 @@ def test_edges_that_do_not_fit_are_refused_before_they_are_sought(monkeypatch):
 def test_free_memory_is_what_the_system_says(monkeypatch, tmp_path):
     said = tmp_path / "meminfo"
     said.write_text("MemTotal: 8 kB\nMemAvailable:      3 kB\n")
-    monkeypatch.setattr(keeping, "MEMINFO", said)
-    assert keeping.free_memory(torch.device("cpu")) == 3 * 1024
+    monkeypatch.setattr(memory, "MEMINFO", said)
+    assert memory.free_memory(torch.device("cpu")) == 3 * 1024
     said.write_text("MemTotal: 8 kB\n")
-    assert keeping.free_memory(torch.device("cpu")) is None
-    assert keeping.free_memory(torch.device("meta")) is None
+    assert memory.free_memory(torch.device("cpu")) is None
+    assert memory.free_memory(torch.device("meta")) is None
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------

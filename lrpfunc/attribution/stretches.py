@@ -108,6 +108,10 @@ class Stretches:
         read = {variable.name for step in self._steps[place] if step.rule is not None for variable in step.inputs}
         return [name for name in self.places if name in read]
 
+    def steps(self, place: str) -> tuple[Step, ...]:
+        """The steps that make a place from those below it."""
+        return self._steps[place]
+
     def stretch(self, place: str = "") -> Stretch:
         """The stretch that ends at a place, or by default at the output. It is yet to be recorded."""
         return Stretch(self.passed, self._steps[place])

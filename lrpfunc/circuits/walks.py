@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -11,11 +12,12 @@ from torch import Tensor
 from lrpfunc.attribution import Target
 from lrpfunc.attribution.records import check_chunk_size
 from lrpfunc.attribution.stretches import Stretch, Stretches
+from lrpfunc.circuits import memory
 from lrpfunc.circuits.attentions import Mixer, NotClosed, branches, mixers, names
 from lrpfunc.circuits.closed import in_closed_form
 from lrpfunc.circuits.edges import Pulled, Rows, by_pullbacks, of_tokens, relevance
 from lrpfunc.circuits.graphs import TARGET, Graph, Pair
-from lrpfunc.circuits.keeping import Edges, Keep, Store, check_keep, check_memory
+from lrpfunc.circuits.keeping import Edges, Keep, Store, check_keep
 from lrpfunc.circuits.streams import streams
 from lrpfunc.composites import Entries, attn_lrp
 from lrpfunc.errors import InputError, RuleError
@@ -103,7 +105,7 @@ class _Walk:
 
     def __init__(self, way: Stretches, found: Mapping[str, str], how: _How):
         self.names = {variable: name for name, variable in found.items()}
-        self.way, self.how = way, how
+        self.way, self.how, self.sizes = way, how, memory.Sizes(way)
         self.nodes: dict[str, Tensor] = {}
         self.flows: dict[str, Flow] = {}
         self.constants: dict[str, Tensor] = {}
@@ -122,11 +124,20 @@ class _Walk:
         return Graph(found, nodes, pairs, self.constants, self.way.inputs(self.flows), self.branches)
 
     def _refuse_too_many(self) -> None:
-        """Errors: `InputError` for edges that do not fit into memory."""
-        sizes = {place: self.way.value(place).shape for place in self.names}
-        value = self.way.value(next(iter(self.names)))
-        shapes = [(*sizes[upper][:2], sizes[lower][1]) for upper in self.names for lower in self.way.below(upper)]
-        check_memory(shapes, self.how.keep, value.dtype, value.device)
+        """Errors: `InputError` for a graph that does not fit into memory."""
+        pairs = []
+        for upper in self.names:
+            below = self.way.below(upper)
+            heads = self._heads(upper) if below and self.how.split else 0
+            (batch, tokens), others = self.way.value(upper).shape[:2], [self.way.value(lower) for lower in below]
+            pairs += [memory.Edges(batch, tokens, other.shape[1], heads) for other in others]
+        memory.check_memory(self.way, self.sizes, pairs, self.how.keep)
+
+    def _heads(self, upper: str) -> int:
+        """How many heads attend below a stream, as far as they are told apart."""
+        found, _ = self._mixers(self.way.stretch(upper))
+        shapes = {mixer.site: self.sizes.shape(mixer.step.equation.outputs[0]) for mixer in found}
+        return sum(math.prod(shape[1:-2]) for shape in shapes.values())
 
     def _begin(self, target: Target) -> None:
         """From the target to the streams right below it: one pullback."""
@@ -141,7 +152,7 @@ class _Walk:
         way.add(self.flows, arrived)
         for lower in self.names:
             if lower in arrived:
-                store = Store(None, self.nodes[TARGET][:, 0])
+                store = Store(None, self.nodes[TARGET][:, 0], count=1)
                 store.add(of_tokens(arrived[lower], way.value(lower))[:, None])
                 self._add(TARGET, lower, store.edges(), ONE, "")
 
@@ -183,7 +194,7 @@ class _Walk:
         for."""
         if found is not None:
             try:
-                return self._stored(in_closed_form(self.way, stretch, found, pulled)), CLOSED, ""
+                return self._stored(in_closed_form(self.way, stretch, found, pulled), pulled), CLOSED, ""
             except NotClosed as reason:
                 why = str(reason)
         if self.how.method == CLOSED:
@@ -191,20 +202,20 @@ class _Walk:
                 f"the edges below '{self.names[pulled.upper]}' have no closed form: {why}. With method=None they are "
                 "found by pullbacks."
             )
-        return self._stored(by_pullbacks(self.way, stretch, pulled, self.how.chunk_size)), PULLBACKS, why
+        memory.check_pullbacks(self.way, self.sizes, pulled.upper, self.names[pulled.upper], self.how.chunk_size)
+        return self._stored(by_pullbacks(self.way, stretch, pulled, self.how.chunk_size), pulled), PULLBACKS, why
 
-    def _stored(self, rows: Iterator[tuple[Rows, ...]]) -> list[Edges]:
+    def _stored(self, rows: Iterator[tuple[Rows, ...]], pulled: Pulled) -> list[Edges]:
         """Rows of edges as those that are kept of each lower stream."""
-        stores: list[Store] = []
+        count = self.way.value(pulled.upper).shape[1]
+        stores = [Store(self.how.keep, self.nodes[TARGET][:, 0], count) for _ in pulled.lower]
         for chunk in rows:
-            stores = stores or [Store(self.how.keep, self.nodes[TARGET][:, 0]) for _ in chunk]
             for store, part in zip(stores, chunk, strict=True):
-                store.add(part.edges)
-                if self.how.split and part.heads is not None:
-                    store.heads.append(part.heads)
+                store.add(part.edges, part.heads if self.how.split else None)
         return [store.edges() for store in stores]
 
     def _add(self, upper: str, lower: str, edges: Edges, method: str, why: str) -> None:
+        memory.check_stored(edges.stored, len(self.names) - len(self.nodes), self.how.keep)
         self.pairs.append(Pair(upper, self.names[lower], edges.stored, edges.dropped, method, why, edges.heads))
         self.constants[upper] = self.constants.get(upper, self.nodes[upper]) - edges.sums
 

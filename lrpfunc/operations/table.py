@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from lrpfunc.operations import adjoints, cells, constants, forms, kinds, lookups, moves, ratios, signs, zeros
+from lrpfunc.operations import adjoints, cells, constants, forms, kinds, lookups, masks, moves, ratios, signs, zeros
 from lrpfunc.operations.kinds import (
     ACTIVATION,
     AFFINE,
@@ -243,6 +243,7 @@ POOL = Row(MAX_POOL, sign=signs.pools, is_spatial=True)
 POOL_AND_PLACES = POOL._replace(is_spatial=False)
 PROBABILITY = Row(kinds.of_first(SOFTMAX), is_gate=True, is_probability=True, sign=signs.always)
 NORM = Row(kinds.of_first(NORMALIZATION))
+ATTEND = Row(ATTENTION, smooth=smooth_attention, remember=masks.remember_attention, deterministic={"dropout_p": 0.0})
 STEPS = Row(kinds.steps, Positions(0, 2, 3))
 
 OTHERS = {
@@ -257,7 +258,7 @@ OTHERS = {
     "exp_over_sum": PROBABILITY._replace(kind=kinds.at_first(SOFTMAX), sign=signs.exp_over_sum),
     "exp_of_log_softmax": PROBABILITY._replace(kind=kinds.at_first(SOFTMAX)),
     **_rows("log_softmax log_of_softmax", Row(kinds.of_first(SOFTMAX), is_probability=True)),
-    "scaled_dot_product_attention": Row(ATTENTION, smooth=smooth_attention, deterministic={"dropout_p": 0.0}),
+    "scaled_dot_product_attention": ATTEND,
     "layer_norm": NORM._replace(form=forms.LAYER_NORM),
     "rms_norm": NORM._replace(form=forms.RMS_NORM),
     "group_norm": NORM._replace(form=forms.GROUP_NORM),
