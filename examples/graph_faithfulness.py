@@ -14,6 +14,7 @@ how much is lost? That is the truth of an edge, one forward pass for each. Sourc
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -253,8 +254,8 @@ def streams(model: Transformer, ids: Tensor) -> list[Tensor]:
 
 @torch.no_grad()
 def truth(model: Transformer, runs: Runs, others: Sequence[Tensor]) -> dict[str, Tensor]:
-    """What is lost of the margin: along edges, (n, layers, upper token, lower token), where a token sends one token what
-    it has in `others`; of nodes, (n, layers, tokens), where a layer is given that of one token."""
+    """What is lost of the margin: along edges, (n, layers, upper token, lower token), if a token sends one other what
+    it has in `others`; of nodes, (n, layers, tokens), if a layer is given that of one token."""
     found = streams(model, runs.clean)
     tokens = range(found[0].shape[1])
     before = margin(model(runs.clean), runs)
@@ -294,7 +295,7 @@ def of_graph(fmodel, params, runs: Runs, composite) -> Estimate:
     """`circuits.graph` of the clean run, which knows nothing of the other one."""
     derivative = cotangent(runs)
     graph = circuits.graph(fmodel, params, runs.clean, lambda y: y * derivative(y), composite, layers=AT)
-    pairs = [graph.pair(upper, lower).edges for lower, upper in zip(AT, AT[1:], strict=False)]
+    pairs = [graph.pair(upper, lower).edges for lower, upper in itertools.pairwise(AT)]
     return {"edges": torch.stack(pairs, 1), "nodes": torch.stack([graph.nodes[name] for name in AT[:-1]], 1)}
 
 
@@ -304,7 +305,7 @@ def of_differences(fmodel, params, runs: Runs, composite, others: Sequence[Tenso
     start = lrpfunc.Flow(coefficient=cotangent(runs)(trail.output))
     _, arrived = trail.pull(start, form="coefficient", inputs=False)
     edges, nodes = [], []
-    for lower, upper, other in zip(AT, AT[1:], others, strict=False):
+    for (lower, upper), other in zip(itertools.pairwise(AT), others, strict=True):
         difference, c = trail.values[lower] - other, arrived[upper]
         alone = torch.eye(c.shape[1])[:, None, :, None] * c  # of each token
         seeds = [{upper: lrpfunc.Flow(coefficient=each)} for each in alone]
@@ -450,9 +451,10 @@ def table(rows: Sequence[Row], what: str, kind: str) -> Table:
 
 
 LEGEND = f"""\
-Spearman's rank correlation / area under the ROC curve (0.5: chance) for what counts: edges and nodes with more than {COUNTS:.0%} of
-the largest true effect of their run. Magnitudes are compared, means over runs, ± standard errors over networks. edges: between
-different tokens of neighbouring layers; nodes: tokens that layers are given. Left out is what cannot have an effect."""
+Spearman's rank correlation / area under the ROC curve (0.5: chance) for what counts: edges and nodes with more than
+{COUNTS:.0%} of the largest true effect of their run. Magnitudes are compared; means over runs, ± standard errors over
+networks. edges: between different tokens of neighbouring layers; nodes: tokens that layers are given. Left out is what
+cannot have an effect."""
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Row]:
@@ -462,7 +464,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     parser.add_argument("--samples", type=int, default=100, help="pairs of runs for each task and network")
     parser.add_argument("--networks", type=int, default=3, help="to train for each task, from as many seeds")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="networks trained for less, one a task, and 5 pairs of runs")
+    parser.add_argument("--quick", action="store_true", help="a network a task, trained for less, and 5 pairs of runs")
     options = parser.parse_args(arguments)
     if options.quick:
         options.samples, options.networks = 5, 1

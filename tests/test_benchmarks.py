@@ -11,9 +11,10 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from tests.benchmarks import report
+from tests.benchmarks import attention, networks, report
 from tests.benchmarks.__main__ import app
 from tests.benchmarks.attention import elsewhere
+from tests.benchmarks.contenders import NotEntered
 from tests.benchmarks.measure import measure
 
 TINY = ("--model", "tiny_mlp", "--batch", "2", "--rounds", "1")
@@ -98,13 +99,33 @@ def test_powers_that_figures_grow_by():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_graphs(tmp_path):
+def test_graphs(tmp_path, monkeypatch):
+    monkeypatch.setattr(attention, "BEARABLE", 20)
     path = tmp_path / "times.json"
-    run("graphs", "--model", "tiny_vit", "--rounds", "0", "--json", path)
-    (row,) = json.loads(path.read_text())["tables"]["graphs"]["rows"]
-    assert {name: cell["error"] for name, cell in row["measured"].items()} == dict.fromkeys(
-        ("attribute", "closed", "pullbacks"), ""
-    )
+    sizes = ("--size", "16", "--size", "24")
+    output = run("graphs", "--model", "tiny_vit", *sizes, "--batch", "1", "--rounds", "0", "--json", path)
+    assert "grows with size to the power of: gradient " in output
+    short, long = json.loads(path.read_text())["tables"]["graphs"]["rows"]
+    names = ("gradient", "attribute", "keep=32", "closed", "pullbacks")
+    assert {name: cell["error"] for name, cell in short["measured"].items()} == dict.fromkeys(names, "")
+    too_long = "NotEntered: more than 20 tokens take too long, or too much memory"
+    assert [cell["error"] for cell in long["measured"].values()] == ["", "", "", "", too_long]
+
+
+def test_a_llama_of_eight_billion_parameters_is_for_a_gpu():
+    for set_up in attention.graphs("llama_8b", 8192, 1, torch.device("cpu")).values():
+        with pytest.raises(NotEntered, match=r"^llama_8b is for a GPU$|^more than 512 tokens take too long"):
+            set_up()
+
+
+def test_large_networks_are_made_where_they_are_measured_and_in_half_precision():
+    """On a device without memory, where it is of the size of Llama 3 with 8 billion parameters."""
+    pytest.importorskip("transformers")
+    model = networks.build("llama_8b", 8192, torch.device("meta"))
+    assert {(p.dtype, p.device.type, p.requires_grad) for p in model.parameters()} == {(torch.bfloat16, "meta", False)}
+    assert sum(p.numel() for p in model.parameters()) == 8_030_261_248
+    assert torch.get_default_dtype() == torch.float32
+    assert networks.inputs("llama_8b", 4, 1)["inputs_embeds"].dtype == torch.bfloat16
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -28,10 +28,14 @@ class NotClosed(Exception):
 
 
 class Term(NamedTuple):
-    """Weights (batch, heads, rows, tokens) and vectors (batch, heads, rows, width) of some rows."""
+    """Weights (batch, heads, rows, tokens) and vectors (batch, heads, rows, width) of some rows.
+
+    `sizes`: of what is summed up to weights, where it cancels: rounding errors are in proportion to these.
+    """
 
     weights: Tensor
     vectors: Tensor
+    sizes: Tensor | None = None
 
 
 class Mixer(NamedTuple):
@@ -182,8 +186,9 @@ def _of_attention(stretch: Stretch, step: Step, rows: Tensor, c: Tensor) -> dict
     weights = _weights(query @ key.mT * scale, rows, mask, is_causal)
     products = weights * (c @ value.mT)
     scores = (products - weights * products.sum(-1, keepdim=True)) * scale
+    sizes = (products.abs() + weights * products.abs().sum(-1, keepdim=True)) * scale
     _, key_name, value_name = (argument.name for argument in step.equation.arguments[:3])
-    return {value_name: Term(weights, c), key_name: Term(scores, query)}
+    return {value_name: Term(weights, c), key_name: Term(scores, query, sizes)}
 
 
 def _weights(scores: Tensor, rows: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:

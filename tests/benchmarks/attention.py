@@ -20,6 +20,7 @@ from tests.benchmarks.measure import Call, SetUp
 
 COMPOSITES = ("attn_lrp", "cp_lrp", "attn_lrp_gamma")
 LXT, LXT_GRADIENT = "LXT", "LXT's gradient"
+KEPT, FITS, BEARABLE = 32, 8192, 512  # edges of a token; the most tokens with all edges; and with pullbacks
 ROOT = Path(__file__).parents[2]
 
 
@@ -40,15 +41,37 @@ def line_up(
 
 
 def graphs(name: str, size: int, batch: int, device: torch.device) -> dict[str, SetUp]:
-    """The graph of tokens in closed form and by batched pullbacks, beside the relevance of the input alone."""
-    question = ask(name, size, batch, "attn_lrp", device)
+    """The graph of tokens, all edges or the strongest, and by batched pullbacks, beside the input's gradient and
+    relevance."""
     composite = lrpfunc.composites.attn_lrp()
 
-    def found(method: str) -> Call:
-        return partial(circuits.graph, *question.canonical, question.x, question.classes, composite, method=method)
+    @functools.cache
+    def question() -> Question:
+        return ask(name, size, batch, "attn_lrp", device)
 
-    methods = {method: partial(found, method) for method in ("closed", "pullbacks")}
-    return {"attribute": partial(set_up, question, contenders.attribute), **methods}
+    def entered(contender: contenders.Contender) -> Call:
+        _refuse(name in networks.LARGE and device.type == "cpu", f"{name} is for a GPU")
+        return set_up(question(), contender)
+
+    def found(longest: int, method: str | None = None, keep: int | None = None) -> Call:
+        _refuse(size > longest, f"more than {longest} tokens take too long, or too much memory")
+        _refuse(name in networks.LARGE and device.type == "cpu", f"{name} is for a GPU")
+        asked = question()
+        return partial(circuits.graph, *asked.canonical, asked.x, asked.classes, composite, method=method, keep=keep)
+
+    return {
+        "gradient": partial(entered, gradient),
+        "attribute": partial(entered, contenders.attribute),
+        f"keep={KEPT}": partial(found, 10**6, None, KEPT),
+        "closed": partial(found, FITS, "closed"),
+        "pullbacks": partial(found, BEARABLE, "pullbacks"),
+    }
+
+
+def _refuse(when: bool, reason: str) -> None:
+    """Errors: `NotEntered`."""
+    if when:
+        raise NotEntered(reason)
 
 
 def set_up(question: Question, contender: contenders.Contender) -> Call:
@@ -65,7 +88,7 @@ def ask(name: str, size: int, batch: int, composite: str, device: torch.device) 
 
 @functools.lru_cache(maxsize=1)
 def network(name: str, size: int, batch: int, device: torch.device) -> tuple[nn.Module, lrpfunc.Program, dict]:
-    model = networks.build(name, size).to(device)
+    model = networks.build(name, size, device)
     x = {key: tensor.to(device) for key, tensor in networks.inputs(name, size, batch).items()}
     return model, *lrpfunc.functionalize(model, **x)
 

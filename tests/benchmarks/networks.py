@@ -1,6 +1,7 @@
 """The transformers that are measured, in lrpfunc's environment and in LXT's: neither of them is imported here."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ USUAL = {
     "vit_b_16": Usual(224, 8),
     "llama": Usual(256, 4),
     "small_llama": Usual(512, 1),
+    "llama_8b": Usual(8192, 1),
     "tiny_vit": Usual(16, 2),
     "tiny_llama": Usual(6, 2),
 }
@@ -42,6 +44,14 @@ LLAMAS: dict[str, dict[str, int]] = {
         "num_attention_heads": 8,
         "vocab_size": 1000,
     },
+    "llama_8b": {  # of the shape of Llama 3, in bfloat16, and for a GPU
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+    },
     "tiny_llama": {
         "hidden_size": 8,
         "intermediate_size": 16,
@@ -52,11 +62,29 @@ LLAMAS: dict[str, dict[str, int]] = {
 }
 
 
-def build(name: str, size: int) -> nn.Module:
+LARGE = {"llama_8b": torch.bfloat16}
+CPU = torch.device("cpu")
+
+
+def build(name: str, size: int, device: torch.device = CPU) -> nn.Module:
     """With random parameters, none of them all zero, that need no gradients; in evaluation mode."""
+    if name in LARGE:  # which has its first parameters, small ones, where it is measured
+        with _default_dtype(LARGE[name]), device:
+            return _llama(LLAMAS[name]).eval().requires_grad_(False)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return randomize(_llama(LLAMAS[name]) if name in LLAMAS else _vit(name, size)).requires_grad_(False)
+        model = randomize(_llama(LLAMAS[name]) if name in LLAMAS else _vit(name, size))
+    return model.requires_grad_(False).to(device)
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _llama(sizes: dict[str, int]) -> nn.Module:
@@ -76,7 +104,8 @@ def _vit(name: str, size: int) -> nn.Module:
 def inputs(name: str, size: int, batch: int) -> dict[str, Tensor]:
     """Embeddings of so many tokens, or images, by the name of the model's argument."""
     key, shape = ("inputs_embeds", (size, LLAMAS[name]["hidden_size"])) if name in LLAMAS else ("x", (3, size, size))
-    return {key: torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))}
+    x = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
+    return {key: x.to(LARGE.get(name, x.dtype))}
 
 
 def gradient(model: Callable[..., Any], inputs: dict[str, Tensor]) -> Tensor:

@@ -16,6 +16,7 @@ from tests.benchmarks.measure import Call, SetUp
 from tests.test_models import SIZES, TORCHVISION, build
 
 MODELS = ("vgg16_bn", "resnet50", "densenet121", "vit_b_16")
+LENGTHS = (512, 1024, 2048, 4096, 8192)
 COMPOSITES = ("epsilon", "epsilon_plus", "epsilon_plus_flat", "epsilon_alpha2_beta1", "epsilon_gamma_box")
 
 
@@ -188,15 +189,15 @@ def lengths(options: Options) -> Table:
 
 
 def graphs(options: Options) -> Table:
-    """All edges between all residual streams."""
+    """All edges between all residual streams, and how their price grows with the number of tokens."""
     cases = [
         Case((m, str(s), str(b)), partial(attention.graphs, m, s, b, options.device))
-        for m in options.model or ("small_llama",)
-        for s in options.size or networks.USUAL[m][:1]
+        for m in options.model or ("small_llama", *networks.LARGE)
+        for s in options.size or (LENGTHS if m == "small_llama" else networks.USUAL[m][:1])
         for b in options.batch or networks.USUAL[m][1:]
     ]
     header = ("model", "size", "batch")
-    return Table("graphs of tokens", cases, "closed", header, unit="graph", rounds=0, memory=True)
+    return Table("graphs of tokens", cases, "gradient", header, unit="graph", rounds=0, memory=True, grows="size")
 
 
 def trace(options: Options) -> Table:
