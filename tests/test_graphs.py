@@ -101,8 +101,47 @@ def test_streams_that_are_not_found_are_an_error_that_says_how_to_name_them():
             return self.inner["blocks"][0](x)
 
     fmodel, params = lrpfunc.functionalize(Model(), x)
-    with pytest.raises(InputError, match=r"modules numbered in a row at 'inner.blocks' hand on no \(batch, tokens,"):
+    with pytest.raises(InputError, match=r"of modules numbered in a row those at 'inner.blocks' hand on \(batch, "):
         circuits.graph(fmodel, params, x, 0)
+
+
+def test_blocks_of_stages_are_found_within():
+    """Swin's stages, of which the first hands on 16 tokens; within, blocks have as many as come in."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"image_size": 16, "patch_size": 4, "embed_dim": 8, "depths": [1, 2], "num_heads": [1, 2], "window_size": 2}
+    model = transformers.SwinForImageClassification(transformers.SwinConfig(**sizes)).double().eval()
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    fmodel, params = lrpfunc.functionalize(model, x)
+    found = circuits.graph(fmodel, params, x, 1)
+    blocks = [f"swin.encoder.layers.{name}" for name in ("0.blocks.0", "1.blocks.0", "1.blocks.1")]
+    between = "swin.encoder.layers.0.downsample.reduction"
+    assert found.streams == ("swin.embeddings.norm", blocks[0], between, *blocks[1:], "target")
+    assert found.pair(between, blocks[0]).edges.shape == (2, 4, 16)
+    relevance = lrpfunc.attribute(fmodel, params, x, composites.attn_lrp(), 1)
+    close(found.inputs, relevance)
+    assert_sums(found)
+
+
+def assert_sums(found: circuits.Graph) -> None:
+    for pair in found.pairs:
+        close(pair.edges.sum(1), found.nodes[pair.lower])
+        close(pair.edges.sum(2) + found.constants[pair.upper], found.nodes[pair.upper])
+
+
+def test_streams_in_another_layout_are_named_with_their_shapes():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.XLNetConfig(d_model=8, n_layer=1, n_head=2, d_inner=8, vocab_size=20)
+    ids = torch.tensor([[1, 2, 3, 4]])
+    model = transformers.XLNetForSequenceClassification(config).eval()
+    fmodel, params = lrpfunc.functionalize(model, input_ids=ids)
+    with pytest.raises(InputError) as caught:
+        circuits.graph(fmodel, params, {"input_ids": ids}, 0)
+    assert str(caught.value).startswith(
+        "no residual streams were found: of modules numbered in a row those at 'transformer.layer' hand on (length, "
+        "batch, 8), and no (batch, tokens, width). Name them, from the embedding upwards: layers=["
+    )
+    with pytest.raises(InputError, match=r"'transformer.layer.0.ff.layer_norm' is no residual stream: it must be"):
+        circuits.graph(fmodel, params, {"input_ids": ids}, 0, layers="transformer.layer.0.ff.layer_norm")
 
 
 # -- edges ------------------------------------------------------------------------------------------------------------
@@ -519,6 +558,24 @@ def test_relevance_that_is_not_finite_is_refused():
     fmodel, params = lrpfunc.trace(lambda p, x: ((x @ p) * 2.0) @ p, torch.eye(2).double(), x)
     with pytest.raises(InputError, match=r"the relevance at '\w+' is not finite: a rule above it divides by"):
         circuits.graph(fmodel, params, x, (0, 0), layers=["x", "matmul"])
+
+
+def test_what_overflows_in_float16_is_refused_by_its_stream():
+    """A coefficient of 300 * 300, which float32 and bfloat16 hold."""
+
+    def f(p, x):
+        return ((x @ p) @ (300 * p)) @ (300 * p)
+
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        x = torch.full((1, 3, 2), 0.01, dtype=dtype)
+        fmodel, params = lrpfunc.trace(f, torch.eye(2, dtype=dtype), x)
+        if dtype != torch.float16:
+            circuits.graph(fmodel, params, x, (0, 0), layers=["x", "matmul"])
+            continue
+        with pytest.raises(
+            InputError, match=r"^the relevance at 'matmul' is not finite: float16 ends at 65504\. Cast inputs and "
+        ):
+            circuits.graph(fmodel, params, x, (0, 0), layers=["x", "matmul"])
 
 
 def test_relevance_that_overflows_is_refused():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from lrpfunc.attribution.places import outputs_named
@@ -18,20 +18,23 @@ NAMING = (
 
 
 class Blocks(NamedTuple):
-    """Modules that are numbered in a row: what their paths begin with, and the equations of each by what it is called.
+    """Modules that are numbered in a row: what their paths begin with, the equations of each by what it is called, and
+    in how many numbered modules they stand.
 
     What is called more than once is a block for each call.
     """
 
     stem: str
     equations: Mapping[str, Sequence[Equation]]
+    depth: int
 
 
 def streams(program: Program, layers: str | Sequence[str] | None = None) -> dict[str, str]:
     """The variables of residual streams by their names, in the order in which they are made.
 
     Without `layers`: what numbered modules ("layers.0", "layers.1", "h_0") in a row hand on, and what the first of them
-    is given, all of them (batch, tokens, width). Several rows, as of encoder and decoder, come one after another.
+    is given, all of them (batch, tokens, width); if these are no blocks, those within. Several rows, as of encoder and
+    decoder, come one after another.
 
     Errors: `RuleError` for names that there are not; `InputError` where nothing is found, or it is no stream.
     """
@@ -68,33 +71,44 @@ def _named(program: Program, layers: str | Sequence[str]) -> dict[str, str]:
 
 def _found(program: Program) -> dict[str, str]:
     known = facts(program)
-    rows = _numbered(known)
-    found: dict[str, str] = {}
-    for blocks in rows:
-        found |= {name: variable.name for name, variable in _of_blocks(known, blocks).items()}
+    rows = _numbered(known.equations)
+    found = {name: variable.name for name, variable in _of_rows(known, rows).items()}
     if not found:
-        stems = ", ".join(f"'{blocks.stem}'" for blocks in rows)
-        hint = f"the modules numbered in a row at {stems} hand on no (batch, tokens, width)" if rows else ""
+        stems = ", ".join(f"those at '{blocks.stem}' hand on {_shapes(blocks)}" for blocks in rows)
+        hint = f"of modules numbered in a row {stems}, and no (batch, tokens, width)" if rows else ""
         raise InputError(f"no residual streams were found: {hint or 'no modules are numbered in a row'}. {NAMING}")
     order = [variable.name for variable in _variables(program)]
     return dict(sorted(found.items(), key=lambda item: order.index(item[1])))
 
 
-def _numbered(known: Facts) -> list[Blocks]:
-    """The outermost numbered modules, row by row."""
+def _of_rows(known: Facts, rows: Sequence[Blocks]) -> dict[str, Variable]:
+    """The streams of all rows; of one whose modules are no blocks, as the stages of Swin, those of rows within."""
+    found: dict[str, Variable] = {}
+    for blocks in rows:
+        inside = [equation for equations in blocks.equations.values() for equation in equations]
+        found |= _of_blocks(known, blocks) or _of_rows(known, _numbered(inside, blocks.depth + 1))
+    return found
+
+
+def _shapes(blocks: Blocks) -> str:
+    """Those that modules end with."""
+    ends = (equations[-1].outputs[0].shape for equations in blocks.equations.values())
+    return " and ".join(dict.fromkeys(f"({', '.join(map(str, shape))})" for shape in ends))
+
+
+def _numbered(equations: Iterable[Equation], depth: int = 0) -> list[Blocks]:
+    """Numbered modules that stand in so many others, row by row."""
     rows: dict[str, dict[tuple[str, int], list[Equation]]] = {}
-    for equation in known.equations:
+    for equation in equations:
         parts = equation.name.split(".")[:-1]
-        for depth, part in enumerate(parts):
-            numbered = re.fullmatch(r"(.*_)?\d+", part)
-            if numbered:
-                path = ".".join(parts[: depth + 1])
-                block = path, equation.calls.get(path, 0)
-                rows.setdefault(".".join([*parts[:depth], numbered[1] or ""]), {}).setdefault(block, []).append(
-                    equation
-                )
-                break
-    return [Blocks(stem.rstrip("._"), _called(row)) for stem, row in rows.items()]
+        places = [(place, number) for place, part in enumerate(parts) if (number := re.fullmatch(r"(.*_)?\d+", part))]
+        if len(places) > depth:
+            place, number = places[depth]
+            path = ".".join(parts[: place + 1])
+            block = path, equation.calls.get(path, 0)
+            stem = ".".join([*parts[:place], number[1] or ""])
+            rows.setdefault(stem, {}).setdefault(block, []).append(equation)
+    return [Blocks(stem.rstrip("._"), _called(row), depth) for stem, row in rows.items()]
 
 
 def _called(row: Mapping[tuple[str, int], list[Equation]]) -> dict[str, list[Equation]]:
@@ -147,4 +161,5 @@ def _handed(known: Facts, equations: Sequence[Equation]) -> list[Variable]:
 
 
 def _is_stream(variable: Variable) -> bool:
-    return len(variable.shape) == 3 and variable.is_floating and isinstance(variable.shape[-1], int)
+    shape = variable.shape
+    return len(shape) == 3 and variable.is_floating and isinstance(shape[-1], int) and shape[1] != "batch"
