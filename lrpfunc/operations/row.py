@@ -66,8 +66,8 @@ class Row(NamedTuple):
         `adjoint`: the transposed map with one active input (or linear in all). `pullback`: the vector-Jacobian product
         at two, without a forward pass. `kernel`: a faster way to its value at one input, where no transform or
         derivative sees it; None where it does not apply. `remember` and `recall`: for what is linear around its input
-        and can say at which entries, as maximum pooling can; `remember` alone, another record of autograd's. `smooth`: the same function in operations with derivatives
-        of any order.
+        and can say at which entries, as maximum pooling can; `remember` alone: what autograd
+        records of it by other means. `smooth`: the same function in operations with derivatives of any order.
         `ratio`: f(x) / x of an activation, with f'(0) at 0. `rectifies`: the ReLU. `form`: how it normalizes.
         `takes_complex`: its kind holds for complex values as well, though its `ratio` is of signs or sizes.
         `outputs`: counts the outputs of a layer that have a bias each; `biased`: the layer with
