@@ -1,6 +1,7 @@
 """What a graph will take of memory, told before it is sought: its edges, one block's record, rows of edges.
 
-The factors were measured, as the most that a process took above what it had (`python -m tests.benchmarks lengths`).
+The factors are of what tensors take, measured with MALLOC_MMAP_THRESHOLD_=65536: glibc's allocator keeps freed memory,
+and a process may seem to take several times as much.
 """
 
 from __future__ import annotations
