@@ -40,7 +40,8 @@ class Store:
 
     def __init__(self, keep: Keep, explained: Tensor, count: int):
         self.keep, self.explained, self.count = keep, explained.abs(), count
-        self.whole: Tensor | None = None  # all edges, of which no second copy must be made
+        self.whole: Tensor | None = None  # all edges, or of each token the strongest, of which no second copy is made
+        self.lower: Tensor | None = None  # where those go
         self.heads: Tensor | None = None
         self.stored: list[Tensor] = []
         self.places: list[Tensor] = []
@@ -52,17 +53,25 @@ class Store:
         sums, start = edges.sum(2), sum(one.shape[1] for one in self.sums)
         if heads is not None:
             self.heads = self._written(self.heads, heads, start)
+        self.dropped.append(sums - self._kept(edges, start) if self.keep is not None else torch.zeros_like(sums))
         if self.keep is None:
             self.whole = self._written(self.whole, edges, start)
-            self.dropped.append(torch.zeros_like(sums))
-        else:
-            is_kept = self._strongest(edges)
-            self.dropped.append(sums - (edges * is_kept).sum(2))
+        self.sums.append(sums)
+        self.tokens = edges.shape[2]
+
+    def _kept(self, edges: Tensor, start: int) -> Tensor:
+        """Store those of some rows that are kept, and give their sums."""
+        if isinstance(self.keep, float):
+            is_kept = edges.abs() >= self.keep * self.explained[:, None, None]
             places = is_kept.nonzero().T
             self.places.append(places + places.new_tensor([[0], [start], [0]]))
             self.stored.append(edges[is_kept])
-        self.sums.append(sums)
-        self.tokens = edges.shape[2]
+            return (edges * is_kept).sum(2)
+        assert self.keep is not None
+        lower = edges.abs().topk(min(self.keep, edges.shape[2]), 2).indices
+        strongest = edges.gather(2, lower)
+        self.lower, self.whole = self._written(self.lower, lower, start), self._written(self.whole, strongest, start)
+        return strongest.sum(2)
 
     def _written(self, whole: Tensor | None, rows: Tensor, start: int) -> Tensor:
         if whole is None:
@@ -70,19 +79,19 @@ class Store:
         whole[..., start : start + rows.shape[-2], :] = rows
         return whole
 
-    def _strongest(self, edges: Tensor) -> Tensor:
-        if isinstance(self.keep, float):
-            return edges.abs() >= self.keep * self.explained[:, None, None]
-        assert self.keep is not None
-        strongest = edges.abs().topk(min(self.keep, edges.shape[2]), 2).indices
-        return torch.zeros_like(edges, dtype=torch.bool).scatter(2, strongest, True) & (edges != 0)
-
     def edges(self) -> Edges:
         """All that was added."""
         sums, dropped = torch.cat(self.sums, 1), torch.cat(self.dropped, 1)
-        if self.whole is not None:
+        if self.keep is None:
+            assert self.whole is not None
             return Edges(self.whole, sums, dropped, self.heads)
-        places, values = torch.cat(self.places, 1), torch.cat(self.stored)
+        if self.whole is None:
+            places, values = torch.cat(self.places, 1), torch.cat(self.stored)
+        else:
+            assert self.lower is not None
+            samples, upper, position = self.whole.nonzero(as_tuple=True)
+            places = torch.stack([samples, upper, self.lower[samples, upper, position]])
+            values = self.whole[samples, upper, position]
         return Edges(sparse(places, values, (*sums.shape, self.tokens)), sums, dropped, None)
 
 
