@@ -118,6 +118,26 @@ def test_without_an_answer_the_next_word_is_explained_and_candidates_are_listed(
     torch.testing.assert_close(found.generation.matrix[0, 0, :start], expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("other", [None, " blue"])
+def test_a_word_of_the_answer_through_layers(original, tmp_path, other):
+    found = texts.write(str(original), PROMPT, tmp_path / "page.html", " red. The", other, graph=2)
+    graph, row = found.graph, found.generation.matrix[0, 1]
+    assert found.graphed == "."
+    torch.testing.assert_close(graph.nodes["target"][0, 0], found.generation.logits[0, 1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(graph.nodes[graph.streams[0]][0], row, rtol=1e-4, atol=1e-5)
+    page = (tmp_path / "page.html").read_text()
+    assert page.index("Tokens through layers") < page.index("What an answer rests on")
+
+
+def test_a_long_graph_keeps_the_strongest_edges(original, tmp_path, monkeypatch):
+    monkeypatch.setattr(texts, "LONG", 4)
+    monkeypatch.setattr(texts, "KEPT", 2)
+    graph = texts.write(str(original), PROMPT, tmp_path / "page.html", graph=1).graph
+    *pairs, _ = graph.pairs  # the target is one token
+    assert all(pair.edges.is_sparse for pair in pairs)
+    assert max(pair.edges._nnz() for pair in pairs) <= 2 * graph.nodes[graph.streams[0]].shape[1]
+
+
 def test_another_word_may_be_what_it_is_compared_with(original, tmp_path):
     found = texts.write(str(original), PROMPT, tmp_path / "page.html", answer=" red", other=" blue", composite="cp_lrp")
     model, tokenizer, ids, start, _ = by_hand(original, " red")
@@ -354,6 +374,8 @@ def test_weights_without_a_use_are_noted(folder, tmp_path):
     (["--device", "abacus"], cli.FAILED, "the device 'abacus' cannot be used here"),
     (["--other", " red key"], cli.FAILED, "--other takes one token, but ' red key' is 2 (' red', ' key')"),
     (["--other", ""], cli.FAILED, "--other takes one token, but '' is 0 (none): begin with a space, perhaps."),
+    (["-a", " red.", "--graph", "3"], cli.FAILED, "--graph takes a word of the answer, 1 to 2, but got 3."),
+    (["--graph", "0"], cli.FAILED, "--graph takes a word of the answer, 1 to 1, but got 0."),
     (["-p", ""], cli.FAILED, "the prompt has no tokens: give some words."),
 ])  # fmt: skip
 def test_options_that_cannot_be_are_one_line(more, code, message, original, tmp_path):

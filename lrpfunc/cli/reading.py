@@ -65,6 +65,13 @@ def text(
     chunk: Annotated[
         int, typer.Option(help="Words of the answer that are explained at once; fewer take less memory.", min=1)
     ] = 8,
+    graph: Annotated[
+        int | None,
+        typer.Option(
+            help="Show a word of the answer, the 1st, 2nd, ..., as tokens through layers, too: who told whom.",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Explain what a language model writes: which words of the prompt, and of the answer before, each word rests on.
@@ -76,7 +83,7 @@ def text(
     read = sys.stdin.read() if prompt == "-" else prompt
     with ProgressBar("explaining") as bar:
         found = texts.write(
-            model, read, out, answer, other, composite, dtype.value, device, chunk, overwrite, progress=bar
+            model, read, out, answer, other, composite, dtype.value, device, chunk, overwrite, graph, progress=bar
         )
     notes(found.notes)
     console = output()

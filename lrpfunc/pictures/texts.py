@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from lrpfunc import composites, text
+from lrpfunc import circuits, composites, text
 from lrpfunc.composites import Composite
 from lrpfunc.errors import FileError, ModelError, near_misses
 from lrpfunc.pictures import languages
@@ -33,6 +33,8 @@ COMPOSITES: dict[str, Callable[[], Composite]] = {
 DEFAULT_COMPOSITE = "attn_lrp"
 CANDIDATES = 5
 SHOWN = 40  # letters of a sentence in a table
+LONG = 256  # tokens from which a graph has the strongest edges of each alone
+KEPT = 32  # so many
 
 
 class Candidate(NamedTuple):
@@ -44,7 +46,8 @@ class Candidate(NamedTuple):
 
 
 class Explained(NamedTuple):
-    """What was explained. `candidates`: for the next word, if no answer was given."""
+    """What was explained. `candidates`: for the next word, if no answer was given. `graph`: of one word of the answer,
+    if one was asked for, the `graphed`."""
 
     path: Path
     words: list[str]
@@ -52,6 +55,8 @@ class Explained(NamedTuple):
     probabilities: list[float]
     candidates: list[Candidate]
     notes: tuple[str, ...]
+    graph: circuits.Graph | None = None
+    graphed: str = ""
 
 
 def write(
@@ -65,11 +70,13 @@ def write(
     device: str = "cpu",
     chunk: int = 8,
     overwrite: bool = False,
+    graph: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Explained:
     """Explain an answer, or the word that is likeliest next, and write a page of it.
 
-    Errors: `FileError`, `ModelError`, and those of `text.generation`.
+    `graph`: which word of the answer, counted from 1, is also shown as tokens through layers.
+    Errors: `FileError`, `ModelError`, and those of `text.generation` and `circuits.graph`.
     """
     if out.suffix.lower() not in (".html", ".htm"):
         raise FileError(f"{out} is a page: give it a name that ends in .html.")
@@ -85,6 +92,7 @@ def write(
     candidates = [] if answer else _candidates(read, logits[0])
     if not answer:
         ids = torch.cat([ids, logits.argmax(-1)[None]], 1)
+    at = given.prompt_length - 1 if graph is None else _checked_graph(graph, given.prompt_length, ids.shape[1])
     fmodel, params = functionalize(read.model, ids)  # of just this length, which some models cannot leave open
     generation = text.generation(
         fmodel, params, ids, given.prompt_length, rules, other=against, chunk_size=chunk, progress=progress
@@ -92,9 +100,22 @@ def write(
     chosen = ids[0, given.prompt_length :, None]
     probabilities = logits.softmax(-1)[: len(chosen)].gather(1, chosen)[:, 0].tolist()
     found = Explained(out, read.words(ids[0].tolist()), generation, probabilities, candidates, read.notes)
+    if graph is not None:
+        label = int(ids[0, at + 1])
+        target = text.token(label, at) if against is None else text.contrast(label, against, at)
+        keep = None if ids.shape[1] <= LONG else KEPT
+        layers = circuits.graph(fmodel, params, ids, target, rules, keep=keep, split=keep is None)
+        found = found._replace(graph=layers, graphed=found.words[at + 1])
     with outfile(out, overwrite) as part:
         part.write_text(_page(found, read.name, composite, other), encoding="utf-8")
     return found
+
+
+def _checked_graph(graph: int, start: int, length: int) -> int:
+    """The position that a word of the answer is written at. Errors: `ModelError`."""
+    if not 1 <= graph <= length - start:
+        raise ModelError(f"--graph takes a word of the answer, 1 to {length - start}, but got {graph}.")
+    return start + graph - 2
 
 
 def composite_named(name: str) -> Composite:
@@ -133,6 +154,8 @@ def _candidates(read: LanguageModel, logits: Tensor) -> list[Candidate]:
 def _page(found: Explained, model: str, composite: str, other: str | None) -> str:
     instead = "" if other is None else f", and not {other!r}"
     title = f"What each word rests on{instead}: {model}, {composite}"
+    if found.graph is not None:
+        return found.graph.html(found.words, answer=found.graphed, title=title, matrix=found.generation.matrix[0])
     if len(found.probabilities) > 1:
         return text.matrix(found.generation.matrix[0], found.words, title=title)
     return text.html(**found.generation.rows(found.words), title=title)
