@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,6 +37,10 @@ class Folder:
         folders = [name.split(os.sep, 1)[0] if os.sep in name else "" for name in self.names]
         numbers = class_numbers(sorted(set(folders) - {""}), known, classes)
         return np.array([numbers.get(folder, UNKNOWN) for folder in folders], dtype=np.int64)
+
+    @property
+    def files(self) -> Iterator[Path]:
+        return (images.page_of(Path(self.root, name))[0] for name in self.names)
 
     def sample(self, index: int) -> Sample:
         name = self.names[index]
