@@ -88,7 +88,7 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
     _knock(where)
     try:
         own = {"include_dashboard": False} if where == "local" else {}
-        ray.init(where, log_to_driver=False, **own)
+        ray.init(where, log_to_driver=False, logging_level="ERROR", **own)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise InputError(f"no Ray cluster can be used at '{where}' ({_line(error)}). {HOW}") from error
     try:
