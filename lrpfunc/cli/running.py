@@ -55,7 +55,8 @@ def dataset(
     source: Annotated[
         Path,
         typer.Argument(
-            metavar="FOLDER", help="A folder of images (subfolders are classes), or a .pt, .npz or .npy file."
+            metavar="FOLDER",
+            help="A folder of images (subfolders are classes), a .pt, .npz or .npy file, or .tar, .parquet or .arrow files.",
         ),
     ],
     model: Model,
