@@ -1,7 +1,6 @@
 """Ray itself (`-m dev`): two nodes on this machine, processes that die, a node that is lost, a driver that is killed.
 
-`python -m tests.test_ray [samples]` measures: 20,000 samples on two nodes, one of which is lost, and what blocks cost
-beside two processes that do a half each.
+What blocks cost beside two processes that do a half each: `python -m tests.benchmarks.clusters`.
 """
 
 import os
@@ -36,6 +35,7 @@ def cluster():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("RAY_worker_niceness", "0")  # busy machines would starve it
         made = cluster_utils.Cluster(
             initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}, connect=False
         )
