@@ -19,6 +19,7 @@ from lrpfunc.pictures.distributed import ranks, worker
 from lrpfunc.pictures.report import page as report_page
 from tests.examinations import examine_here
 from tests.test_cli import complaint, fine, lrp
+from tests.test_extras import COMMAND, loaded_by
 from tests.test_report import relevance, write_run
 from tests.test_runs import broken, clean_process, content, ended, forked, interrupt, prepared_once  # noqa: F401
 
@@ -456,3 +457,12 @@ def test_without_its_extra_the_engine_says_how_to_get_it(folder, tmp_path, monke
     monkeypatch.setattr("lrpfunc.extras.find_spec", lambda name: None if name == "ray" else name)
     line = complaint(lrp("dataset", folder, "-m", "digits", "-o", tmp_path / "x", "--engine", "ray"), 1)
     assert line == "error: --engine ray needs ray: pip install 'lrpfunc[ray]'"
+
+
+def test_nothing_of_ray_is_imported_before_it_is_asked_for(folder, tmp_path):
+    blocks = str(tmp_path / "blocks")
+    command = ["lrpfunc", "dataset", str(folder), "-m", "digits", "-o", blocks, "--engine", "ranks"]
+    loaded = loaded_by("import os; os.environ |= {'RANK': '0', 'WORLD_SIZE': '1'}\n" + COMMAND.format(command))
+    assert "torch" in loaded
+    assert not loaded & {"ray", "pyarrow", "pandas"}
+    assert names(tmp_path / "blocks") == ["block-000001.h5", "run.json"]

@@ -6,6 +6,7 @@ Both depend on places in the data set alone, never on who was faster: parts have
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,10 +65,10 @@ def block_file(folder: Path, number: int) -> Path:
     return folder / f"block-{number:06}.h5"
 
 
-def files(paths: list[Path]) -> list[Path]:
+def files(paths: Iterable[Path]) -> list[Path]:
     """Files of a run, where a folder stands for the blocks in it. Errors: `FileError` for a folder without any."""
     found = []
-    for path in paths:
+    for path in map(Path, paths):
         inside = [path]
         if path.is_dir():
             inside = sorted((each for each in path.iterdir() if BLOCK_NAME.fullmatch(each.name)), key=_number)

@@ -78,8 +78,7 @@ def write(
     compared, for an `out` that exists or has no folder; `InputError` for no files, one given twice, or an impossible
     size; `OSError` where the system refuses to write.
     """
-    paths, beside = (files([Path(path) for path in each]) for each in (paths, beside))
-    out = Path(out)
+    paths, beside, out = files(paths), files(beside), Path(out)
     _check(paths and [*paths, *beside], out, size, overwrite)
     with ExitStack() as stack:
         sides = [_opened(stack, each) for each in (paths, beside) if each]
