@@ -22,7 +22,7 @@ class Costs(NamedTuple):
     """
 
     sample: float = 1 / 400
-    block: float = 0.1
+    block: float = 0.05
     start: float = 30.0
     answer: float = 0.002
     lives: float = 500.0

@@ -165,7 +165,7 @@ class _Queue:
         self._deaths: Counter[int | None] = Counter()
         self._outcomes: dict[int, Outcome] = {}
         self._given_up: list[int] = []
-        self._samples = 0
+        self._samples = self._failures = 0
 
     def done(self) -> Outcome:
         """Do all. Errors: of the first process that says one; a process that dies says nothing."""
@@ -210,7 +210,9 @@ class _Queue:
             self._know(answer)
         else:
             self._outcomes[block] = answer
-            self._tell()
+            self._failures += len(answer.failures)
+            done = min(len(self._outcomes) * self._task.block, self._samples)
+            self._progress(done, self._samples, self._failures)
         assert self._waiting is not None
         if self._waiting:
             block = self._waiting.popleft()
@@ -235,7 +237,3 @@ class _Queue:
         elif block is not None and self._waiting is not None:
             self._waiting.appendleft(block)
         self._begin()
-
-    def _tell(self) -> None:
-        done = min(len(self._outcomes) * self._task.block, self._samples)
-        self._progress(done, self._samples, sum(len(each.failures) for each in self._outcomes.values()))
