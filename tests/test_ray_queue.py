@@ -135,6 +135,9 @@ def test_as_many_processes_as_fit_or_as_are_wanted(run):
     run(ray, Share(cpus=2, gpus=0.5))
     assert ray.made == 2
     ray = StandIn()
+    run(ray, Share(cpus=0))  # which takes nothing away
+    assert ray.made == 1
+    ray = StandIn()
     run(ray, Share(processes=7))
     assert ray.made == 7
 

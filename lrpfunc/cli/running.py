@@ -56,8 +56,8 @@ def dataset(
         Path,
         typer.Argument(
             metavar="FOLDER",
-            help="A folder of images (subfolders are classes), a .pt, .npz or .npy file, or .tar, .parquet, "
-            ".arrow files.",
+            help="A folder of images (subfolders are classes), a .pt, .npz or .npy file, a list of images (.txt), "
+            "or .tar, .parquet, .arrow files.",
         ),
     ],
     model: Model,

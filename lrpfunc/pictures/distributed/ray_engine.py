@@ -132,7 +132,8 @@ def _wait_for_place(ray: Any, share: Share, patience: float) -> None:
 def _places(ray: Any, share: Share) -> int:
     """How many processes fit on all machines."""
     needs = {name: need for name, need in (("CPU", share.cpus), ("GPU", share.gpus)) if need}
-    return sum(min(int(_number(node, name) / need) for name, need in needs.items()) for node in _machines(ray))
+    fit = [[int(_number(node, name) / need) for name, need in needs.items()] for node in _machines(ray)]
+    return sum(min(counts, default=1) for counts in fit)
 
 
 def _machines(ray: Any) -> list[dict[str, float]]:

@@ -10,10 +10,11 @@ from lrpfunc.pictures import images
 from lrpfunc.pictures.classifiers import Classifier
 from lrpfunc.pictures.samples import columns, tars
 from lrpfunc.pictures.samples.arrays import ENDINGS, arrays
-from lrpfunc.pictures.samples.folders import file_of_pages, folder
+from lrpfunc.pictures.samples.folders import file_of_pages, folder, listed
 from lrpfunc.pictures.samples.packed import Packed, Store
 from lrpfunc.pictures.samples.sample import Samples
 
+LIST = ".txt"
 STORES: dict[str, Callable[[Sequence[Path]], Store]] = {
     tars.ENDING: tars.Tars,
     **dict.fromkeys(columns.ENDINGS, columns.Columns),
@@ -23,7 +24,8 @@ STORES: dict[str, Callable[[Sequence[Path]], Store]] = {
 def open_samples(source: Path, classifier: Classifier) -> Samples:
     """The samples of a folder of images, whose subfolders are classes, of a file of arrays, or of an image's pages.
 
-    Or of files that hold images: tar archives (WebDataset), Parquet or Arrow, one of them or a folder without images.
+    Or of a list of files, `.txt`; or of files that hold images: tar archives (WebDataset), Parquet or Arrow, one of
+    them or a folder without images.
     Errors: `FileError` if there is nothing there, or nothing of use; `OSError`; `MissingExtraError`.
     """
     if source.is_dir():
@@ -36,6 +38,8 @@ def open_samples(source: Path, classifier: Classifier) -> Samples:
             return _packed(source, inside, classifier)
     if not source.exists():
         raise FileError(f"there is no folder or file {source}.")
+    if source.suffix.lower() == LIST:
+        return listed(source, classifier)
     if source.suffix.lower() in STORES:
         return _packed(source, [source], classifier)
     if source.suffix.lower() in ENDINGS:
