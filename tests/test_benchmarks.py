@@ -3,6 +3,7 @@
 import gc
 import io
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from tests.benchmarks import attention, networks, report
+from tests.benchmarks import attention, networks, plan, report
 from tests.benchmarks.__main__ import app
 from tests.benchmarks.attention import elsewhere
 from tests.benchmarks.contenders import NotEntered
@@ -202,3 +203,45 @@ def test_peak_memory_is_what_a_call_adds():
     contenders = {"fill": lambda: lambda: torch.ones(2**23)}
     for peak in measure(contenders, 1, torch.device("cpu"), memory=True)["fill"]["peak"]:  # none but on Linux
         assert 0.9 * kept.nbytes < peak < 1.5 * kept.nbytes
+
+
+# -- plans ------------------------------------------------------------------------------------------------------------
+
+SURE = plan.Costs(sample=0.5, block=2.0, start=10.0, answer=0.25, lives=math.inf, row=1.0, store=math.inf, hour=36.0)
+
+
+def test_a_simulated_run_takes_what_it_must():
+    """Numbers by hand: ten blocks of 4 samples, the last of 1."""
+    alone = plan.simulate(37, 1, 4, SURE)
+    assert alone.seconds == 10 + 10 * 2.25 + 37 * 0.5
+    assert (alone.rate, alone.deaths) == (37 / alone.seconds, 0)
+    assert alone.price == pytest.approx(36 * alone.seconds / 3600)
+    two = plan.simulate(16, 2, 4, SURE)  # the second waits for the driver: 10.5 + 4, then 14.5 behind 14.5
+    assert two.seconds == 10 + 0.25 + 0.25 + 4 + 0.25 + 4
+
+
+def test_a_simulated_store_or_driver_is_a_limit():
+    store = plan.simulate(1000, 10, 10, SURE._replace(store=4.0, answer=0.0))
+    assert store.seconds == 10 + 10 * (2 + 10 * 10 / 4)
+    assert store.limit == "store 89%"
+    driver = plan.simulate(1000, 1000, 1, SURE)
+    assert driver.seconds == 10 + 1000 * 0.25 + 2.5
+    assert driver.limit == "driver 95%"
+
+
+def test_simulated_processes_that_die_cost_their_replacement_and_no_sample():
+    mortal = SURE._replace(lives=0.05, replacing=20.0)
+    found = [plan.simulate(1000, 5, 10, mortal, seed) for seed in range(5)]
+    sure = plan.simulate(1000, 5, 10, SURE)
+    for one in found:
+        assert one.deaths > 0
+        assert one.seconds > sure.seconds
+    assert found[0] == plan.simulate(1000, 5, 10, mortal, 0)
+
+
+def test_a_plan_is_printed(capsys):
+    plan.main(10_000)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("10,000 samples; Costs(sample=")
+    assert len(lines) == 2 + len(plan.WORKERS) * len(plan.SIZES)
+    assert sum("*" in line for line in lines) == len(plan.WORKERS)

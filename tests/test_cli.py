@@ -460,7 +460,7 @@ def test_merge_joins_shards_and_names_a_missing_one(folder, tmp_path):
     assert (answer.stdout, answer.stderr) == (f"{tmp_path / 'all.h5'}: 40 explanations\n", "")
     line = complaint(lrp("merge", *shards[1:], "-o", tmp_path / "some.h5"), cli.BAD_PATH)
     assert line == (
-        "error: shard 1/3 is missing: have 2 and 3. Give all shards, or --incomplete to merge what there is."
+        "error: shard 1/3 is missing: have 2 and 3. Make what is missing, or give --incomplete to merge what there is."
     )
     answer = fine("merge", *shards[1:], "-o", tmp_path / "some.h5", "--incomplete")
     assert answer.stderr == "note: the file has a part of the run: shard 1/3 is missing: have 2 and 3.\n"

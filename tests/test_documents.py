@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from lrpfunc import cli
@@ -56,11 +57,16 @@ def run_python(block: Block, path: Path, namespace: dict) -> None:
 
 
 def run_commands(block: Block) -> str:
-    """Ours run here, and give what they print. Of Python's the file or module exists; its test is another one."""
+    """Ours run here, and give what they print. Of Python's the file or module exists; its test is another one.
+
+    What is for a cluster is done in this process, as by one rank, when its options are found to be some.
+    """
     printed = ""
     for line in block.text.replace("\\\n", " ").splitlines():
         words = [word for part in shlex.split(line, comments=True) for word in sorted(glob.glob(part)) or [part]]
-        if words[0] == "lrpfunc":
+        if "--engine" in words:
+            printed += run_blocks(words[words.index("dataset") + 1 :])
+        elif words[0] == "lrpfunc":
             result = CliRunner().invoke(cli.app, words[1:])
             assert result.exit_code == 0, (line, result.output, result.exception)
             printed += result.output
@@ -69,8 +75,18 @@ def run_commands(block: Block) -> str:
         elif words[0] == "python":
             assert (ROOT / words[1]).is_file()
         else:
-            assert words[0] in ("pip", "pytest", "pdoc"), f"nothing runs {line!r}"
+            assert words[0] in ("pip", "pytest", "pdoc", "ray"), f"nothing runs {line!r}"
     return printed
+
+
+def run_blocks(options: list[str]) -> str:
+    typer.main.get_command(cli.app).commands["dataset"].make_context("dataset", [*options])
+    of_a_cluster = {i + k for i, word in enumerate(options) if word in ("--address", "--processes") for k in (0, 1)}
+    kept = [word for i, word in enumerate(options) if i not in of_a_cluster]
+    kept[kept.index("--engine") + 1] = "ranks"
+    result = CliRunner().invoke(cli.app, ["dataset", *kept], env={"RANK": "0", "WORLD_SIZE": "1"})
+    assert result.exit_code == 0, (options, result.output, result.exception)
+    return result.output
 
 
 def check_printed(expected: Block, printed: str) -> None:

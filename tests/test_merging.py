@@ -76,7 +76,7 @@ def test_a_missing_shard_is_named_and_can_come_later(written, tmp_path):
     sentence = "shard 2/3 is missing: have 1 and 3."
     with pytest.raises(FileError) as error:
         merging.merge(paths, tmp_path / "some.h5")
-    assert str(error.value) == f"{sentence} Give all shards, or --incomplete to merge what there is."
+    assert str(error.value) == f"{sentence} Make what is missing, or give --incomplete to merge what there is."
     assert list(tmp_path.iterdir()) == []
     merged = merging.merge(paths, tmp_path / "some.h5", incomplete=True)
     assert (merged.rows, merged.missing) == (54, sentence)

@@ -21,7 +21,7 @@ from PIL import Image
 import lrpfunc
 from lrpfunc import composites
 from lrpfunc.errors import FileError, InputError, TargetError
-from lrpfunc.pictures import classifiers, hdf5, journal, runs
+from lrpfunc.pictures import classifiers, hdf5, journal, parts, runs
 from lrpfunc.pictures.classifiers import Standard
 from tests.examinations import examine_here
 
@@ -153,7 +153,7 @@ def test_shards_are_disjoint_and_complete(folder, classifier, tmp_path, of):
 @pytest.mark.parametrize("text", ["0/4", "5/4", "1", "1/0", "a/b", "-1/4"])
 def test_a_shard_that_is_none_is_an_error(text):
     with pytest.raises(InputError, match="with I from 1 to N"):
-        runs.shard(text)
+        parts.shard(text)
 
 
 def test_samples_with_relevance_that_is_not_finite_are_errors(classifier, tmp_path):

@@ -355,3 +355,27 @@ def test_digits_come_out_of_a_folder_as_they_were(tmp_path):
         number = int(name.split(os.sep)[1].removesuffix(".png"))
         torch.testing.assert_close(found.load(position), shipped.images[number], atol=0.51 / 255, rtol=0)
         assert found.labels(10)[position] == shipped.labels[number]
+
+
+# -- lists of files ---------------------------------------------------------------------------------------------------
+
+
+def test_a_list_names_images_line_by_line_wherever_they_are(tmp_path):
+    root = folder(tmp_path / "images", "train/dog/a.png", "train/cat/b.png", "c.png")
+    near = folder(tmp_path / "lists", "cat/d.png")
+    lines = [f"{root}/train/dog/a.png", "", "../images/train/cat/b.png", "cat/d.png", "nowhere/e.png", f"{root}/c.png"]
+    (near / "some.txt").write_text("\n".join(lines))
+    found = open_samples(near / "some.txt", classifier(("cat", "dog")))
+    assert found.names == [line for line in lines if line]
+    assert list(found.labels(2)) == [1, 0, 0, UNKNOWN, UNKNOWN]
+    for index, number in enumerate((0, 1, 0)):
+        torch.testing.assert_close(found.load(index), as_input(picture(number)), rtol=1e-5, atol=1e-6)
+    with pytest.raises(FileError, match=r"^is missing$"):
+        found.load(3)
+    assert len(list(found.files)) == 5
+
+
+def test_an_empty_list_is_an_error(tmp_path):
+    (tmp_path / "none.txt").write_text("\n \n")
+    with pytest.raises(FileError, match=r"none\.txt names no images: it needs the path of one in each line\.$"):
+        open_samples(tmp_path / "none.txt", classifier())

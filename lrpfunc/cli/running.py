@@ -9,6 +9,18 @@ from typing import Annotated, Any
 import typer
 
 from lrpfunc.cli.application import app
+from lrpfunc.cli.engines import (
+    RANKS,
+    Address,
+    BlockSize,
+    Cluster,
+    CpusPerProcess,
+    Engine,
+    GpusPerProcess,
+    Processes,
+    check_cluster,
+    run_blocks,
+)
 from lrpfunc.cli.failures import INCOMPLETE, complain
 from lrpfunc.cli.options import (
     METHODS,
@@ -43,11 +55,13 @@ def dataset(
     source: Annotated[
         Path,
         typer.Argument(
-            metavar="FOLDER", help="A folder of images (subfolders are classes), or a .pt, .npz or .npy file."
+            metavar="FOLDER",
+            help="A folder of images (subfolders are classes), a .pt, .npz or .npy file, a list of images (.txt), "
+            "or .tar, .parquet, .arrow files.",
         ),
     ],
     model: Model,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The HDF5 file to write.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The HDF5 file to write; with --engine, the folder.")],
     weights: Weights = None,
     composite: CompositeName = DEFAULT_COMPOSITE,
     method: Annotated[str | None, typer.Option(help=f"In place of a composite: {METHODS}.", show_default=False)] = None,
@@ -83,36 +97,44 @@ def dataset(
     shard: Annotated[str, typer.Option(help="Only the I-th of N parts of the data set.", metavar="I/N")] = "1/1",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")] = False,
     overwrite: Overwrite = False,
+    engine: Engine = None,
+    block_size: BlockSize = None,
+    address: Address = None,
+    processes: Processes = None,
+    cpus_per_process: CpusPerProcess = None,
+    gpus_per_process: GpusPerProcess = None,
 ) -> None:
     """Explain a whole data set into an HDF5 file, which `lrpfunc report` and ViRelAy read.
 
-    Samples that cannot be read are listed in the file's `errors`; the exit code is then 3.
+    With --engine many processes write blocks into a folder; the same command goes on after any stop. Samples that
+    cannot be read are listed in the file's `errors`; the exit code is then 3.
     """
-    from lrpfunc.pictures import runs, workfile
+    from lrpfunc.pictures import parts, runs, workfile
 
     if method and composite != DEFAULT_COMPOSITE:
         raise InputError("a run has one explanation: give --composite or --method, and a second run for the other.")
-    part = runs.shard(shard)
-    workfile.check_workfile(out, resume, overwrite)  # before a model is loaded, or even downloaded
+    cluster = Cluster(engine, block_size, address, processes, cpus_per_process, gpus_per_process)
+    check_cluster(cluster, shard, overwrite)
+    part = parts.shard(shard)
+    if engine is None:
+        workfile.check_workfile(out, resume, overwrite)  # before a model is loaded, or even downloaded
     meaning = meaning_of(multi_label, regression, unit, as_is)
     reading = reading_of(max_pixels, window)
     with ProgressBar("explaining") as bar:
-        outcome = runs.run(
-            source,
-            out,
-            classifier_of(model, weights, size, mean, std, categories, cache, meaning, reading),
-            composite=method or composite,
-            targets=targets or [],
-            canonize=canonize,
-            device=device,
-            batch=batch,
-            workers=_default_workers() if workers is None else workers,
-            part=part,
-            resume=resume,
-            overwrite=overwrite,
-            progress=bar,
-        )
-    _tell(outcome)
+        options: dict[str, Any] = {
+            "classifier": classifier_of(model, weights, size, mean, std, categories, cache, meaning, reading),
+            "composite": method or composite,
+            "targets": targets or [],
+            "canonize": canonize,
+            "device": device,
+            "batch": batch,
+        }
+        if engine is not None:
+            outcome = run_blocks(cluster, source, out, options, workers, bar)
+        else:
+            options["workers"] = _default_workers() if workers is None else workers
+            outcome = runs.run(source, out, **options, part=part, resume=resume, overwrite=overwrite, progress=bar)
+    _tell(outcome, is_among_others=engine == RANKS)
 
 
 def _default_workers() -> int:
@@ -120,7 +142,8 @@ def _default_workers() -> int:
     return max(1, min(4, (os.cpu_count() or 1) - 1))
 
 
-def _tell(outcome: Any) -> None:
+def _tell(outcome: Any, is_among_others: bool) -> None:
+    """`is_among_others`: an exit code that is not 0 would have the launcher end the other processes."""
     notes(outcome.notes)
     console = output()
     if outcome.was_finished:
@@ -138,20 +161,22 @@ def _tell(outcome: Any) -> None:
         complain(f"{failure.file} {failure.reason}")
     if len(outcome.failures) > 10:
         complain(f"and {len(outcome.failures) - 10} more: all are in 'errors' in {outcome.path}")
-    if outcome.failures:
+    if outcome.failures and not is_among_others:
         raise typer.Exit(INCOMPLETE)
 
 
 @app.command()
 def merge(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE.h5...", help="The shards of a run.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE.h5...", help="The shards of a run, or a folder of its blocks.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The HDF5 file to write.")],
     incomplete: Annotated[
         bool, typer.Option("--incomplete", help="Merge what there is, if shards are missing.")
     ] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Join the shards of a run into one file, as the run without shards writes it."""
+    """Join the shards or blocks of a run into one file, as the run in one piece writes it."""
     from lrpfunc.pictures import merging
 
     with ProgressBar("merging") as bar:
@@ -166,7 +191,8 @@ def merge(
 @app.command()
 def report(
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE.h5...", help="What `lrpfunc dataset` wrote; all shards.")
+        list[Path],
+        typer.Argument(metavar="FILE.h5...", help="What `lrpfunc dataset` wrote: all shards, or a folder of blocks."),
     ],
     beside: Annotated[
         list[Path] | None,

@@ -19,6 +19,10 @@ from lrpfunc.pictures.sidefiles import SIGNATURE, InTheWayError
 Line = dict[str, Any]
 
 
+class BusyError(FileError):
+    """Another process has it, and lives."""
+
+
 class Journal:
     """A journal that is open and, but for systems without locks, of this process alone."""
 
@@ -131,6 +135,6 @@ def _lock(descriptor: int, out: Path) -> None:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
-            raise FileError(f"another process is writing {out}. Give each shard a file of its own.") from error
+            raise BusyError(f"another process is writing {out}. Give each shard a file of its own.") from error
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
             raise

@@ -1,4 +1,4 @@
-"""The shards of a run joined into the file that the run without shards would have written."""
+"""The parts of a run joined into the file that the run in one piece would have written."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 from lrpfunc.errors import FileError
 from lrpfunc.pictures import hdf5, shards
 from lrpfunc.pictures.hdf5 import Columns, Failure, Run
+from lrpfunc.pictures.parts import files
 from lrpfunc.pictures.workfile import check_workfile, claimed
 
 BLOCK_BYTES = 1 << 26
@@ -35,22 +36,23 @@ def merge(
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Merged:
-    """Join files, which are shards of one run, into one: by their place in the data set, a few rows at a time.
+    """Join files, which are parts of one run, into one: by their place in the data set, a few rows at a time.
 
-    `incomplete`: also if shards are missing; what is written can be merged with them later.
-    `progress(done, of)`: called with numbers of rows.
+    `paths`: shards, or folders of blocks. `incomplete`: also if parts are missing; what is written can be merged with
+    them later. `progress(done, of)`: called with numbers of rows.
     Errors: `FileError` for files as `hdf5.opened` has it, files of different runs or with common samples, a missing
     shard, an `out` that exists; `InputError` for less than two files, or one given twice; `OSError`.
     """
-    paths, out = [Path(path) for path in paths], Path(out)
-    shards.check_files(paths, out, "a merge", least=2)
+    given, out = [Path(path) for path in paths], Path(out)
+    paths = files(given)
+    shards.check_files(paths, out, "a merge", least=1 if any(path.is_dir() for path in given) else 2)
     check_workfile(out, overwrite=overwrite)
     with ExitStack() as stack:
-        runs = [stack.enter_context(hdf5.opened(path)) for path in paths]
+        runs = shards.opened(stack, paths)
         shards.check_alike(paths, runs, "a merge")
         missing = shards.missing(runs)
         if missing and not incomplete:
-            raise FileError(f"{missing} Give all shards, or --incomplete to merge what there is.")
+            raise FileError(f"{missing} Make what is missing, or give --incomplete to merge what there is.")
         workfile = stack.enter_context(claimed(out, resume=False, overwrite=overwrite))
         if os.path.lexists(workfile.work):
             raise FileError(f"{workfile.work} is of an unfinished run, which is to write {out}: choose another --out.")
@@ -90,11 +92,10 @@ def _gathered(
     """Rows by their numbers, counted through all files, of which each begins with a number of `firsts`."""
     columns = {name: np.empty((len(chosen), *shape), dtype) for name, (shape, dtype) in schema.columns().items()}
     owner = np.searchsorted(firsts, chosen, side="right") - 1
-    for number, run in enumerate(runs):
-        places = np.flatnonzero(owner == number)
+    for number in np.unique(owner):
+        places, run = np.flatnonzero(owner == number), runs[number]
         for piece in np.split(places, np.flatnonzero(np.diff(chosen[places]) != 1) + 1):
-            if len(piece):  # rows that follow each other in the file
-                first = int(chosen[piece[0]] - firsts[number])
-                for name, values in columns.items():
-                    values[piece] = run.column(name)[first : first + len(piece)]
+            first = int(chosen[piece[0]] - firsts[number])
+            for name, values in columns.items():  # rows that follow each other in the file
+                values[piece] = run.column(name)[first : first + len(piece)]
     return columns

@@ -35,34 +35,13 @@ from lrpfunc.pictures.explainers import (
 from lrpfunc.pictures.hdf5 import UNKNOWN, Failure, Schema, Writer
 from lrpfunc.pictures.images import printable
 from lrpfunc.pictures.outputs import VALUES, Meaning
+from lrpfunc.pictures.parts import Block, Shard
 from lrpfunc.pictures.samples import Batch, Loader, Notices, Samples, open_samples
 from lrpfunc.pictures.workfile import Workfile, check_same, claimed
 
 PACKAGES = ("lrpfunc", "torch", "torchvision", "numpy", "h5py", "pillow")
 
 Progress = Callable[[int, int, int], None]  # (samples done, samples in all, of these not readable)
-
-
-class Shard(NamedTuple):
-    """Every `of`-th sample, from the `number`-th on; both from 1."""
-
-    number: int = 1
-    of: int = 1
-
-    def positions(self, samples: int) -> range:
-        """The positions in the data set that belong to this shard. Shards have no sample in common and miss none."""
-        return range(self.number - 1, samples, self.of)
-
-    def __str__(self) -> str:
-        return f"{self.number}/{self.of}"
-
-
-def shard(text: str) -> Shard:
-    """The shard `I/N`, such as 2/4. Errors: `InputError`."""
-    match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
-    if match is None or not 1 <= int(match[1]) <= int(match[2]):
-        raise InputError(f"a shard is I/N with I from 1 to N, such as 1/4 to 4/4, but '{text}' is not.")
-    return Shard(int(match[1]), int(match[2]))
 
 
 class Outcome(NamedTuple):
@@ -90,7 +69,7 @@ def run(
     device: str = "cpu",
     batch: int = 16,
     workers: int = 0,
-    part: Shard = Shard(),  # noqa: B008 (a constant)
+    part: Shard | Block = Shard(),  # noqa: B008 (a constant)
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -104,25 +83,51 @@ def run(
     Errors: `FileError` if `out` exists (without `overwrite`) or belongs to another run, if another process writes it,
     or if no sample can be read; `InputError`, `ModelError`, `TargetError`, `OSError` ("no space left" at the start).
     """
+    with claimed(out, resume, overwrite) as workfile:
+        job = prepared(source, classifier, composite, targets, canonize, device, batch, workers, part)
+        return _done(job, workfile, progress)
+
+
+def prepared(
+    source: Path,
+    classifier: Classifier,
+    composite: str = DEFAULT_COMPOSITE,
+    targets: Sequence[str] = (),
+    canonize: bool = True,
+    device: str = "cpu",
+    batch: int = 16,
+    workers: int = 0,
+    part: Shard | Block = Shard(),  # noqa: B008 (a constant)
+) -> Job:
+    """What `run` does before the first sample: the data set opened, the classifier traced and prepared.
+
+    Errors: as `run` has them, of source, classifier and targets.
+    """
     if batch < 1 or workers < 0:
         raise InputError(f"batch must be >= 1 and workers >= 0, but are {batch} and {workers}.")
-    with claimed(out, resume, overwrite) as workfile:
-        reader = replace(classifier, model=torch.nn.Identity())  # processes that read get a copy, and need no model
-        samples = open_samples(source, reader)
-        positions = part.positions(len(samples.names))
-        example = _example(samples, positions)
-        ready = explainer(classifier, example[None], composite, canonize, device)
-        labels = _labels(samples, ready)
-        wanted = ready.wanted(targets, bool((labels >= 0).any()))
-        details = _details(ready, samples, source, composite, ready.targets(targets), part, batch)
-        if workfile.is_finished:
-            return _finished_before(workfile, details, _unknown(labels, positions, ready.meaning))
-        job = _Job(samples, reader, labels, positions, ready, wanted, batch, workers, tuple(example.shape), details)
-        return _write_all(job, workfile, progress or (lambda *_: None))
+    reader = replace(classifier, model=torch.nn.Identity())  # processes that read get a copy, and need no model
+    samples = open_samples(source, reader)
+    positions = part.positions(len(samples.names))
+    example = _example(samples, positions)
+    ready = explainer(classifier, example[None], composite, canonize, device)
+    labels = _labels(samples, ready)
+    wanted = ready.wanted(targets, bool((labels >= 0).any()))
+    details = _details(ready, samples, source, composite, ready.targets(targets), part, batch)
+    return Job(samples, reader, labels, positions, ready, wanted, batch, workers, tuple(example.shape), details)
 
 
-class _Job(NamedTuple):
-    """What is to be done."""
+def run_part(job: Job, part: Shard | Block, out: Path, progress: Progress | None = None) -> Outcome:
+    """Write one part of a data set that was prepared as a whole; go on where a process that did so was killed.
+
+    All samples of a part may be unreadable: its file has no rows then. Errors: as `run` has them, of `out`.
+    """
+    positions = part.positions(len(job.samples.names))
+    with claimed(out, resume=True, overwrite=False) as workfile:
+        return _done(job._replace(positions=positions, details=job.details | {"shard": str(part)}), workfile, progress)
+
+
+class Job(NamedTuple):
+    """What is to be done, with everything that is made ready once."""
 
     samples: Samples
     reader: Classifier
@@ -160,7 +165,13 @@ def _labels(samples: Samples, ready: Explainer) -> np.ndarray:
 
 
 def _details(
-    ready: Explainer, samples: Samples, source: Path, composite: str, targets: Sequence[str], part: Shard, batch: int
+    ready: Explainer,
+    samples: Samples,
+    source: Path,
+    composite: str,
+    targets: Sequence[str],
+    part: Shard | Block,
+    batch: int,
 ) -> dict:
     classifier = ready.classifier
     return {
@@ -181,9 +192,14 @@ def _details(
         "names": samples.identity,
         "batch": batch,
         "device": str(ready.device),
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of what computes here."""
+    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **packages}
 
 
 def _digest(model: torch.nn.Module) -> str:
@@ -210,7 +226,13 @@ def _stable(function: Callable) -> str:
 # -- the loop ---------------------------------------------------------------------------------------------------------
 
 
-def _write_all(job: _Job, workfile: Workfile, progress: Progress) -> Outcome:
+def _done(job: Job, workfile: Workfile, progress: Progress | None) -> Outcome:
+    if workfile.is_finished:
+        return _finished_before(workfile, job.details, _unknown(job.labels, job.positions, job.explainer.meaning))
+    return _write_all(job, workfile, progress or (lambda *_: None))
+
+
+def _write_all(job: Job, workfile: Workfile, progress: Progress) -> Outcome:
     batches = job.batches
     writer = workfile.begun(job.details) or workfile.begin(_schema(job), job.details, job.explainer.names)
     done, rows, failures = workfile.progress()
@@ -236,13 +258,13 @@ def _unknown(labels: np.ndarray, positions: range, meaning: Meaning) -> int:
     return 0 if meaning.kind == VALUES else int((labels[positions] == UNKNOWN).sum())
 
 
-def _schema(job: _Job) -> Schema:
+def _schema(job: Job) -> Schema:
     channels, height, width = job.shape
     longest = max(len(os.fsencode(job.samples.names[index])) for index in job.positions)
     return Schema(len(job.positions) * len(job.wanted), (channels, height, width), job.explainer.outputs, longest)
 
 
-def _loaded(job: _Job, batches: Sequence[range]) -> Iterator[Batch]:
+def _loaded(job: Job, batches: Sequence[range]) -> Iterator[Batch]:
     """Batches as they are read, by worker processes that are a few batches ahead."""
     from torch.utils.data import DataLoader
 
@@ -275,7 +297,7 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _write_batch(job: _Job, batch: Batch, writer: Writer, row: int) -> tuple[int, list[Failure]]:
+def _write_batch(job: Job, batch: Batch, writer: Writer, row: int) -> tuple[int, list[Failure]]:
     """Explain a batch and write it from a row on: how many rows it has, and the samples that have none."""
     labels = job.labels[batch.indices]
     reasons = np.full(len(labels), "", dtype=object)
@@ -301,7 +323,7 @@ def _write_batch(job: _Job, batch: Batch, writer: Writer, row: int) -> tuple[int
 
 
 def _columns(
-    job: _Job, batch: Batch, kept: np.ndarray, finite: np.ndarray, found, totals: Tensor
+    job: Job, batch: Batch, kept: np.ndarray, finite: np.ndarray, found, totals: Tensor
 ) -> dict[str, np.ndarray]:
     """The rows of the samples at `kept` in a batch: all explained classes of the first sample, then of the next."""
     each = len(job.wanted)

@@ -1,10 +1,12 @@
-"""The files of one run: that they are its shards, are alike, have no sample in common, and which of them is missing."""
+"""The files of one run: that they are its parts, are alike, have no sample in common, and which of them is missing."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lrpfunc.errors import FileError, InputError
+from lrpfunc.pictures import hdf5
 from lrpfunc.pictures.hdf5 import Run
 
 # What all shards of a run have in common, of its details.
@@ -20,22 +23,43 @@ SHARED = (
     "names",
 )  # fmt: skip
 NAMED = 8  # shards that a message lists, at most
+OTHER_FILES = 64  # that a process has open besides
 
 
 class Part(NamedTuple):
-    """Some of the `of` shards of a run; one file may hold several after `lrpfunc merge`."""
+    """Some of the `of` shards of a run, or of its blocks of `size` samples; a file may hold several after a merge."""
 
     numbers: frozenset[int]
     of: int
+    size: int = 0
 
     def __str__(self) -> str:
-        return f"{'+'.join(map(str, sorted(self.numbers)))}/{self.of}"
+        return f"{'+'.join(map(str, sorted(self.numbers)))}/{self.of}" + (f" of {self.size}" if self.size else "")
 
 
 def part_of(run: Run) -> Part | None:
-    """Which shards a file holds, None if it does not say."""
-    match = re.fullmatch(r"(\d{1,9}(?:\+\d{1,9})*)/(\d{1,9})", str(run.details.get("shard", "")))
-    return Part(frozenset(map(int, match[1].split("+"))), int(match[2])) if match else None
+    """Which shards or blocks a file holds, None if it does not say."""
+    match = re.fullmatch(r"(\d{1,9}(?:\+\d{1,9})*)/(\d{1,9})(?: of (\d{1,9}))?", str(run.details.get("shard", "")))
+    return Part(frozenset(map(int, match[1].split("+"))), int(match[2]), int(match[3] or 0)) if match else None
+
+
+def opened(stack: ExitStack, paths: Sequence[Path]) -> list[Run]:
+    """The files of a run, several at a time as each is looked into by a process. Errors: as `hdf5.opened`."""
+    _allow(len(paths) + OTHER_FILES)
+    with ThreadPoolExecutor(min(len(paths), os.cpu_count() or 1)) as threads:
+        return list(threads.map(lambda path: stack.enter_context(hdf5.opened(path)), paths))
+
+
+def _allow(files: int) -> None:
+    """Let this process open so many files, where the system lets it."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < files:
+        most = files if hard == resource.RLIM_INFINITY else min(files, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 def check_files(paths: Sequence[Path], out: Path, what: str, least: int = 1) -> None:
@@ -80,6 +104,7 @@ def _identity(run: Run) -> dict[str, Any]:
         "class names": run.categories,
         **{name: run.details.get(name) for name in SHARED},
         "number of shards": part and part.of,
+        "size of blocks": part and part.size,
     }
 
 
@@ -94,11 +119,12 @@ def joined(runs: Sequence[Run]) -> Part | None:
     parts = [part_of(run) for run in runs]
     if any(part is None for part in parts):
         return None
-    return Part(frozenset().union(*(part.numbers for part in parts if part)), parts[0].of if parts[0] else 1)
+    first = parts[0] or Part(frozenset(), 1)
+    return first._replace(numbers=first.numbers.union(*(part.numbers for part in parts if part)))
 
 
 def missing(runs: Sequence[Run]) -> str:
-    """The sentence that names the shards that are not there, "" if all are. Files are alike.
+    """The sentence that names the shards or blocks that are not there, "" if all are. Files are alike.
 
     A shard beyond the number of samples has none, and no file.
     """
@@ -110,7 +136,8 @@ def missing(runs: Sequence[Run]) -> str:
     if lacking <= 0:
         return ""
     some = list(islice((number for number in count(1) if number not in part.numbers), min(lacking, NAMED)))
-    what = "shard {} is" if lacking == 1 else "shards {} are"
+    one = "block" if part.size else "shard"
+    what = f"{one} {{}} is" if lacking == 1 else f"{one}s {{}} are"
     lacked = _listed([f"{number}/{part.of}" for number in some], lacking)
     return f"{what.format(lacked)} missing: have {_listed(list(map(str, sorted(part.numbers))), len(part.numbers))}."
 

@@ -29,6 +29,9 @@ class InTheWayError(FileError):
             f"{path} is in the way: it is {what}, no file of an lrpfunc run. Move it, or choose another --out."
         )
 
+    def __reduce__(self) -> tuple[type[FileError], tuple[str]]:
+        return FileError, (str(self),)  # for another process
+
 
 # -- whose file it is -------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -254,17 +254,20 @@ def claimed(out: Path, resume: bool, overwrite: bool) -> Iterator[Workfile]:
         os.close(descriptor)
 
 
-def check_same(path: Path, begun: Run, details: dict[str, Any]) -> None:
+def check_same(path: Path, begun: Run, details: Mapping[str, Any]) -> None:
     """A begun run may go on with these details if they are the same. Errors: `FileError` naming what differs."""
-    differing = [
-        f"other {FINGERPRINTS[key]}"
-        if key in FINGERPRINTS
-        else f"{key} {begun.details.get(key)!r} (now {details[key]!r})"
-        for key in SAME
-        if begun.details.get(key) != details[key]
-    ]
+    differing = differences(begun.details, details)
     if differing:
         raise FileError(
             f"{path} is of another run, with {', '.join(differing)}. "
             "Give the same options to resume it, another --out, or --overwrite."
         )
+
+
+def differences(begun: Mapping[str, Any], details: Mapping[str, Any], keys: Iterable[str] = SAME) -> list[str]:
+    """What differs between the details of a begun run and those of another, in words."""
+    return [
+        f"other {FINGERPRINTS[key]}" if key in FINGERPRINTS else f"{key} {begun.get(key)!r} (now {details[key]!r})"
+        for key in keys
+        if begun.get(key) != details[key]
+    ]

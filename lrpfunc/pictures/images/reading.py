@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -70,6 +71,17 @@ def look(path: str | Path, reading: Reading = Reading()) -> Seen:  # noqa: B008 
     # Decoders raise nearly anything for broken data: OSError, SyntaxError, ValueError, struct.error, ...
     except Exception as error:
         raise FileError(f"cannot be read: {_in_a_line(error)}") from None
+
+
+def look_at(data: bytes, ending: str = "", reading: Reading = Reading()) -> Seen:  # noqa: B008 (a constant)
+    """A picture by the bytes of its file, whose name had that ending; see `look`.
+
+    They are put into a file for a moment, as not every decoder takes them otherwise.
+    """
+    with tempfile.NamedTemporaryFile(prefix="lrpfunc-", suffix=ending) as file:
+        file.write(data)
+        file.flush()
+        return look(file.name, reading)
 
 
 def pages(path: Path) -> list[Path]:

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from lrpfunc.errors import InputError
-from lrpfunc.pictures import hdf5, shards
+from lrpfunc.pictures import shards
 from lrpfunc.pictures.outfiles import outfile
 from lrpfunc.pictures.outputs import LABELS, VALUES
+from lrpfunc.pictures.parts import files
 from lrpfunc.pictures.report import pixels, wording
 from lrpfunc.pictures.report.comparison import check_comparable, pairs
 from lrpfunc.pictures.report.rows import Means, blocks, step_of
@@ -68,7 +69,7 @@ def write(
     progress: Callable[[int, int], None] | None = None,
     beside: Sequence[Path] = (),
 ) -> Summary:
-    """Write one page of the files of a run; several files are its shards.
+    """Write one page of the files of a run; several files are its shards, a folder has its blocks.
 
     `size`: the longer side of the pictures, in pixels; larger ones are averaged down. A page takes some 20 KB for each
     explanation at 128 pixels, 6 KB at 64. `progress(done, of)`: called with numbers of explanations. `beside`: the
@@ -77,7 +78,7 @@ def write(
     compared, for an `out` that exists or has no folder; `InputError` for no files, one given twice, or an impossible
     size; `OSError` where the system refuses to write.
     """
-    paths, beside, out = [Path(path) for path in paths], [Path(path) for path in beside], Path(out)
+    paths, beside, out = files(paths), files(beside), Path(out)
     _check(paths and [*paths, *beside], out, size, overwrite)
     with ExitStack() as stack:
         sides = [_opened(stack, each) for each in (paths, beside) if each]
@@ -116,7 +117,7 @@ def _missing(sides: Sequence[Side]) -> str:
 
 
 def _opened(stack: ExitStack, paths: Sequence[Path]) -> Side:
-    runs = [stack.enter_context(hdf5.opened(path)) for path in paths]
+    runs = shards.opened(stack, paths)
     shards.check_alike(paths, runs, "a report")
     return side(paths, runs)
 

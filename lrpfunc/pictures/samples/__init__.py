@@ -7,4 +7,4 @@ from lrpfunc.pictures.samples.batches import Batch, Loader
 from lrpfunc.pictures.samples.folders import class_numbers
 from lrpfunc.pictures.samples.notices import Notices
 from lrpfunc.pictures.samples.opening import open_samples
-from lrpfunc.pictures.samples.sample import Sample, Samples, preprocessed
+from lrpfunc.pictures.samples.sample import Sample, Samples, contents, preprocessed

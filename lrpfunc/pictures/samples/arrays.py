@@ -36,6 +36,7 @@ class Arrays:
     names: Sequence[str]
     classifier: Classifier
     identity: str
+    files: Sequence[Path]
     notes: Sequence[str] = ()
 
     def labels(self, classes: int, names: Sequence[str] | None = None) -> np.ndarray:
@@ -87,7 +88,8 @@ def arrays(path: Path, classifier: Classifier) -> Arrays:
             f"{', '.join(found) or 'nothing'}.{near_misses(next(iter(found), ''), INPUT_KEYS)}"
         )
     _check_inputs(path, inputs)
-    return Arrays(inputs, _labels(path, labels, len(inputs)), _Numbers(len(inputs)), classifier, _identity(path))
+    names = _Numbers(len(inputs))
+    return Arrays(inputs, _labels(path, labels, len(inputs)), names, classifier, _identity(path), [path])
 
 
 def _copied(values: Tensor | np.ndarray) -> Tensor:

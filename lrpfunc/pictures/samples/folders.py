@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +22,8 @@ from lrpfunc.pictures.samples.sample import Sample, preprocessed
 class Folder:
     """Image files below a folder; the names are paths relative to it, and their first part is the class.
 
-    `broken`: why some names cannot be looked into; those of folders end in a slash.
+    `broken`: why some names cannot be looked into; those of folders end in a slash. `is_listed`: somebody wrote the
+    names down, which may lie anywhere, and the class is the folder that an image lies in.
     """
 
     root: str
@@ -31,12 +32,18 @@ class Folder:
     identity: str
     notes: Sequence[str] = ()
     broken: dict[str, str] = field(default_factory=dict)
+    is_listed: bool = False
 
     def labels(self, classes: int, names: Sequence[str] | None = None) -> np.ndarray:
         known = self.classifier.categories if names is None else names
-        folders = [name.split(os.sep, 1)[0] if os.sep in name else "" for name in self.names]
+        place = -2 if self.is_listed else 0
+        folders = [name.split(os.sep)[place] if os.sep in name else "" for name in self.names]
         numbers = class_numbers(sorted(set(folders) - {""}), known, classes)
         return np.array([numbers.get(folder, UNKNOWN) for folder in folders], dtype=np.int64)
+
+    @property
+    def files(self) -> Iterator[Path]:
+        return (images.page_of(Path(self.root, name))[0] for name in self.names)
 
     def sample(self, index: int) -> Sample:
         name = self.names[index]
@@ -65,6 +72,14 @@ def folder(root: Path, classifier: Classifier) -> Folder:
             + (f" {found.notes[0].capitalize()}." if found.notes else "")
         )
     return Folder(str(root), names, classifier, _digest(names), found.notes, broken)
+
+
+def listed(path: Path, classifier: Classifier) -> Folder:
+    """The image files that a file names, one in each line, relative to it. Errors: `FileError` if there are none."""
+    names = [line for line in path.read_text(errors="surrogateescape").splitlines() if line.strip()]
+    if not names:
+        raise FileError(f"{path} names no images: it needs the path of one in each line.")
+    return Folder(str(path.parent), names, classifier, _digest(names), is_listed=True)
 
 
 def file_of_pages(path: Path, classifier: Classifier) -> Folder:

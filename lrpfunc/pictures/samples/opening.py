@@ -2,27 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lrpfunc.errors import FileError
 from lrpfunc.pictures import images
 from lrpfunc.pictures.classifiers import Classifier
+from lrpfunc.pictures.samples import columns, tars
 from lrpfunc.pictures.samples.arrays import ENDINGS, arrays
-from lrpfunc.pictures.samples.folders import file_of_pages, folder
+from lrpfunc.pictures.samples.folders import file_of_pages, folder, listed
+from lrpfunc.pictures.samples.packed import Packed, Store
 from lrpfunc.pictures.samples.sample import Samples
+
+LIST = ".txt"
+STORES: dict[str, Callable[[Sequence[Path]], Store]] = {
+    tars.ENDING: tars.Tars,
+    **dict.fromkeys(columns.ENDINGS, columns.Columns),
+}
 
 
 def open_samples(source: Path, classifier: Classifier) -> Samples:
     """The samples of a folder of images, whose subfolders are classes, of a file of arrays, or of an image's pages.
 
-    Errors: `FileError` if there is nothing there, or nothing of use; `OSError`.
+    Or of a list of files, `.txt`; or of files that hold images: tar archives (WebDataset), Parquet or Arrow, one of
+    them or a folder without images.
+    Errors: `FileError` if there is nothing there, or nothing of use; `OSError`; `MissingExtraError`.
     """
     if source.is_dir():
-        return folder(source, classifier)
+        try:
+            return folder(source, classifier)
+        except FileError:
+            inside = sorted(path for path in source.rglob("*") if path.suffix.lower() in STORES and path.is_file())
+            if not inside:
+                raise
+            return _packed(source, inside, classifier)
     if not source.exists():
         raise FileError(f"there is no folder or file {source}.")
+    if source.suffix.lower() == LIST:
+        return listed(source, classifier)
+    if source.suffix.lower() in STORES:
+        return _packed(source, [source], classifier)
     if source.suffix.lower() in ENDINGS:
         return arrays(source, classifier)
     if images.ending(source) in images.ENDINGS:
         return file_of_pages(source, classifier)
     raise FileError(f"{source} is neither a folder of images nor a file {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}.")
+
+
+def _packed(source: Path, files: Sequence[Path], classifier: Classifier) -> Samples:
+    """Files of one kind. Errors: `FileError` for several kinds, and as stores have them."""
+    kinds = sorted({path.suffix.lower() for path in files})
+    if len(kinds) > 1:
+        raise FileError(f"{source} holds {' and '.join(kinds)} files: give the folder of one kind, or one file.")
+    return Packed(STORES[kinds[0]](files), classifier)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -23,7 +26,8 @@ class Sample(NamedTuple):
 class Samples(Protocol):
     """Samples in a fixed order.
 
-    `names` says which; `identity` is what tells this data set from others; `notes` is what to say of it, in lines.
+    `names` says which; `identity` is what tells this data set from others; `notes` is what to say of it, in lines;
+    `files` are those that samples are read from.
     """
 
     @property
@@ -34,6 +38,9 @@ class Samples(Protocol):
 
     @property
     def notes(self) -> Sequence[str]: ...
+
+    @property
+    def files(self) -> Iterable[Path]: ...
 
     def labels(self, classes: int, names: Sequence[str] | None = None) -> np.ndarray:
         """The class (N,) of each sample for a model of so many classes, -1 where it is not known.
@@ -46,6 +53,18 @@ class Samples(Protocol):
 
     def load(self, index: int) -> Tensor:
         """Its input alone."""
+
+
+def contents(samples: Samples) -> str:
+    """A digest of the sizes and times of a data set's files: as far as these tell, it changes with what is in them."""
+    digest = hashlib.sha256()
+    for path in samples.files:
+        try:
+            status = os.stat(path)
+            digest.update(f"{status.st_size} {int(status.st_mtime)}\n".encode())
+        except OSError:  # which is said when it is read
+            digest.update(b"none\n")
+    return digest.hexdigest()
 
 
 def preprocessed(classifier: Classifier, image: Any) -> Tensor:

@@ -1,0 +1,84 @@
+"""The folder of a run: `run.json` says which run it is, and who takes part must be about to do the same.
+
+The first process writes it, in one piece; nobody changes it. No process is told apart: neither a first nor a driver.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lrpfunc.errors import FileError
+from lrpfunc.pictures import sidefiles
+from lrpfunc.pictures.outfiles import outfile
+from lrpfunc.pictures.runs import PACKAGES, Job
+from lrpfunc.pictures.samples import contents
+from lrpfunc.pictures.workfile import SAME, differences
+
+NAME = "run.json"
+OF_ALL = ("block", *(key for key in SAME if key != "shard"))
+
+
+def manifest(job: Job, block: int) -> dict[str, Any]:
+    """What a run is: its details, the samples in a block, and what tells whether the source has changed."""
+    return {"block": block, "contents": contents(job.samples), **job.details}
+
+
+def agree(folder: Path, mine: Mapping[str, Any]) -> None:
+    """Make a folder that of this run, if it is nobody's yet; else it must be of the same run.
+
+    Errors: `FileError` for a folder of something else or of another run, a source that has changed, and other versions
+    than those that the run was begun with; `OSError`.
+    """
+    path = folder / NAME
+    if not folder.parent.is_dir():
+        raise FileError(f"cannot write {folder}: there is no folder {folder.parent}.")
+    if folder.exists() and not folder.is_dir():
+        raise FileError(f"{folder} is a file, and blocks need a folder: choose another --out.")
+    folder.mkdir(exist_ok=True)
+    if not path.exists():
+        others = [each.name for each in folder.iterdir() if not each.name.startswith(".")]
+        if others and not path.exists():  # of another process, since
+            raise FileError(f"{folder} holds something else, such as {others[0]}: choose a new folder with --out.")
+        _write(path, mine)
+    theirs = _read(path)
+    check_versions(f"the run in {folder} began", theirs["versions"], mine["versions"])
+    differing = differences(theirs, mine, OF_ALL)
+    if differing:
+        raise FileError(
+            f"{folder} is of another run, with {', '.join(differing)}. Give the same options, or another --out."
+        )
+    if theirs["contents"] != mine["contents"]:
+        raise FileError(
+            f"{mine['source']} has changed since the run in {folder} began: its files have other sizes or times "
+            "(rsync -a and cp -p keep times). Begin anew with another --out."
+        )
+
+
+def _write(path: Path, mine: Mapping[str, Any]) -> None:
+    try:
+        with outfile(path) as part:
+            part.write_text(json.dumps(mine, indent=1) + "\n")
+        sidefiles.sync_folder(path.parent)
+    except FileError:  # another process was faster
+        return
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+        if isinstance(found, dict) and isinstance(found.get("versions"), dict) and "contents" in found:
+            return found
+    except (ValueError, RecursionError, IsADirectoryError):
+        pass
+    raise FileError(f"{path} is in the way: it is no file of an lrpfunc run. Move it, or choose another --out.")
+
+
+def check_versions(who: str, theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
+    """Ask whether two processes run the same code. Errors: `FileError` that names what differs."""
+    names = [name for name in PACKAGES if theirs.get(name) != mine.get(name)]
+    if names:
+        have, has = (", ".join(f"{name} {of.get(name)}" for name in names) for of in (theirs, mine))
+        raise FileError(f"{who} with {have}, but a process has {has}: install the same everywhere.")
