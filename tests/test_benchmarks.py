@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from tests.benchmarks import attention, networks, plan, report
+from tests.benchmarks import attention, datasets, networks, plan, report
 from tests.benchmarks.__main__ import app
 from tests.benchmarks.attention import elsewhere
 from tests.benchmarks.contenders import NotEntered
@@ -127,6 +127,12 @@ def test_large_networks_are_made_where_they_are_measured_and_in_half_precision()
     assert sum(p.numel() for p in model.parameters()) == 8_030_261_248
     assert torch.get_default_dtype() == torch.float32
     assert networks.inputs("llama_8b", 4, 1)["inputs_embeds"].dtype == torch.bfloat16
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_over_files_beside_the_loop_in_memory():
+    measured = measure(datasets.line_up("resnet18", 32, 2, 4, torch.device("cpu")), 0, torch.device("cpu"))
+    assert {name: cell["error"] for name, cell in measured.items()} == {"bare loop": "", "dataset": ""}
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -27,7 +27,7 @@ def line_up(name: str, size: int, batch: int, count: int, device: torch.device) 
 
     def bare() -> Call:
         ready = explainers.explainer(classifier, x[:1], device=str(device))
-        wanted = explainers.wanted_classes(["top"], classifier.categories, ready.classes)
+        wanted = explainers.wanted_classes(["top"], classifier.categories, ready.choices)
 
         def loop() -> float:
             clock = Clock(device)
