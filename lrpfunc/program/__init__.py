@@ -25,6 +25,7 @@ from lrpfunc.program.functions import (
     linear_with_bias,
     lstm_steps,
     matmul_with_bias,
+    moved,
     overwrite,
     part,
     pooled_rows,

@@ -50,6 +50,11 @@ def threshold_relu(x: Tensor, low: Tensor, high: Tensor, slope: float) -> Tensor
     return torch.add(inside, x - inside, alpha=slope) if slope else inside
 
 
+def moved(x: Tensor, device: torch.device) -> Tensor:
+    """x on a device: itself if it is there. What has no numbers stays without, and takes new memory as a copy would."""
+    return torch.empty_like(x) if x.is_meta else x.to(device)
+
+
 def part(x: Tensor, position: int, split: Callable, *arguments) -> Tensor:
     """One of the views that `chunk`, `split` or `unbind` give."""
     return split(x, *arguments)[position]
