@@ -22,7 +22,7 @@ from lrpfunc.attribution import (
 from lrpfunc.canonizers import Canonical, canonize
 from lrpfunc.composites import explain
 from lrpfunc.errors import LrpError
-from lrpfunc.placement import offload, place
+from lrpfunc.placement import offload, place, quantize
 from lrpfunc.program import Program
 from lrpfunc.rules import Flow, Rule, stabilizer
 from lrpfunc.storage import load, save
@@ -58,6 +58,7 @@ __all__ = [
     "parameter_relevance",
     "place",
     "prepare",
+    "quantize",
     "record",
     "relevance",
     "rules",

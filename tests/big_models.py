@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 import lrpfunc
 from lrpfunc import composites, text
+from lrpfunc.placement.files import stored, stored_in
 
 # Width, width of the MLP, blocks, heads, heads of keys, whether the table of tokens is the last layer as well.
 SHAPES = {
@@ -71,7 +72,7 @@ def plan(names: list[str]) -> None:
     for name in names:
         blocks = SHAPES[name][2]
         fmodel, params = traced(SHAPES[name], WORDS["plan"], torch.bfloat16)
-        x = {"input_ids": torch.ones(1, LENGTH, dtype=torch.long), "logits_to_keep": 1}
+        x = tokens(LENGTH)
         rules, target = composites.attn_lrp(), text.token(3)
         plain = lrpfunc.footprint(fmodel, params, x, rules, target)
         split = lrpfunc.footprint(fmodel, params, x, rules, target, checkpoint=blocks)
@@ -96,26 +97,28 @@ def write(folder: Path, params: dict) -> None:
 
 
 def measured(folder: str, way: str, checkpoint: int | None) -> dict:
-    """What one way takes beside the process itself, in bytes, beside its plan, and the relevance's sum."""
-    from lrpfunc.placement.files import stored, stored_in
-
+    """What one way takes beside the process itself, in bytes, beside its plan, and the relevance."""
     fmodel, params = pickle.loads((Path(folder) / "traced").read_bytes())
-    x = {"input_ids": torch.arange(LENGTH)[None] % 1000, "logits_to_keep": 1}
     rules, target = composites.attn_lrp(), text.token(3)
+    offloaded = lrpfunc.offload(fmodel, params, files=folder)
+    fmodel, params = offloaded if way == "files" else (fmodel, params)
+    planned = lrpfunc.footprint(fmodel, params, tokens(LENGTH), rules, target, checkpoint)
+    lrpfunc.attribute(*offloaded, tokens(8), rules, target, checkpoint=len(fmodel.equations))  # so that code is loaded
     before = _status("VmRSS")
-    if way == "files":
-        fmodel, params = lrpfunc.offload(fmodel, params, files=folder)
-    else:
+    Path("/proc/self/clear_refs").write_text("5")  # the most begins anew
+    if way == "memory":
         content = stored_in(folder)
-        cpu = torch.device("cpu")
-        params |= {name: stored(one.path, name, cpu).clone() for name, one in content.items()}
-    planned = lrpfunc.footprint(fmodel, params, x, rules, target, checkpoint)
-    relevance = lrpfunc.attribute(fmodel, params, x, rules, target, checkpoint=checkpoint)
+        params |= {n: stored(one.path, n, torch.device("cpu")).clone() for n, one in content.items()}
+    relevance = lrpfunc.attribute(fmodel, params, tokens(LENGTH), rules, target, checkpoint=checkpoint)
     return {
         "planned": planned.total,
         "measured": _status("VmHWM") - before,
-        "relevance": relevance["input_ids"].double().tolist(),
+        "relevance": relevance["input_ids"].tolist(),
     }
+
+
+def tokens(length: int) -> dict:
+    return {"input_ids": torch.arange(length)[None] % 1000, "logits_to_keep": 1}
 
 
 def _status(what: str) -> int:

@@ -217,7 +217,7 @@ def identity_adjoint(operation: Operation, s: Tensor) -> Tensor:
 
 
 def moved_adjoint(operation: Operation, s: Tensor) -> Tensor:
-    return moved(s, operation.device)
+    return s if operation.device is None else moved(s, operation.device)
 
 
 def expand_adjoint(operation: Operation, s: Tensor) -> Tensor:

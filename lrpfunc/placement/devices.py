@@ -95,17 +95,26 @@ def offload(
     """
     places = _places(fmodel, devices)
     leaves = dict(zip(fmodel.parameters, fmodel.flatten_params(params), strict=True))
-    found = {} if files is None else _found(fmodel, params, leaves, files)
+    found = {} if files is None else _found(params, leaves, files)
     homes = {PARAMETER + name: leaf.device for name, leaf in leaves.items() if name not in found}
     routed = _routed(fmodel, places, homes, {PARAMETER + name: one for name, one in found.items()})
-    if found:
-        params = {name: leaf for name, leaf in params.items() if name not in found}
-        routed = routed.with_parameters(routed.parameters, params)
     _check(routed, fmodel, "offload")
-    return routed, params
+    return _without(routed, params, found) if found else (routed, params)
 
 
-def _found(program: Program, params, leaves: Mapping[str, Tensor], files: Files) -> dict[str, Stored]:
+def _without(program: Program, params: Mapping[str, Tensor], found: Mapping[str, Stored]) -> tuple[Program, dict]:
+    """A program that does not take the parameters that it reads from files. What follows the dtype of one follows that
+    in the file."""
+    params = {name: leaf for name, leaf in params.items() if name not in found}
+    reference = program.reference
+    name = reference.name.removeprefix(PARAMETER) if reference is not None else ""
+    if name in found:
+        dtype: Any = {DTYPE: dtype_of(found[name])}
+        program = replace(program, equations=tuple(equation.renamed(dtype) for equation in program.equations))
+    return program.with_parameters(program.parameters, params), params
+
+
+def _found(params, leaves: Mapping[str, Tensor], files: Files) -> dict[str, Stored]:
     """The parameters that are in files. Errors: `ParameterError`, `FileError`."""
     if not isinstance(params, dict) or set(params) != set(leaves):
         raise ParameterError("parameters come from files by their names: they must be a flat dict {name: tensor}.")
@@ -153,7 +162,9 @@ def _check(program: Program, before: Program, who: str) -> None:
 def _places(program: Program, devices: Device | Mapping[str, Device]) -> dict[str, torch.device]:
     """The device of each equation. Errors: `ParameterError`."""
     if not isinstance(program, Program):
-        raise ParameterError(f"a program is needed, as functionalize returns it first, but got {type(program)}.")
+        raise ParameterError(
+            f"a program is needed, as functionalize returns it first, but got {type(program).__name__}."
+        )
     if not isinstance(devices, Mapping):
         return dict.fromkeys((equation.name for equation in program.equations), _device(devices))
     if not devices:
@@ -244,11 +255,9 @@ def _routed(
             copies[variable.name, device] = made(variable, moved, variable, device)
         return copies[variable.name, device]
 
-    reference = program.reference
-    dtype = {DTYPE: dtype_of(files[reference.name])} if reference is not None and reference.name in files else {}
     for equation in program.equations:
         device = places[equation.name]
-        given: dict[str, Any] = {DEVICE: device, **dtype}
+        given: dict[str, Any] = {DEVICE: device}
         given |= {v.name: here(v, device) for v in equation.reads if v.name not in (DEVICE, DTYPE)}
         equations.append(equation.renamed(given))
         at.update(dict.fromkeys((variable.name for variable in equation.outputs), device))

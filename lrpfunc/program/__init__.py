@@ -34,6 +34,7 @@ from lrpfunc.program.functions import (
     size,
     smooth_attention,
     standardize,
+    unpacked,
     without_projection,
 )
 from lrpfunc.program.names import below_call, called, matches, numbered

@@ -55,6 +55,17 @@ def moved(x: Tensor, device: torch.device) -> Tensor:
     return torch.empty_like(x) if x.is_meta else x.to(device)
 
 
+def unpacked(packed: Tensor, scale: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
+    """A weight of a shape from whole numbers of 8 bits, or of 4 of which a byte has two, the first one in its lower half.
+
+    `packed`: (rows, bytes); `scale`: (rows, groups), of as many numbers in a row as are in a group.
+    """
+    if bits == 4:
+        packed = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(1).to(torch.int8) - 8
+    numbers = packed.to(scale.dtype).unflatten(1, (scale.shape[1], -1))
+    return (numbers * scale[..., None]).reshape(shape)
+
+
 def part(x: Tensor, position: int, split: Callable, *arguments) -> Tensor:
     """One of the views that `chunk`, `split` or `unbind` give."""
     return split(x, *arguments)[position]
