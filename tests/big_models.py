@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 import lrpfunc
 from lrpfunc import composites, text
-from lrpfunc.placement.files import stored, stored_in
+from lrpfunc.placement.files import stored_in
 
 # Width, width of the MLP, blocks, heads, heads of keys, whether the table of tokens is the last layer as well.
 SHAPES = {
@@ -107,8 +107,7 @@ def measured(folder: str, way: str, checkpoint: int | None) -> dict:
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the most begins anew
     if way == "memory":
-        content = stored_in(folder)
-        params |= {n: stored(one.path, n, torch.device("cpu")).clone() for n, one in content.items()}
+        params |= {name: one.to(torch.device("cpu")).clone() for name, one in stored_in(folder).items()}
     relevance = lrpfunc.attribute(fmodel, params, tokens(LENGTH), rules, target, checkpoint=checkpoint)
     return {
         "planned": planned.total,

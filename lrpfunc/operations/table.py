@@ -383,7 +383,7 @@ FIXED = {
     "zeros": Row(vanishes=zeros.always),
     "full": Row(vanishes=zeros.filled(1)),
     "sym_stride": Row(reads_strides=True),
-    **_rows("stored unpacked", Row(is_deferred=True)),
+    "unpacked": Row(is_deferred=True),
     **_rows(
         "dropout dropout_ feature_dropout feature_dropout_ alpha_dropout alpha_dropout_ feature_alpha_dropout "
         "feature_alpha_dropout_ alias lift_fresh lift_fresh_copy",

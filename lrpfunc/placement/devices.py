@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +12,8 @@ from torch import Tensor
 
 from lrpfunc.errors import ParameterError, near_misses
 from lrpfunc.operations import facts
-from lrpfunc.placement.files import Stored, dtype_of, stored, stored_in
+from lrpfunc.placement.files import Stored, stored_in
+from lrpfunc.placement.rewriting import Rewriting
 from lrpfunc.program import DEVICE, DTYPE, PARAMETER, Equation, Program, Variable, check, moved, refilled
 
 META = torch.device("meta")
@@ -109,7 +109,7 @@ def _without(program: Program, params: Mapping[str, Tensor], found: Mapping[str,
     reference = program.reference
     name = reference.name.removeprefix(PARAMETER) if reference is not None else ""
     if name in found:
-        dtype: Any = {DTYPE: dtype_of(found[name])}
+        dtype: Any = {DTYPE: found[name].dtype}
         program = replace(program, equations=tuple(equation.renamed(dtype) for equation in program.equations))
     return program.with_parameters(program.parameters, params), params
 
@@ -149,10 +149,15 @@ def without_numbers(program: Program) -> Program:
     return replace(program, equations=tuple(map(exchanged, program.equations)))
 
 
+def _is_from_file(equation: Equation) -> bool:
+    """Whether an equation reads a parameter from a file."""
+    return equation.function is moved and isinstance(equation.arguments[0], Stored)
+
+
 def _check(program: Program, before: Program, who: str) -> None:
     """Errors: `ProgramError`. No device need be there for it, and nothing is read from files."""
     checked = without_numbers(program)
-    from_files = [equation for equation in checked.equations if equation.function is stored]
+    from_files = [equation for equation in checked.equations if _is_from_file(equation)]
     check(checked, before=replace(before, equations=(*before.equations, *from_files)), who=who)
 
 
@@ -228,37 +233,25 @@ def _routed(
     What depends on inputs is moved once to each device, parameters for each equation that reads them. `homes`: where
     parameters are; where inputs are nobody knows. `files`: those that parameters come from.
     """
-    files, at = files or {}, dict(homes)
-    names = {e.name for e in program.equations} | {v.name for e in program.equations for v in e.outputs}
-    equations: list[Equation] = []
+    files, at, new = files or {}, dict(homes), Rewriting(program)
     copies: dict[tuple[str, torch.device], Variable] = {}
 
-    def made(variable: Variable, function, *arguments) -> Variable:
-        is_parameter = variable.name.startswith(PARAMETER)
-        base = variable.name.removeprefix(PARAMETER) if is_parameter else "moved"  # below no module's path
-        numbered = (f"{base}:{number}" for number in itertools.count(1))
-        name = next(name for name in itertools.chain([base], numbered) if name not in names)
-        names.add(name)
-        result = Variable(name, variable.shape, variable.dtype)
-        equations.append(Equation(name, function, arguments, {}, (result,)))
-        return result
-
     def here(variable: Variable, device: torch.device) -> Variable:
+        name = variable.name.removeprefix(PARAMETER)
         if variable.name in files:
-            file = files[variable.name]
-            return made(variable, stored, file.path, file.name, device)
+            return new.add(name, variable, moved, files[variable.name], device)
         if not variable.is_tensor or at.get(variable.name) == device:
             return variable
         if variable.name.startswith(PARAMETER):
-            return made(variable, moved, variable, device)
+            return new.add(name, variable, moved, variable, device)
         if (variable.name, device) not in copies:
-            copies[variable.name, device] = made(variable, moved, variable, device)
+            copies[variable.name, device] = new.add("moved", variable, moved, variable, device)  # below no path
         return copies[variable.name, device]
 
     for equation in program.equations:
         device = places[equation.name]
         given: dict[str, Any] = {DEVICE: device}
         given |= {v.name: here(v, device) for v in equation.reads if v.name not in (DEVICE, DTYPE)}
-        equations.append(equation.renamed(given))
+        new.equations.append(equation.renamed(given))
         at.update(dict.fromkeys((variable.name for variable in equation.outputs), device))
-    return replace(program, equations=tuple(equations))
+    return replace(program, equations=tuple(new.equations))

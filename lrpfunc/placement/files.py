@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,29 +16,32 @@ from lrpfunc.errors import FileError
 INDEX = "*.safetensors.index.json"  # which names are in which file, as Hugging Face's folders have it
 
 
-class Stored(NamedTuple):
-    """A tensor in a file."""
+class Stored:
+    """A tensor in a file, which is read whenever it is moved to a device.
 
-    path: str
-    name: str
-    shape: tuple[int, ...]
-
-
-def stored(path: str, name: str, device: torch.device) -> Tensor:
-    """A tensor, read from a file onto a device; nothing is read where it has no numbers, on "meta".
-
-    Errors: `FileError`.
+    It is no dataclass: a program in a file, which may be anyone's, must not say what is read on whose machine.
     """
-    with _opened(path) as file:
-        if device.type == "meta":
-            return torch.empty(file.get_slice(name).get_shape(), dtype=_dtype(file, name), device=device)
-        return file.get_tensor(name).to(device)
 
+    is_meta = False
 
-def dtype_of(one: Stored) -> torch.dtype:
-    """The dtype of a tensor in a file. Errors: `FileError`."""
-    with _opened(one.path) as file:
-        return _dtype(file, one.name)
+    def __init__(self, path: str, name: str, shape: tuple[int, ...]):
+        self.path, self.name, self.shape = path, name, shape
+
+    def __repr__(self) -> str:
+        return f"Stored({self.path!r}, {self.name!r})"
+
+    def to(self, device: torch.device) -> Tensor:
+        """The tensor on a device; on "meta", where it has no numbers, nothing is read. Errors: `FileError`."""
+        with _opened(self.path) as file:
+            if device.type == "meta":
+                return torch.empty(self.shape, dtype=_dtype(file, self.name), device=device)
+            return file.get_tensor(self.name).to(device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Errors: `FileError`."""
+        with _opened(self.path) as file:
+            return _dtype(file, self.name)
 
 
 def _dtype(file, name: str) -> torch.dtype:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from lrpfunc.errors import ParameterError, near_misses
 from lrpfunc.operations import row_of
+from lrpfunc.placement.rewriting import Rewriting
 from lrpfunc.program import PARAMETER, Equation, Program, Variable, check, unpacked
 
 BITS = (8, 4)
@@ -35,7 +35,7 @@ def quantize(
 
     Errors: `ParameterError` for other bits or groups, for parameters that are no flat dict, and where no layer of such
     a name has a weight.
-    Source: for the two formats, Dettmers et al. 2022, arXiv:2208.07339, and Frantar et al. 2023, arXiv:2210.17323.
+    Source: Dettmers et al. 2022, arXiv:2208.07339, section 2.1 (absmax).
 
     >>> import lrpfunc, torch
     >>> fmodel, params = lrpfunc.functionalize(torch.nn.Linear(64, 8), torch.ones(1, 64))
@@ -43,9 +43,9 @@ def quantize(
     >>> {name: tuple(leaf.shape) for name, leaf in packed.items()}
     {'bias': (8,), 'weight.int4': (8, 32), 'weight.scale': (8, 2)}
     >>> print(program)
-    name    operation  input        output
-    weight  unpacked                (8, 64)
-    linear  linear     (batch, 64)  (batch, 8)
+    name    operation  input                output
+    weight  unpacked                        (8, 64)
+    linear  linear     (batch, 64) (8, 64)  (batch, 8)
     >>> lrpfunc.attribute(program, packed, torch.ones(1, 64), lrpfunc.rules.epsilon()).shape
     torch.Size([1, 64])
     """
@@ -54,14 +54,15 @@ def quantize(
         raise ParameterError("weights are packed by their names: parameters must be a flat dict {name: tensor}.")
     if bits not in BITS:
         raise ParameterError(f"weights are packed to 8 or 4 bits, but bits is {bits!r}.")
-    leaves: dict[str, Tensor] = {name: leaf for name, leaf in params.items()}
+    leaves: dict[str, Tensor] = dict(params)
     variables, made = dict(fmodel.parameters), {}
     for name in _weights(fmodel, layers):
         weight = leaves.pop(name)
         both = _packed(name, weight, bits, group)
         leaves.update(both)
         for leaf_name, leaf in both.items():
-            variables[leaf_name] = Variable(PARAMETER + leaf_name, tuple(leaf.shape), leaf.dtype)
+            dtype = variables[name].dtype if leaf.is_floating_point() else leaf.dtype
+            variables[leaf_name] = Variable(PARAMETER + leaf_name, tuple(leaf.shape), dtype)
         made[variables[name].name] = (*(variables[leaf_name] for leaf_name in both), bits, tuple(weight.shape))
     program = replace(fmodel, equations=_unpacking(fmodel, made)).with_parameters(variables, leaves)
     check(program, before=fmodel, who="quantize")
@@ -107,17 +108,9 @@ def _packed(name: str, weight: Tensor, bits: int, group: int | None) -> dict[str
 
 def _unpacking(program: Program, made: Mapping[str, tuple]) -> tuple[Equation, ...]:
     """The equations, with one in front of each that reads a packed weight."""
-    names = {e.name for e in program.equations} | {v.name for e in program.equations for v in e.outputs}
-    equations: list[Equation] = []
+    new = Rewriting(program)
     for equation in program.equations:
-        given = {}
-        for variable in equation.reads:
-            if variable.name in made and variable.name not in given:
-                base = variable.name.removeprefix(PARAMETER)
-                numbered = itertools.chain([base], (f"{base}:{number}" for number in itertools.count(1)))
-                name = next(name for name in numbered if name not in names)
-                names.add(name)
-                given[variable.name] = Variable(name, variable.shape, variable.dtype)
-                equations.append(Equation(name, unpacked, made[variable.name], {}, (given[variable.name],)))
-        equations.append(equation.renamed(given))
-    return tuple(equations)
+        read = {v.name: v for v in equation.reads if v.name in made}
+        given = {n: new.add(n.removeprefix(PARAMETER), v, unpacked, *made[n]) for n, v in read.items()}
+        new.equations.append(equation.renamed(given))
+    return tuple(new.equations)

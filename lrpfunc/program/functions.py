@@ -56,7 +56,7 @@ def moved(x: Tensor, device: torch.device) -> Tensor:
 
 
 def unpacked(packed: Tensor, scale: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
-    """A weight of a shape from whole numbers of 8 bits, or of 4 of which a byte has two, the first one in its lower half.
+    """A weight of a shape from whole numbers of 8 bits, or of 4: a byte has two of these, the first in its lower half.
 
     `packed`: (rows, bytes); `scale`: (rows, groups), of as many numbers in a row as are in a group.
     """
