@@ -40,9 +40,10 @@ def split(plan: Plan, checkpoint: int | None) -> list[Sequence[Step]]:
     groups = _groups(plan)
     sizes = [sum(_size(variable) for step in group for variable in step.equation.outputs) for group in groups]
     parts: list[list[Step]] = [[] for _ in range(checkpoint)]
-    passed = 0
+    passed, total = 0, max(sum(sizes), 1)
     for group, size in zip(groups, sizes, strict=True):
-        parts[min(checkpoint - 1, passed * checkpoint // max(sum(sizes), 1))].extend(group)
+        middle = passed + size / 2
+        parts[min(checkpoint - 1, int(middle * checkpoint / total))].extend(group)
         passed += size
     return [part for part in parts if part] or [plan.steps]
 
