@@ -233,7 +233,7 @@ def test_segments_have_a_smaller_footprint_and_fetched_parameters_one_segments(t
     for count in (1, 4, 16):
         fetched = lrpfunc.footprint(*offloaded, x[:1], rules.epsilon(), checkpoint=count)
         assert 16 / count * layer <= fetched.working <= (16 / count + 1) * layer + 16 * 64 * 4 * 8
-    assert lrpfunc.footprint(*offloaded, x, rules.epsilon(), checkpoint=4).working < values + 5 * layer
+    assert lrpfunc.footprint(*offloaded, x, rules.epsilon(), checkpoint=4).working < values + 10 * layer
     from_files = lrpfunc.footprint(
         *lrpfunc.offload(fmodel, params, files=write(tmp_path, params)), x[:1], rules.epsilon(), checkpoint=16
     )

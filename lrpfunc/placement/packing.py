@@ -58,8 +58,7 @@ def quantize(
     variables, made = dict(fmodel.parameters), {}
     for name in _weights(fmodel, layers):
         weight = leaves.pop(name)
-        both = _packed(name, weight, bits, group)
-        leaves.update(both)
+        leaves |= (both := _packed(name, weight, bits, group))
         for leaf_name, leaf in both.items():
             dtype = variables[name].dtype if leaf.is_floating_point() else leaf.dtype
             variables[leaf_name] = Variable(PARAMETER + leaf_name, tuple(leaf.shape), dtype)
