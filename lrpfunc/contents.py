@@ -22,7 +22,7 @@ from lrpfunc.attribution import (
 from lrpfunc.canonizers import Canonical, canonize
 from lrpfunc.composites import explain
 from lrpfunc.errors import LrpError
-from lrpfunc.placement import offload, place, quantize
+from lrpfunc.placement import offload, place, quantize, unpack
 from lrpfunc.program import Program
 from lrpfunc.rules import Flow, Rule, stabilizer
 from lrpfunc.storage import load, save
@@ -67,6 +67,7 @@ __all__ = [
     "targets",
     "text",
     "trace",
+    "unpack",
     "varying",
     "vjp",
     "with_rules",

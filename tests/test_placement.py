@@ -1,5 +1,6 @@
 """Layers on devices, parameters that are fetched, and memory that is planned: the explanation stays what it was."""
 
+import copy
 import json
 import pickle
 
@@ -348,3 +349,91 @@ def test_weights_that_cannot_be_packed():
     traced, pair = lrpfunc.trace(lambda p, x: x @ p[0], (torch.ones(2, 2),), torch.ones(1, 2))
     with pytest.raises(ParameterError, match=r"^weights are packed by their names: parameters must be a flat dict"):
         lrpfunc.quantize(traced, pair)
+
+
+def packed_by_others():
+    """A small network, its parameters as bitsandbytes would have them, and as they are when they are unpacked."""
+    fmodel, params, x = small()
+    generator = torch.Generator().manual_seed(0)
+    packed, weights = dict(params), dict(params)
+    packed["0.weight"] = torch.randint(-127, 128, (5, 4), generator=generator, dtype=torch.int8)
+    packed["0.SCB"] = torch.rand(5, generator=generator)
+    weights["0.weight"] = packed["0.weight"] * packed["0.SCB"][:, None] / 127
+    places = torch.randint(0, 16, (3, 5, 2), generator=generator)  # of 30 numbers of 4 bits
+    table, blocks = torch.linspace(-1, 1, 16), torch.rand(3, generator=generator)
+    fmodel, more = lrpfunc.functionalize(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 6)), torch.ones(1, 4))
+    packed, weights = ({name: p[name] for name in p if not name.startswith(("2", "4"))} for p in (packed, weights))
+    packed |= {
+        "2.weight": (places[..., 0] << 4 | places[..., 1]).to(torch.uint8).reshape(-1, 1),
+        "2.weight.absmax": blocks,
+        "2.weight.quant_map": table,
+        "2.bias": more["2.bias"],
+    }
+    weights |= {"2.weight": (table[places] * blocks[:, None, None]).reshape(6, 5), "2.bias": more["2.bias"]}
+    return fmodel, packed, weights, x
+
+
+def test_layouts_of_others_are_explained_as_the_weights_that_they_are():
+    fmodel, packed, weights, x = packed_by_others()
+    program, left = lrpfunc.unpack(fmodel, packed)
+    assert set(left) == {"0.weight.int8", "0.weight.scale", "0.bias", "2.bias"} | {
+        f"2.weight.{part}" for part in ("int4", "scale", "table")
+    }
+    plain = lrpfunc.attribute(fmodel, weights, x, rules.gamma(), 1)
+    torch.testing.assert_close(lrpfunc.attribute(program, left, x, rules.gamma(), 1), plain)
+    fetched = lrpfunc.offload(program, left, "cpu:0")
+    torch.testing.assert_close(lrpfunc.attribute(*fetched, x, rules.gamma(), 1, checkpoint=2), plain)
+
+
+def test_scales_that_are_packed_themselves():
+    """Double quantization by hand: scales are places in a table, times a number for each block of them, and a shift."""
+    fmodel, packed, *_ = packed_by_others()
+    state = json.dumps({"nested_blocksize": 2, "nested_offset": 0.5}).encode()
+    packed["2.weight.absmax"] = torch.tensor([3, 0, 255], dtype=torch.uint8)
+    packed["2.weight.nested_absmax"] = torch.tensor([2.0, 4.0])
+    packed["2.weight.nested_quant_map"] = torch.linspace(0, 1, 256)
+    packed["2.weight.quant_state.bitsandbytes__nf4"] = torch.tensor(list(state), dtype=torch.uint8)
+    _, left = lrpfunc.unpack(fmodel, packed)
+    torch.testing.assert_close(left["2.weight.scale"], torch.tensor([2 * 3 / 255 + 0.5, 0.5, 4.5]))
+
+
+@pytest.mark.dev
+def test_tensors_of_torchao_and_bitsandbytes_are_explained_as_what_they_give_themselves():
+    quantization, bnb = pytest.importorskip("torchao.quantization"), pytest.importorskip("bitsandbytes")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 32)).eval().requires_grad_(False)
+    x = torch.randn(3, 128)
+    fmodel, params = lrpfunc.functionalize(model, x)
+    ways = []
+    of_torchao = copy.deepcopy(model)
+    quantization.quantize_(of_torchao, quantization.Int8WeightOnlyConfig())
+    ways.append((of_torchao, {f"{i}.weight": of_torchao[i].weight.dequantize() for i in (0, 2)}))
+    for kind in ("nf4", "fp4"):
+        of_bnb, weights = copy.deepcopy(model), {}
+        for i in (0, 2):
+            layer = bnb.nn.Linear4bit(model[i].in_features, model[i].out_features, quant_type=kind)
+            layer.weight = bnb.nn.Params4bit(model[i].weight.clone(), requires_grad=False, quant_type=kind)
+            layer.bias = model[i].bias
+            of_bnb[i] = layer.to("cpu")
+            weights[f"{i}.weight"] = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+        ways.append((of_bnb, weights))
+    for packed, weights in ways:
+        plain = lrpfunc.attribute(fmodel, params | weights, x, rules.gamma(), 1)
+        program, left = lrpfunc.unpack(fmodel, dict(packed.state_dict()))
+        assert torch.equal(lrpfunc.attribute(program, left, x, rules.gamma(), 1, checkpoint=2), plain)
+
+
+def test_layouts_that_do_not_fit():
+    fmodel, packed, *_ = packed_by_others()
+    with pytest.raises(ParameterError, match=r"^params lacks the leaf '0.bias'\."):
+        lrpfunc.unpack(fmodel, {name: leaf for name, leaf in packed.items() if name != "0.bias"})
+    with pytest.raises(ParameterError, match=r"^'2.weight' has 30 numbers of 4 bits, which do not fill 4 blocks\.$"):
+        lrpfunc.unpack(fmodel, packed | {"2.weight.absmax": torch.ones(4)})
+    with pytest.raises(
+        ParameterError, match=r"^'2.weight' must have shape \(6, 5\), but has \(15, 1\), and is packed in"
+    ):
+        lrpfunc.unpack(fmodel, {name: leaf for name, leaf in packed.items() if name != "2.weight.absmax"})
+    with pytest.raises(ParameterError, match=r"^params lacks '2.weight.quant_state.bitsandbytes__...', which says how"):
+        lrpfunc.unpack(fmodel, packed | {"2.weight.nested_absmax": torch.ones(1)})
+    with pytest.raises(ParameterError, match=r"^weights are unpacked by their names: parameters must be a flat dict"):
+        lrpfunc.unpack(fmodel, list(packed.values()))

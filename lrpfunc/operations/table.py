@@ -149,8 +149,7 @@ ACTIVATIONS = {
     "mish": KEEPS_SIGN._replace(ratio=ratios.mish_ratio),
     "hardswish": KEEPS_SIGN._replace(ratio=F.hardsigmoid),
     "tanh": Row(ACTIVATION, ratio=ratios.tanh_ratio, is_gate=True),
-    "sigmoid": POSITIVE._replace(is_gate=True, is_probability=True),
-    "sigmoid_by_exp": POSITIVE._replace(is_gate=True, is_probability=True),
+    **_rows("sigmoid sigmoid_by_exp", POSITIVE._replace(is_gate=True, is_probability=True)),
     "hardsigmoid": POSITIVE._replace(is_gate=True),
     "softplus": Row(ACTIVATION, sign=signs.softplus),
     "elu": Row(ACTIVATION, sign=signs.all_arguments),
@@ -383,7 +382,7 @@ FIXED = {
     "zeros": Row(vanishes=zeros.always),
     "full": Row(vanishes=zeros.filled(1)),
     "sym_stride": Row(reads_strides=True),
-    "unpacked": Row(is_deferred=True),
+    **_rows("unpacked looked_up dequantized", Row(is_deferred=True)),
     **_rows(
         "dropout dropout_ feature_dropout feature_dropout_ alpha_dropout alpha_dropout_ feature_alpha_dropout "
         "feature_alpha_dropout_ alias lift_fresh lift_fresh_copy",

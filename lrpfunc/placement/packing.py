@@ -10,10 +10,9 @@ from torch import Tensor
 
 from lrpfunc.errors import ParameterError, near_misses
 from lrpfunc.operations import row_of
+from lrpfunc.placement.layouts import Layout, layout
 from lrpfunc.placement.rewriting import Rewriting
 from lrpfunc.program import PARAMETER, Equation, Program, Variable, check, unpacked
-
-BITS = (8, 4)
 
 
 def quantize(
@@ -52,25 +51,18 @@ def quantize(
     fmodel.flatten_params(params)
     if not isinstance(params, dict) or set(params) != set(fmodel.parameters):
         raise ParameterError("weights are packed by their names: parameters must be a flat dict {name: tensor}.")
-    if bits not in BITS:
+    if bits not in (8, 4):
         raise ParameterError(f"weights are packed to 8 or 4 bits, but bits is {bits!r}.")
-    leaves: dict[str, Tensor] = dict(params)
-    variables, made = dict(fmodel.parameters), {}
-    for name in _weights(fmodel, layers):
-        weight = leaves.pop(name)
-        leaves |= (both := _packed(name, weight, bits, group))
-        for leaf_name, leaf in both.items():
-            dtype = variables[name].dtype if leaf.is_floating_point() else leaf.dtype
-            variables[leaf_name] = Variable(PARAMETER + leaf_name, tuple(leaf.shape), dtype)
-        made[variables[name].name] = (*(variables[leaf_name] for leaf_name in both), bits, tuple(weight.shape))
-    program = replace(fmodel, equations=_unpacking(fmodel, made)).with_parameters(variables, leaves)
-    check(program, before=fmodel, who="quantize")
-    return program, leaves
+    weights = _weights(fmodel, layers)
+    layouts = {name: Layout({name: leaf}) for name, leaf in params.items()}
+    for name in weights:
+        layouts[name] = Layout(_packed(name, params[name], bits, group), unpacked, (bits, tuple(params[name].shape)))
+    return _reading(fmodel, layouts, "quantize")
 
 
 def _weights(program: Program, layers: str) -> list[str]:
     """The parameters that are weights of layers, in the order of these."""
-    names, found = set(program.names(layers)), {}
+    names, found = set(program.names(layers)), dict[str, None]()
     for equation in program.equations:
         positions = row_of(equation).positions if equation.name in names else None
         operands = () if positions is None else equation.arguments[positions.weight : positions.weight + 1]
@@ -105,11 +97,56 @@ def _packed(name: str, weight: Tensor, bits: int, group: int | None) -> dict[str
     return {f"{name}.int8": numbers.to(torch.int8), f"{name}.scale": scale}
 
 
+def unpack(fmodel: Program, params) -> tuple[Program, dict[str, Tensor]]:
+    """A program for weights that others have packed: `fmodel, params`. Each is unpacked when its layer is computed.
+
+    Three layouts are known: tensors of torchao, which know how they are packed; int8 weights of bitsandbytes, with
+    their `SCB`; its 4 bits (nf4, fp4), with their `absmax`, `quant_map` and `quant_state`, as `state_dict()` has them.
+
+    Args:
+        fmodel: a program of the model as it was before it was packed; traced on the device "meta" it takes no memory.
+        params: the parameters of the packed model by their names, a flat dict, with whatever belongs to the layout.
+
+    Errors: `ParameterError` for what is no flat dict, for leaves that are missing, and for numbers that do not fill
+    blocks.
+    Source: Dettmers et al. 2022, arXiv:2208.07339 (int8), and 2023, arXiv:2305.14314 (nf4, double quantization).
+
+    >>> import lrpfunc, torch
+    >>> fmodel, params = lrpfunc.functionalize(torch.nn.Linear(3, 2, bias=False), torch.ones(1, 3))
+    >>> packed = {"weight": torch.tensor([[127, 0, -127], [1, 2, 3]]).to(torch.int8), "SCB": torch.tensor([2.0, 127.0])}
+    >>> program, packed = lrpfunc.unpack(fmodel, packed)
+    >>> program(packed, torch.eye(3)).T
+    tensor([[ 2.,  0., -2.],
+            [ 1.,  2.,  3.]])
+    """
+    if not isinstance(params, dict) or not all(isinstance(leaf, Tensor) for leaf in params.values()):
+        raise ParameterError("weights are unpacked by their names: parameters must be a flat dict {name: tensor}.")
+    layouts = {name: layout(name, params, variable.shape) for name, variable in fmodel.parameters.items()}
+    return _reading(fmodel, layouts, "unpack")
+
+
+def _reading(program: Program, layouts: Mapping[str, Layout], who: str) -> tuple[Program, dict[str, Tensor]]:
+    """A program that takes the leaves of layouts, and these. `who`: makes it. Errors: `ProgramError`."""
+    leaves: dict[str, Tensor] = {}
+    variables, made = dict(program.parameters), {}
+    for name, variable in program.parameters.items():
+        for leaf_name, leaf in layouts[name].leaves.items():
+            dtype = variable.dtype if leaf.is_floating_point() else leaf.dtype
+            leaves[leaf_name] = leaf
+            variables[leaf_name] = Variable(PARAMETER + leaf_name, tuple(leaf.shape), dtype)
+        taken = (variables[leaf_name] for leaf_name in layouts[name].leaves)
+        if layouts[name].function is not None:
+            made[variable.name] = (layouts[name].function, *taken, *layouts[name].rest)
+    changed = replace(program, equations=_unpacking(program, made)).with_parameters(variables, leaves)
+    check(changed, before=program, who=who)
+    return changed, leaves
+
+
 def _unpacking(program: Program, made: Mapping[str, tuple]) -> tuple[Equation, ...]:
-    """The equations, with one in front of each that reads a packed weight."""
+    """The equations, with one in front of each that reads a packed weight: a function and its arguments."""
     new = Rewriting(program)
     for equation in program.equations:
         read = {v.name: v for v in equation.reads if v.name in made}
-        given = {n: new.add(n.removeprefix(PARAMETER), v, unpacked, *made[n]) for n, v in read.items()}
+        given = {n: new.add(n.removeprefix(PARAMETER), v, *made[n]) for n, v in read.items()}
         new.equations.append(equation.renamed(given))
     return tuple(new.equations)

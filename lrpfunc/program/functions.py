@@ -66,6 +66,20 @@ def unpacked(packed: Tensor, scale: Tensor, bits: int, shape: Sequence[int]) -> 
     return (numbers * scale[..., None]).reshape(shape)
 
 
+def looked_up(packed: Tensor, scale: Tensor, table: Tensor, shape: Sequence[int]) -> Tensor:
+    """A weight of a shape from places in a table of 16 numbers, two to a byte, the first in its upper half.
+
+    `packed`: bytes; `scale`: one for each block of as many numbers, whatever the rows are.
+    """
+    places = torch.stack([packed.flatten() >> 4, packed.flatten() & 15], dim=-1).flatten()
+    return (table[places.long()].unflatten(0, (len(scale), -1)) * scale[:, None]).reshape(shape)
+
+
+def dequantized(packed: Tensor) -> Tensor:
+    """A weight from a tensor that knows itself how it is packed, as those of torchao do."""
+    return packed.dequantize()
+
+
 def part(x: Tensor, position: int, split: Callable, *arguments) -> Tensor:
     """One of the views that `chunk`, `split` or `unbind` give."""
     return split(x, *arguments)[position]
