@@ -9,8 +9,8 @@ A model is a pure function, an explanation is that function's custom vector-Jaco
     relevance = lrpfunc.attribute(fmodel, params, x, lrpfunc.composites.epsilon_plus_flat())
 
 Nothing is hooked, patched or mutated, so `vmap`, `grad`, `jvp` and `torch.compile` work on an explanation as they do on
-any other function of tensors. The folders are the architecture: program, operations, tracing, canonizers, rules,
-composites, attribution, heatmaps, text, pictures; each has a README.
+any other function of tensors. The folders are the architecture: program, operations, tracing, canonizers, placement,
+rules, composites, attribution, heatmaps, text, pictures; each has a README.
 """
 
 import importlib.util

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch._dispatch.python import enable_python_dispatcher as enable_python_dispatcher
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import _ModuleStackTracer
-from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from lrpfunc.errors import VersionError
@@ -79,9 +79,23 @@ def is_assertion(function: Callable) -> bool:
 # -- what watches a tensor --------------------------------------------------------------------------------------------
 
 
+class Onlooker(TorchDispatchMode):
+    """Where `see` is told the result of every operation, and nothing else is done."""
+
+    def __init__(self, see: Callable[[Any], None]):
+        super().__init__()
+        self.see = see
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.see(result)
+        return result
+
+
 def is_intercepted() -> bool:
-    """Whether some mode sees every operation: a trace, or fake tensors."""
-    return _get_current_dispatch_mode() is not None
+    """Whether some mode sees every operation and may change it: a trace, or fake tensors."""
+    mode = _get_current_dispatch_mode()
+    return mode is not None and not isinstance(mode, Onlooker)
 
 
 def is_inside_forward_ad() -> bool:

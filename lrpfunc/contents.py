@@ -2,6 +2,7 @@
 
 from lrpfunc import attributors, canonizers, circuits, composites, errors, heatmaps, rules, targets, text
 from lrpfunc.attribution import (
+    Footprint,
     Ledger,
     Prepared,
     Trail,
@@ -9,6 +10,7 @@ from lrpfunc.attribution import (
     attribute_each,
     custom_vjp,
     explainer,
+    footprint,
     ledger,
     parameter_relevance,
     prepare,
@@ -20,6 +22,7 @@ from lrpfunc.attribution import (
 from lrpfunc.canonizers import Canonical, canonize
 from lrpfunc.composites import explain
 from lrpfunc.errors import LrpError
+from lrpfunc.placement import offload, place, quantize, unpack
 from lrpfunc.program import Program
 from lrpfunc.rules import Flow, Rule, stabilizer
 from lrpfunc.storage import load, save
@@ -28,6 +31,7 @@ from lrpfunc.tracing import functionalize, trace, varying
 __all__ = [
     "Canonical",
     "Flow",
+    "Footprint",
     "Ledger",
     "LrpError",
     "Prepared",
@@ -45,12 +49,16 @@ __all__ = [
     "errors",
     "explain",
     "explainer",
+    "footprint",
     "functionalize",
     "heatmaps",
     "ledger",
     "load",
+    "offload",
     "parameter_relevance",
+    "place",
     "prepare",
+    "quantize",
     "record",
     "relevance",
     "rules",
@@ -59,6 +67,7 @@ __all__ = [
     "targets",
     "text",
     "trace",
+    "unpack",
     "varying",
     "vjp",
     "with_rules",

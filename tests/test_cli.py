@@ -282,6 +282,21 @@ def test_inspect_lists_the_same_in_words():
     assert listed[0] == "digits, 10 classes, composite epsilon"
 
 
+def test_inspect_plans_memory():
+    found = json.loads(fine("inspect", "-m", "digits", "-c", "epsilon", "--plan", "--json").stdout)["memory"]
+    assert [(row["images"], row["segments"]) for row in found] == [(n, m) for n in (1, 16) for m in (1, 4, 16)]
+    shipped = digits.load()
+    fmodel, params, *_ = lrpfunc.canonize(*lrpfunc.functionalize(shipped.model, shipped.images[:1]))
+    parameters, working = lrpfunc.footprint(fmodel, params, shipped.images[:1], composites.epsilon(), target=0)
+    assert found[0]["parameters"] == parameters
+    assert working / 2 < found[0]["working"] < 2 * working
+    assert found[3]["working"] > 10 * found[0]["working"]
+    lines = [line.split() for line in fine("inspect", "-m", "digits", "-c", "epsilon", "--plan").stdout.splitlines()]
+    row = found[3]
+    numbers = [row["parameters"], row["working"], row["parameters"] + row["working"]]
+    assert ["16", "1", *(f"{number / 1e6:.1f}" for number in numbers)] in lines
+
+
 def test_inspect_without_canonization():
     assert "not canonized" in fine("inspect", "-m", "digits", "--no-canonize").stdout
     found = json.loads(fine("inspect", "-m", "digits", "--no-canonize", "--json").stdout)

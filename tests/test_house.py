@@ -18,7 +18,7 @@ ORDER = [
     {"program"},
     {"operations"},
     {"tracing"},
-    {"canonizers"},
+    {"canonizers", "placement"},
     {"rules"},
     {"composites"},
     {"attribution"},

@@ -2,6 +2,7 @@
 
 from lrpfunc.attribution.autograd import custom_vjp, with_rules
 from lrpfunc.attribution.explanations import Prepared, as_prepared, attribute, attribute_each, prepare, vjp
+from lrpfunc.attribution.footprints import Footprint, footprint
 from lrpfunc.attribution.front import explainer, relevance
 from lrpfunc.attribution.ledgers import Entry, Ledger, ledger
 from lrpfunc.attribution.parameters import parameter_relevance

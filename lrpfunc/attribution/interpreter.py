@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import optree
 import torch
@@ -20,27 +20,14 @@ from lrpfunc.attribution.checks import (
 )
 from lrpfunc.attribution.memory import Watch, contiguous
 from lrpfunc.attribution.plans import Plan, Step, bound_operation, named
+from lrpfunc.attribution.segments import Record, Segment, split
 from lrpfunc.compat import outside_inference
 from lrpfunc.errors import InputError, RuleError
-from lrpfunc.operations import Operation, facts
+from lrpfunc.operations import facts
 from lrpfunc.program import NAMESPACE, Program, Variable, is_plain
 from lrpfunc.rules import Flow, check_declared
 
 # -- forwards ---------------------------------------------------------------------------------------------------------
-
-
-class _Record(NamedTuple):
-    step: Step
-    operation: Operation
-    residuals: Any
-
-
-class _Segment:
-    """Some steps in a row, and what a pass through them under the rules leaves behind; None: yet to come."""
-
-    def __init__(self, steps: Sequence[Step], values: dict[str, Any]):
-        self.steps, self.values = steps, values
-        self.records: list[_Record] | None = None
 
 
 # What becomes of what passes somewhere, and the value there.
@@ -67,7 +54,7 @@ class Passed:
         plan: Plan,
         inputs: tuple,
         pack: Callable[[tuple], Any],
-        segments: list[_Segment],
+        segments: list[Segment],
         output: Any,
         at: Mapping[str, str],
         use: Use | None,
@@ -105,10 +92,10 @@ class Passed:
         plan = self.plan._replace(values=values, steps=steps)
         segments = []
         for old, (kept, records) in zip(self.segments, parts, strict=True):
-            segment = _Segment([step._replace(operation=None) for step in old.steps], kept)
+            segment = Segment([step._replace(operation=None) for step in old.steps], kept)
             if old.records is not None:
                 pairs = zip(old.records, records, strict=True)
-                segment.records = [_Record(record.step, *left) for record, left in pairs]
+                segment.records = [Record(record.step, *left) for record, left in pairs]
             segments.append(segment)
         return Passed(plan, inputs, self.pack, segments, output, self.at, self.use)
 
@@ -136,19 +123,19 @@ def forward(
         refuse_constant_outputs(program)
     check_ranges(program, plan.ranges, inputs)
     segments = []
-    parts = _split(plan.steps, checkpoint)
+    parts = split(plan, checkpoint)
     for part in parts[:-1]:
-        segments.append(_Segment(part, dict(values)))
+        segments.append(Segment(part, dict(values)))
         for step in part:
             program.store(step.equation, step.equation.evaluate(values), values)
             _forget(values, step, at.values())
-    segments.append(_Segment(parts[-1], values))
+    segments.append(Segment(parts[-1], values))
     _pass(plan, segments[-1], at, is_final)
     use = Use() if is_final else None
     return Passed(plan, inputs, pack, segments, contiguous(program.result(values)), at, use, is_watched)
 
 
-def _pass(plan: Plan, segment: _Segment, at: Mapping[str, str], is_final: bool) -> None:
+def _pass(plan: Plan, segment: Segment, at: Mapping[str, str], is_final: bool) -> None:
     program, values, records = plan.program, segment.values, []
     needed = plan.kept.union(at.values())
     for step in segment.steps:
@@ -165,14 +152,14 @@ def _pass(plan: Plan, segment: _Segment, at: Mapping[str, str], is_final: bool) 
             except RuleError as error:
                 raise named(error, rule, equation) from error
             program.store(equation, outputs, values)
-            records.append(_Record(step, operation, residuals))
+            records.append(Record(step, operation, residuals))
         _forget(values, step, needed)
     segment.records = records
 
 
 def passed_again(passed: Passed, steps: Sequence[Step], at: Mapping[str, str]) -> Passed:
     """A pass through some steps alone, under their rules, with the values that a pass before it kept."""
-    segment = _Segment(steps, {**passed.plan.values, **passed.segments[-1].values})
+    segment = Segment(steps, {**passed.plan.values, **passed.segments[-1].values})
     _pass(passed.plan, segment, at, is_final=False)
     return Passed(passed.plan, passed.inputs, passed.pack, [segment], passed.output, at, None, is_watched=False)
 
@@ -181,28 +168,6 @@ def _forget(values: dict[str, Any], step: Step, needed) -> None:
     for name in step.dead:
         if name not in needed:
             values.pop(name, None)
-
-
-def _split(steps: Sequence[Step], checkpoint: int | None) -> list[Sequence[Step]]:
-    """Steps in segments whose results take about the same memory. Errors: `RuleError`."""
-    if checkpoint is None:
-        return [steps]
-    if isinstance(checkpoint, bool) or not isinstance(checkpoint, int) or checkpoint < 1:
-        raise RuleError(f"checkpoint must be a number of segments >= 1, but is {checkpoint!r}.")
-    sizes = [sum(_size(variable) for variable in step.equation.outputs) for step in steps]
-    parts: list[list[Step]] = [[] for _ in range(checkpoint)]
-    passed = 0
-    for step, size in zip(steps, sizes, strict=True):
-        parts[min(checkpoint - 1, passed * checkpoint // max(sum(sizes), 1))].append(step)
-        passed += size
-    return [part for part in parts if part] or [steps]
-
-
-def _size(variable: Variable) -> int:
-    size = 1
-    for n in variable.shape:
-        size *= n if isinstance(n, int) else 1
-    return size if variable.is_tensor else 0
 
 
 def unpack(program: Program, x) -> tuple[tuple, Callable[[tuple], Any]]:
@@ -263,14 +228,14 @@ def backward(
     for segment in reversed(passed.segments):
         walked = segment
         if segment.records is None:
-            walked = _Segment(segment.steps, dict(segment.values))
+            walked = Segment(segment.steps, dict(segment.values))
             _pass(passed.plan, walked, passed.at, is_final=True)
         _retreat(walked, flows, inner, edits, uses_up=passed.use is not None or walked is not segment)
     return flows, inner
 
 
 def _retreat(
-    segment: _Segment,
+    segment: Segment,
     flows: dict[str, Flow],
     inner: dict[str, Flow | None],
     edits: Mapping[str, Edit],

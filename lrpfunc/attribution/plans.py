@@ -157,7 +157,8 @@ def _filled(
     steps = []
     for step in sketch.steps:
         equation = step.equation
-        if step.rule is None and all(variable.name in values for variable in equation.reads):
+        is_early = step.rule is None and not row_of(equation).is_deferred
+        if is_early and all(variable.name in values for variable in equation.reads):
             fmodel.store(equation, equation.evaluate(values), values)
             continue
         is_known = step.operation is not None or step.rule is None

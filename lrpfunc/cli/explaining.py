@@ -160,6 +160,9 @@ def inspect(
     unit: Unit = None,
     as_is: AsIs = False,
     cache: Cache = True,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Also show what explaining takes of memory: images at once, in segments.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
     """Show what becomes of each batch norm, and which rule each layer gets."""
@@ -168,7 +171,8 @@ def inspect(
     meaning = meaning_of(multi_label, regression, unit, as_is)
     classifier = classifier_of(model, weights, size, mean, std, categories, cache, meaning)
     found = inspection.inspect(classifier, composite, canonize)
+    memory = inspection.planned(found) if plan else []
     if as_json:
-        typer.echo(json.dumps(inspection.as_json(found), indent=2))
+        typer.echo(json.dumps(inspection.as_json(found, memory), indent=2))
     else:
-        inspection.tables(found, output())
+        inspection.tables(found, output(), memory)

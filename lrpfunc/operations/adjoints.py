@@ -17,6 +17,7 @@ from torch import Tensor
 from lrpfunc import compat
 from lrpfunc.operations import kernels
 from lrpfunc.operations.row import Slot
+from lrpfunc.program import moved
 
 if TYPE_CHECKING:
     from lrpfunc.operations.operation import Operation
@@ -213,6 +214,10 @@ def permute_adjoint(operation: Operation, s: Tensor) -> Tensor:
 
 def identity_adjoint(operation: Operation, s: Tensor) -> Tensor:
     return s
+
+
+def moved_adjoint(operation: Operation, s: Tensor) -> Tensor:
+    return s if operation.device is None else moved(s, operation.device)
 
 
 def expand_adjoint(operation: Operation, s: Tensor) -> Tensor:

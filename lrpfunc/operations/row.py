@@ -88,6 +88,8 @@ class Row(NamedTuple):
         or makes an id of each element of all that it reads (SHIFT). `ids`: the position of the ids that it looks rows
         up by in its first argument, and `axes_of_ids` the first and the number of its output's axes that are theirs.
         `is_one_hot`: it makes rows of ones and zeros of ids, which are looked up once they are cast to numbers.
+    When it is evaluated:
+        `is_deferred`: where its result is read, though it is made of parameters alone, as that takes memory.
     What tracing asks:
         `is_identity`: of its first argument, in a deterministic evaluation; `is_assertion`: it only checks.
         `may_return_input`: it returns the tensor it was given where nothing is to be done. `shape_giver`: the position
@@ -138,6 +140,7 @@ class Row(NamedTuple):
     axes_of_ids: Callable[[Operation, int], tuple[int, int]] | None = None
     is_one_hot: bool = False
     takes_complex: bool = False
+    is_deferred: bool = False
     is_identity: bool = False
     is_assertion: bool = False
     may_return_input: bool = False

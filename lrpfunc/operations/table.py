@@ -149,8 +149,7 @@ ACTIVATIONS = {
     "mish": KEEPS_SIGN._replace(ratio=ratios.mish_ratio),
     "hardswish": KEEPS_SIGN._replace(ratio=F.hardsigmoid),
     "tanh": Row(ACTIVATION, ratio=ratios.tanh_ratio, is_gate=True),
-    "sigmoid": POSITIVE._replace(is_gate=True, is_probability=True),
-    "sigmoid_by_exp": POSITIVE._replace(is_gate=True, is_probability=True),
+    **_rows("sigmoid sigmoid_by_exp", POSITIVE._replace(is_gate=True, is_probability=True)),
     "hardsigmoid": POSITIVE._replace(is_gate=True),
     "softplus": Row(ACTIVATION, sign=signs.softplus),
     "elu": Row(ACTIVATION, sign=signs.all_arguments),
@@ -301,6 +300,7 @@ MOVEMENTS = {
     "contiguous": IDENTICAL._replace(moves=moves.same, may_return_input=True),
     "clone": IDENTICAL._replace(moves=moves.same),
     "to": RECAST._replace(may_return_input=True),
+    "moved": RECAST._replace(adjoint=adjoints.moved_adjoint, may_return_input=True, is_deferred=True),
     "_to_copy": RECAST,
     "slice": TAKE._replace(adjoint=adjoints.slice_adjoint),
     "select": TAKE._replace(adjoint=adjoints.select_adjoint),
@@ -365,7 +365,6 @@ TRANSFORMS = {
 
 # -- what relevance never passes, and what tracing takes away ---------------------------------------------------------
 
-STRIDES = Row(reads_strides=True)
 SHAPE = Row(shape_giver=0)
 STEP = Row(is_constant=True)  # whose derivative is zero wherever there is one
 
@@ -382,7 +381,8 @@ FIXED = {
     "new_full": SHAPE._replace(vanishes=zeros.filled(2)),
     "zeros": Row(vanishes=zeros.always),
     "full": Row(vanishes=zeros.filled(1)),
-    "sym_stride": STRIDES,
+    "sym_stride": Row(reads_strides=True),
+    **_rows("unpacked looked_up dequantized", Row(is_deferred=True)),
     **_rows(
         "dropout dropout_ feature_dropout feature_dropout_ alpha_dropout alpha_dropout_ feature_alpha_dropout "
         "feature_alpha_dropout_ alias lift_fresh lift_fresh_copy",

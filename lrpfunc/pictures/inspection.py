@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from lrpfunc.attribution import footprint
 from lrpfunc.canonizers import Report
 from lrpfunc.composites import Explanation, explain
 from lrpfunc.errors import LrpError, ModelError
@@ -16,6 +18,7 @@ from lrpfunc.pictures.tables import print_table
 if TYPE_CHECKING:
     from rich.console import Console
 
+PLANNED_IMAGES, PLANNED_SEGMENTS = (1, 16), (1, 4, 16)  # 16 is the batch of `lrpfunc dataset`
 COLUMNS = ("name", "kind", "operation", "input", "output", "rule")
 
 
@@ -45,8 +48,29 @@ def blank(classifier: Classifier) -> torch.Tensor:
         raise ModelError(f"the preprocessing of {classifier.name} failed: {type(error).__name__}: {error}") from error
 
 
-def as_json(found: Inspection) -> dict[str, Any]:
-    """What was found, as JSON takes it."""
+class Planned(NamedTuple):
+    """What an explanation of so many images at once takes in bytes, in so many segments (`checkpoint`)."""
+
+    images: int
+    segments: int
+    parameters: int
+    working: int
+
+
+def planned(found: Inspection) -> list[Planned]:
+    """What explaining takes of memory, computed without explaining anything. Errors: as `attribution.footprint`."""
+    ready, rows = found.explainer, []
+    x = blank(ready.classifier)
+    for images in PLANNED_IMAGES:
+        batch = x.expand(images, *x.shape[1:]).to("meta")
+        for segments in PLANNED_SEGMENTS:
+            took = footprint(ready.program, ready.params, batch, ready.rules, torch.ones_like, checkpoint=segments)
+            rows.append(Planned(images, segments, *took))
+    return rows
+
+
+def as_json(found: Inspection, memory: Sequence[Planned] = ()) -> dict[str, Any]:
+    """What was found, as JSON takes it; `memory`: also what was planned."""
     report, ready = found.explainer.report, found.explainer
     subjects = {"batch norm": ()} if report is None else report.subjects
     fates = {} if report is None else report.fates
@@ -64,11 +88,12 @@ def as_json(found: Inspection) -> dict[str, Any]:
         "equations": [
             {**dict(zip(COLUMNS, row[1:], strict=True)), "fallback": bool(row[0])} for row in found.explanation.rows
         ],
+        **({"memory": [row._asdict() for row in memory]} if memory else {}),
     }
 
 
-def tables(found: Inspection, console: Console) -> None:
-    """Print both tables."""
+def tables(found: Inspection, console: Console, memory: Sequence[Planned] = ()) -> None:
+    """Print both tables, and what was planned."""
     from rich.text import Text
 
     report, ready = found.explainer.report, found.explainer
@@ -86,6 +111,18 @@ def tables(found: Inspection, console: Console) -> None:
         console.print(
             Text(f"! {len(fallbacks)} without a rule: the gradient moves what arrives there.", style="yellow")
         )
+    if memory:
+        _print_memory(console, memory)
+
+
+def _print_memory(console: Console, memory: Sequence[Planned]) -> None:
+    """Megabytes; what kernels take for themselves comes on top."""
+    header = ("images at once", "segments", "parameters, MB", "besides, MB", "together, MB")
+    rows = []
+    for images, segments, *took in memory:
+        rows.append((str(images), str(segments), *(f"{count / 1e6:.1f}" for count in (*took, sum(took)))))
+    console.print()
+    print_table(console, header, rows, numbers=header)
 
 
 def _print_fates(console: Console, report: Report) -> None:

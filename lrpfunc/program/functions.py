@@ -50,6 +50,36 @@ def threshold_relu(x: Tensor, low: Tensor, high: Tensor, slope: float) -> Tensor
     return torch.add(inside, x - inside, alpha=slope) if slope else inside
 
 
+def moved(x: Tensor, device: torch.device) -> Tensor:
+    """x on a device: itself if it is there. What has no numbers stays without, and takes new memory as a copy would."""
+    return torch.empty_like(x) if x.is_meta else x.to(device)
+
+
+def unpacked(packed: Tensor, scale: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
+    """A weight of a shape from whole numbers of 8 bits, or of 4: a byte has two of these, the first in its lower half.
+
+    `packed`: (rows, bytes); `scale`: (rows, groups), of as many numbers in a row as are in a group.
+    """
+    if bits == 4:
+        packed = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(1).to(torch.int8) - 8
+    numbers = packed.to(scale.dtype).unflatten(1, (scale.shape[1], -1))
+    return (numbers * scale[..., None]).reshape(shape)
+
+
+def looked_up(packed: Tensor, scale: Tensor, table: Tensor, shape: Sequence[int]) -> Tensor:
+    """A weight of a shape from places in a table of 16 numbers, two to a byte, the first in its upper half.
+
+    `packed`: bytes; `scale`: one for each block of as many numbers, whatever the rows are.
+    """
+    places = torch.stack([packed.flatten() >> 4, packed.flatten() & 15], dim=-1).flatten()
+    return (table[places.long()].unflatten(0, (len(scale), -1)) * scale[:, None]).reshape(shape)
+
+
+def dequantized(packed: Tensor) -> Tensor:
+    """A weight from a tensor that knows itself how it is packed, as those of torchao do."""
+    return packed.dequantize()
+
+
 def part(x: Tensor, position: int, split: Callable, *arguments) -> Tensor:
     """One of the views that `chunk`, `split` or `unbind` give."""
     return split(x, *arguments)[position]

@@ -1,0 +1,60 @@
+"""How others pack weights: torchao and bitsandbytes. None of them is imported."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lrpfunc.errors import ParameterError, near_misses
+from lrpfunc.program import dequantized, looked_up, unpacked
+
+STATE = ".quant_state.bitsandbytes__"
+
+
+class Layout(NamedTuple):
+    """What becomes of a parameter: its leaves, and the function of them and of the rest that makes it; None: itself."""
+
+    leaves: dict[str, Tensor]
+    function: Callable | None = None
+    rest: tuple = ()
+
+
+def layout(name: str, params: Mapping[str, Tensor], shape: tuple) -> Layout:
+    """How a parameter is packed among others. Errors: `ParameterError`."""
+    if name not in params:
+        raise ParameterError(f"params lacks the leaf '{name}'.{near_misses(name, params)}")
+    leaf = params[name]
+    if {f"{name}.absmax", f"{name}.quant_map"} <= params.keys():
+        return _four_bits(name, params, shape)
+    scale = params.get(f"{name.rpartition('.')[0]}.SCB".lstrip("."))
+    if leaf.dtype == torch.int8 and scale is not None:
+        return Layout({f"{name}.int8": leaf, f"{name}.scale": scale[:, None] / 127}, unpacked, (8, shape))
+    if type(leaf).dequantize is not Tensor.dequantize:
+        return Layout({name: leaf}, dequantized)
+    if tuple(leaf.shape) != shape:
+        raise ParameterError(
+            f"'{name}' must have shape {shape}, but has {tuple(leaf.shape)}, and is packed in no way that is known: "
+            "tensors of torchao, int8 with SCB, or 4 bits with absmax and quant_map, as bitsandbytes has them."
+        )
+    return Layout({name: leaf})
+
+
+def _four_bits(name: str, params: Mapping[str, Tensor], shape: tuple) -> Layout:
+    """Blocks with a scale each, which may be packed itself: a place in a table, a scale and an offset."""
+    scale, table = params[f"{name}.absmax"], params[f"{name}.quant_map"]
+    if f"{name}.nested_absmax" in params:
+        found = next((leaf for key, leaf in params.items() if key.startswith(name + STATE)), None)
+        if found is None:
+            raise ParameterError(f"params lacks '{name}{STATE}...', which says how the scales of '{name}' are packed.")
+        state = json.loads(bytes(found.tolist()))
+        outer = params[f"{name}.nested_absmax"].repeat_interleave(state["nested_blocksize"])[: len(scale)]
+        scale = params[f"{name}.nested_quant_map"][scale.long()] * outer + state["nested_offset"]
+    count = 2 * params[name].numel()
+    if count % len(scale):
+        raise ParameterError(f"'{name}' has {count} numbers of 4 bits, which do not fill {len(scale)} blocks.")
+    leaves = {f"{name}.int4": params[name], f"{name}.scale": scale, f"{name}.table": table}
+    return Layout(leaves, looked_up, (shape,))
