@@ -19,6 +19,11 @@ from lrpfunc.rules import Flow
 
 INSIDE = tuple(f"{folder}{os.sep}" for folder in (Path(__file__).parents[1], Path(torch.__file__).parent))
 
+BROADER = (  # the way out where float16 does not suffice
+    "Cast inputs and params to bfloat16 or float32: "
+    "optree.tree_map(lambda p: p.bfloat16() if p.is_floating_point() else p, params)."
+)
+
 # -- of a call --------------------------------------------------------------------------------------------------------
 
 
@@ -62,10 +67,7 @@ def checked_range(relevance: Tensor) -> Tensor:
     """A relevance in half precision, if it did not overflow, where that can be seen. Errors: `InputError`."""
     can_be_seen = relevance.dtype == torch.float16 and is_plain(relevance) and not relevance.is_meta
     if can_be_seen and not relevance.isfinite().all():
-        raise InputError(
-            "relevance overflowed in float16, which ends at 65504. Cast inputs and params to bfloat16 or float32: "
-            "optree.tree_map(lambda p: p.bfloat16() if p.is_floating_point() else p, params)."
-        )
+        raise InputError(f"relevance overflowed in float16, which ends at 65504. {BROADER}")
     return relevance
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lrpfunc.attribution import Target
+from lrpfunc.attribution.checks import BROADER
 from lrpfunc.attribution.records import check_chunk_size
 from lrpfunc.attribution.stretches import Stretch, Stretches
 from lrpfunc.circuits import memory
@@ -224,8 +225,7 @@ def _finite(node: Tensor, name: str, dtype: torch.dtype) -> Tensor:
     """Errors: `InputError` for relevance that overflowed."""
     if not node.isfinite().all():
         remedy = (
-            "float16 ends at 65504. Cast inputs and params to bfloat16 or float32: "
-            "optree.tree_map(lambda p: p.bfloat16() if p.is_floating_point() else p, params)."
+            f"float16 ends at 65504. {BROADER}"
             if dtype == torch.float16
             else "a rule above it divides by zero, or what it is given is not finite. Give its rules a stabilizer."
         )

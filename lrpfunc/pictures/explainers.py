@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -205,15 +206,24 @@ def _names(classifier: Classifier, meaning: Meaning, outputs: int) -> tuple[str,
 
 
 def composite_named(name: str, classifier: Classifier) -> Composite:
-    """A composite by its name, or one of the user's own as `module.path:composite`. Errors: `ModelError`."""
+    """A composite for images by its name, or one of the user's own. Errors: `ModelError`."""
+    known = {each: partial(make, classifier) for each, make in COMPOSITES.items()}
+    return composite_among(known, name, f"{OWN}, and methods beside LRP: {', '.join(METHODS)}")
+
+
+OWN = "your own as module.path:composite"
+
+
+def composite_among(known: Mapping[str, Callable[[], Composite]], name: str, others: str, kind: str = "") -> Composite:
+    """A composite by its name, or one of the user's own as `module.path:composite`. `others`: what else there is;
+    `kind`: which composites these are. Errors: `ModelError`."""
     if ":" in name:
         return composites.as_composite(named_object(name, "a composite of your own"))
-    if name not in COMPOSITES:
+    if name not in known:
         raise ModelError(
-            f"no composite is called '{name}'.{near_misses(name, COMPOSITES)} There are {', '.join(COMPOSITES)}, "
-            f"your own as module.path:composite, and methods beside LRP: {', '.join(METHODS)}."
+            f"no composite{kind} is called '{name}'.{near_misses(name, known)} There are {', '.join(known)}, {others}."
         )
-    return COMPOSITES[name](classifier)
+    return known[name]()
 
 
 def device_named(name: str) -> torch.device:

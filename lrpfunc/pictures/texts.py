@@ -11,13 +11,13 @@ from torch import Tensor
 
 from lrpfunc import circuits, composites, text
 from lrpfunc.composites import Composite
-from lrpfunc.errors import FileError, ModelError, near_misses
+from lrpfunc.errors import FileError, ModelError
 from lrpfunc.pictures import languages
-from lrpfunc.pictures.classifiers import named_object
-from lrpfunc.pictures.explainers import device_named
+from lrpfunc.pictures.explainers import OWN, composite_among, device_named
 from lrpfunc.pictures.languages import AUTO, LanguageModel
 from lrpfunc.pictures.outfiles import check_outfile, outfile
 from lrpfunc.pictures.tables import print_table
+from lrpfunc.program import Program
 from lrpfunc.text.grids.pages import check_numbers
 from lrpfunc.text.tokens import heading
 from lrpfunc.tracing import functionalize
@@ -81,7 +81,8 @@ def write(
     if out.suffix.lower() not in (".html", ".htm"):
         raise FileError(f"{out} is a page: give it a name that ends in .html.")
     check_outfile(out, overwrite)
-    rules, place = composite_named(composite), device_named(device)
+    rules = composite_among(COMPOSITES, composite, f"and {OWN}", " for text")
+    place = device_named(device)
     read = languages.load(model, dtype, place)
     given = read.written(prompt, answer)
     against = None if other is None else _token(read, other)
@@ -101,14 +102,18 @@ def write(
     probabilities = logits.softmax(-1)[: len(chosen)].gather(1, chosen)[:, 0].tolist()
     found = Explained(out, read.words(ids[0].tolist()), generation, probabilities, candidates, read.notes)
     if graph is not None:
-        label = int(ids[0, at + 1])
-        target = text.token(label, at) if against is None else text.contrast(label, against, at)
-        keep = None if ids.shape[1] <= LONG else KEPT
-        layers = circuits.graph(fmodel, params, ids, target, rules, keep=keep, split=keep is None)
-        found = found._replace(graph=layers, graphed=found.words[at + 1])
+        found = found._replace(graph=_graph(fmodel, params, ids, at, against, rules), graphed=found.words[at + 1])
     with outfile(out, overwrite) as part:
         part.write_text(_page(found, read.name, composite, other), encoding="utf-8")
     return found
+
+
+def _graph(fmodel: Program, params, ids: Tensor, at: int, other: int | None, rules: Composite) -> circuits.Graph:
+    """Of the token after a position. Errors: as `circuits.graph` has them."""
+    label = int(ids[0, at + 1])
+    target = text.token(label, at) if other is None else text.contrast(label, other, at)
+    keep = None if ids.shape[1] <= LONG else KEPT
+    return circuits.graph(fmodel, params, ids, target, rules, keep=keep, split=keep is None)
 
 
 def _checked_graph(graph: int, start: int, length: int) -> int:
@@ -116,18 +121,6 @@ def _checked_graph(graph: int, start: int, length: int) -> int:
     if not 1 <= graph <= length - start:
         raise ModelError(f"--graph takes a word of the answer, 1 to {length - start}, but got {graph}.")
     return start + graph - 2
-
-
-def composite_named(name: str) -> Composite:
-    """Rules for language models by their name, or the user's own as `module.path:composite`. Errors: `ModelError`."""
-    if ":" in name:
-        return composites.as_composite(named_object(name, "a composite of your own"))
-    if name not in COMPOSITES:
-        raise ModelError(
-            f"no composite for text is called '{name}'.{near_misses(name, COMPOSITES)} There are "
-            f"{', '.join(COMPOSITES)}, and your own as module.path:composite."
-        )
-    return COMPOSITES[name]()
 
 
 def _token(read: LanguageModel, other: str) -> int:

@@ -10,6 +10,7 @@ import optree
 import torch
 from torch import Tensor
 
+from lrpfunc.attribution.checks import BROADER
 from lrpfunc.attribution.interpreter import Passed, at_inputs, backward, forward
 from lrpfunc.attribution.plans import make_plan, opened
 from lrpfunc.attribution.records import check_chunk_size
@@ -344,8 +345,7 @@ def _checked_matrix(matrix: Tensor, prompt_length: int, dtype: torch.dtype) -> T
     if not matrix.isfinite().all():
         row = int((~matrix.isfinite()).nonzero()[0, 1])
         remedy = (
-            "float16 ends at 65504. Cast inputs and params to bfloat16 or float32: "
-            "optree.tree_map(lambda p: p.bfloat16() if p.is_floating_point() else p, params)."
+            f"float16 ends at 65504. {BROADER}"
             if dtype == torch.float16
             else "the model gives nan or infinity, or a rule divides by zero. Give the rules a stabilizer."
         )

@@ -10,10 +10,10 @@ import numpy as np
 
 from lrpfunc.heatmaps import COLORS
 from lrpfunc.text.rows import Mask, Relevance, Row, Scale, Tokens, ends, headings, paints, rows, short
+from lrpfunc.text.templates import template
 from lrpfunc.text.tokens import BREAK, visible
 
 if TYPE_CHECKING:
-    import jinja2
     from matplotlib.colors import Colormap
 
 STOPS = 33  # of the legend's colours, between which the browser interpolates
@@ -50,7 +50,7 @@ def html(
     '<!DOCTYPE html>'
     """
     shown = rows(tokens, relevance, mask, titles, limit, scale)
-    return _template().render(
+    return template(Path(__file__).parent).render(
         rows=[(heading, _spans(row, colors)) for heading, row in zip(headings(shown), shown, strict=True)],
         title=visible(title) if title else "",
         ends=ends(shown),
@@ -65,16 +65,3 @@ def _spans(row: Row, colors: str | Colormap) -> list[dict]:
         {"word": word, "paint": paint, "number": short(value, 4), "is_break": word.endswith(BREAK)}
         for word, value, paint in zip(row.words, row.values, painted, strict=True)
     ]
-
-
-def _template() -> jinja2.Template:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    return environment.get_template("page.html.jinja")

@@ -8,11 +8,10 @@ fetched.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,9 +27,7 @@ from lrpfunc.pictures.report.sides import Side, details_of, side
 from lrpfunc.pictures.report.verdicts import tally
 from lrpfunc.pictures.sidefiles import named
 from lrpfunc.pictures.workfile import check_out
-
-if TYPE_CHECKING:
-    import jinja2
+from lrpfunc.text.templates import template
 
 SIZE = 128
 SIZES = (8, 1024)
@@ -107,7 +104,7 @@ def write(
             outfile(out, overwrite) as part,
             open(part, "w", encoding="utf-8", errors="replace", newline="\n") as file,
         ):
-            for piece in _template().generate(page):
+            for piece in template(Path(__file__).parent, SCRIPTS, {"visible": wording.visible}).generate(page):
                 file.write(piece)
     return Summary(out, tallies[0].samples, out.stat().st_size, _missing(sides))
 
@@ -175,28 +172,3 @@ def _facts(sides: Sequence[Side], size: int) -> dict[str, Any]:
         "levels": pixels.LEVELS,
         "colors": [[name, diverging, pixels.colour_table(name)] for name, diverging in pixels.COLORS.items()],
     }
-
-
-# -- the template -----------------------------------------------------------------------------------------------------
-
-
-def _template() -> jinja2.Template:
-    import jinja2
-
-    folder = Path(__file__).parent
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["visible"] = wording.visible
-    # Compact, in the order given, and with no nan, which is not JSON.
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    script = "\n".join((folder / "script" / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
-    for part, text in {"css": (folder / "page.css").read_text(encoding="utf-8"), "js": script}.items():
-        # A browser runs only what has the hash that the page's policy names.
-        digest = hashlib.sha256(text.encode()).digest()
-        environment.globals[part] = {"text": text, "hash": f"sha256-{pixels.base64_of(digest)}"}
-    return environment.get_template("page.html.jinja")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import zlib
 
 import numpy as np
 
 from lrpfunc import heatmaps
+from lrpfunc.text.templates import base64_of
 
 # By name; True where the middle colour stands for zero, so that positive values have the upper half to themselves.
 COLORS = {"seismic": True, "bwr": True, "coldnhot": True, "viridis": False, "hot": False, "gray": False}
@@ -75,8 +75,3 @@ def image_url(pixels: np.ndarray) -> str:
         coded[name] = buffer.getvalue()
     smallest = min(coded, key=lambda name: len(coded[name]))
     return f"data:image/{smallest.lower()};base64,{base64_of(coded[smallest])}"
-
-
-def base64_of(data: bytes) -> str:
-    """Bytes as text."""
-    return base64.b64encode(data).decode()

@@ -7,21 +7,17 @@ anything be fetched.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from lrpfunc.errors import InputError
 from lrpfunc.heatmaps import why_not_finite
 from lrpfunc.text.rows import Relevance, as_array
+from lrpfunc.text.templates import base64_of, template
 from lrpfunc.text.tokens import check_tokens, visible
-
-if TYPE_CHECKING:
-    import jinja2
 
 NUMBERS = 4_000_000  # of a page: 20 MB
 SCRIPTS = ("data", "grid", "lists", "graph", "matrix", "start")
@@ -29,7 +25,7 @@ SCRIPTS = ("data", "grid", "lists", "graph", "matrix", "start")
 
 def page(title: str, graph: Mapping[str, Any] | None = None, matrix: Mapping[str, Any] | None = None) -> str:
     """A page of a graph, a matrix, or both, as `script/data.js` reads them."""
-    return _template().render(
+    return template(Path(__file__).parent, SCRIPTS).render(
         title=visible(title) if title else "", graph=graph, matrix=matrix, data={"graph": graph, "matrix": matrix}
     )
 
@@ -66,7 +62,7 @@ def check_numbers(count: int, remedy: str) -> None:
 def floats(values: np.ndarray) -> str:
     """Numbers as a script reads them: float32, the lowest byte first, in base64."""
     with np.errstate(over="ignore"):
-        return _base64(np.clip(values, *_ENDS).astype("<f4").tobytes())
+        return base64_of(np.clip(values, *_ENDS).astype("<f4").tobytes())
 
 
 _ENDS = (-float(np.finfo(np.float32).max), float(np.finfo(np.float32).max))
@@ -74,29 +70,4 @@ _ENDS = (-float(np.finfo(np.float32).max), float(np.finfo(np.float32).max))
 
 def whole_numbers(values: np.ndarray) -> str:
     """Places as a script reads them: 32 bits, the lowest byte first, in base64."""
-    return _base64(values.astype("<u4").tobytes())
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
-def _template() -> jinja2.Template:
-    import jinja2
-
-    folder = Path(__file__).parent
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    # Compact, in the order given, and with no nan, which is not JSON.
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    script = "\n".join((folder / "script" / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
-    for part, text in {"css": (folder / "page.css").read_text(encoding="utf-8"), "js": script}.items():
-        # A browser runs only what has the hash that the page's policy names.
-        digest = _base64(hashlib.sha256(text.encode()).digest())
-        environment.globals[part] = {"text": text, "hash": f"sha256-{digest}"}
-    return environment.get_template("page.html.jinja")
+    return base64_of(values.astype("<u4").tobytes())
