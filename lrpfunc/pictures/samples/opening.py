@@ -8,7 +8,7 @@ from pathlib import Path
 from lrpfunc.errors import FileError
 from lrpfunc.pictures import images
 from lrpfunc.pictures.classifiers import Classifier
-from lrpfunc.pictures.samples import columns, tars
+from lrpfunc.pictures.samples import columns, tables, tars
 from lrpfunc.pictures.samples.arrays import ENDINGS, arrays
 from lrpfunc.pictures.samples.folders import file_of_pages, folder, listed
 from lrpfunc.pictures.samples.packed import Packed, Store
@@ -17,7 +17,7 @@ from lrpfunc.pictures.samples.sample import Samples
 LIST = ".txt"
 STORES: dict[str, Callable[[Sequence[Path]], Store]] = {
     tars.ENDING: tars.Tars,
-    **dict.fromkeys(columns.ENDINGS, columns.Columns),
+    **dict.fromkeys(tables.ENDINGS, columns.Columns),
 }
 
 

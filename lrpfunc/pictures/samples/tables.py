@@ -1,0 +1,108 @@
+"""Rows of Parquet and Arrow files (extra `parquet`).
+
+A row is read from its group of rows alone; that group stays in memory until another one is asked for.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from lrpfunc.errors import FileError
+from lrpfunc.extras import extra
+
+ENDINGS = (".parquet", ".arrow")
+
+
+class Table:
+    """The rows of files that have the same columns, file by file, of which some columns are read.
+
+    `names`: of the rows. Errors: `FileError` for what Arrow cannot read; `MissingExtraError`.
+    """
+
+    def __init__(self, files: Sequence[Path]):
+        self.files = files
+        self.schema = _schema(files[0])
+        self._kept: tuple[int, Sequence[str], dict[str, Any]] = (-1, (), {})  # the last group that was read
+        self._groups = [(number, group, rows) for number, path in enumerate(files) for group, rows in _groups(path)]
+        self._ends = list(accumulate(rows for *_, rows in self._groups))
+        counts = Counter[int]()
+        for number, _, rows in self._groups:
+            counts[number] += rows
+        self.names = [f"{path.name}#{row}" for number, path in enumerate(files) for row in range(counts[number])]
+
+    def row(self, index: int, columns: Sequence[str]) -> list[Any]:
+        """Entries of a row, as Python has them."""
+        group = bisect_right(self._ends, index)
+        number, inside, rows = self._groups[group]
+        if self._kept[:2] != (group, columns):
+            self._kept = group, columns, {name: _column(self.files[number], inside, name) for name in columns}
+        return [self._kept[2][name][index - self._ends[group] + rows].as_py() for name in columns]
+
+    def column(self, name: str) -> list[Any]:
+        """All entries of a column."""
+        return [value for path in self.files for group, _ in _groups(path) for value in _values(path, group, name)]
+
+
+def arrow() -> Any:
+    """The package that reads them. Errors: `MissingExtraError`."""
+    return extra("pyarrow", "parquet", "reading Parquet and Arrow")
+
+
+@contextmanager
+def _errors(path: Path) -> Iterator[None]:
+    """Errors: `FileError` for what Arrow cannot read."""
+    try:
+        yield
+    except arrow().ArrowInvalid as error:
+        reason = str(error).split("\n")[0].rstrip(".")
+        raise FileError(f"{path} cannot be read: it is damaged, or something else ({reason}).") from error
+
+
+def _schema(path: Path) -> Any:
+    with _errors(path):
+        return _mapped(path).schema if _is_arrow(path) else _parquet(path).schema_arrow
+
+
+def _groups(path: Path) -> list[tuple[int, int]]:
+    """The numbers of a file's groups of rows, and how many rows each has. Arrow's files lie in memory as one."""
+    with _errors(path):
+        if _is_arrow(path):
+            return [(0, _mapped(path).num_rows)]
+        about = _parquet(path).metadata
+        return [(group, about.row_group(group).num_rows) for group in range(about.num_row_groups)]
+
+
+def _column(path: Path, group: int, name: str) -> Any:
+    """A column of a group of rows."""
+    with _errors(path):
+        if _is_arrow(path):
+            return _mapped(path).column(name)
+        return _parquet(path).read_row_group(group, columns=[name], use_threads=False).column(0)
+
+
+def _values(path: Path, group: int, name: str) -> list[Any]:
+    return _column(path, group, name).to_pylist()
+
+
+def _is_arrow(path: Path) -> bool:
+    return path.suffix.lower() == ".arrow"
+
+
+def _mapped(path: Path) -> Any:
+    """An Arrow file, which is a stream or a file of record batches, as a table that stays on the disk."""
+    source = arrow().memory_map(str(path))
+    ipc = extra("pyarrow.ipc", "parquet", "reading Arrow")
+    try:
+        return ipc.open_stream(source).read_all()
+    except arrow().ArrowInvalid:
+        return ipc.open_file(source).read_all()
+
+
+def _parquet(path: Path) -> Any:
+    return extra("pyarrow.parquet", "parquet", "reading Parquet").ParquetFile(path, memory_map=True)
