@@ -70,7 +70,7 @@ def test_a_block_needs_a_sample():
 def test_blocks_of_any_number_of_processes_merge_to_the_run_to_the_byte(folder, classifier, whole, tmp_path, world):
     outcomes = by_ranks(task(folder, tmp_path / "blocks", classifier), world)
     assert sum(outcome.rows for outcome in outcomes) == 80
-    assert names(tmp_path / "blocks") == [*(f"block-{n:06}.h5" for n in range(1, 6)), "run.json"]
+    assert names(tmp_path / "blocks") == ["_run.json", *(f"block-{n:06}.h5" for n in range(1, 6))]
     merged = merging.merge([tmp_path / "blocks"], tmp_path / "all.h5")
     assert merged == (tmp_path / "all.h5", 80, [], "")
     assert (tmp_path / "all.h5").read_bytes() == whole.read_bytes()
@@ -176,7 +176,7 @@ def test_processes_killed_twenty_times_lose_nothing(folder, whole, tmp_path):
     clean_process(killed_and_started_again, folder, tmp_path / "blocks", 20)
     assert {name for name in names(tmp_path / "blocks") if not name.startswith(".")} == {
         *(f"block-{n:06}.h5" for n in range(1, 6)),
-        "run.json",
+        "_run.json",
     }
     merging.merge([tmp_path / "blocks"], tmp_path / "all.h5")
     assert (tmp_path / "all.h5").read_bytes() == whole.read_bytes()
@@ -272,7 +272,7 @@ def test_other_versions_are_refused(begun, classifier, monkeypatch):
     source, blocks = begun
     monkeypatch.setattr(runs.importlib.metadata, "version", lambda name: {"torch": "1.0", "lrpfunc": "0.1"}.get(name))
     said = refused(source, blocks, classifier)
-    versions = json.loads((blocks / "run.json").read_text())["versions"]
+    versions = json.loads((blocks / "_run.json").read_text())["versions"]
     assert said.startswith(f"the run in {blocks} began with lrpfunc {versions['lrpfunc']}, torch {versions['torch']}, ")
     assert ", but a process has lrpfunc 0.1, torch 1.0, " in said
     assert said.endswith(": install the same everywhere.")
@@ -286,7 +286,7 @@ def test_what_is_in_the_way_is_left_alone(folder, classifier, tmp_path):
     for content_of in ("no JSON", "[1]", "{}"):
         blocks = tmp_path / f"blocks {content_of}"
         blocks.mkdir()
-        (blocks / "run.json").write_text(content_of)
+        (blocks / "_run.json").write_text(content_of)
         said = refused(folder, blocks, classifier)
         assert said.startswith(f"{blocks / 'run.json'} is in the way: it is no file of an lrpfunc run.")
     (tmp_path / "file").write_text("")
@@ -327,7 +327,7 @@ def test_a_full_or_read_only_disk_is_told_and_nothing_is_lost(begun, classifier,
     monkeypatch.setattr(sidefiles, "made", refuse)
     with pytest.raises(OSError, match=words):
         one.do(2)
-    assert names(blocks) == ["block-000001.h5", "run.json"]
+    assert names(blocks) == ["_run.json", "block-000001.h5"]
     monkeypatch.setattr(sidefiles, "made", made)
     assert one.do(2).rows == 16
 
@@ -444,7 +444,7 @@ def test_the_command_line_does_blocks_and_reads_them(folder, tmp_path, monkeypat
         ),
         (
             ["--engine", "ranks", "--overwrite"],
-            "error: --engine keeps the blocks that are there: choose another --out, or remove the folder.",
+            "error: blocks that are there are kept: choose another --out, or remove the folder.",
         ),
     ],
 )
@@ -465,4 +465,4 @@ def test_nothing_of_ray_is_imported_before_it_is_asked_for(folder, tmp_path):
     loaded = loaded_by("import os; os.environ |= {'RANK': '0', 'WORLD_SIZE': '1'}\n" + COMMAND.format(command))
     assert "torch" in loaded
     assert not loaded & {"ray", "pyarrow", "pandas"}
-    assert names(tmp_path / "blocks") == ["block-000001.h5", "run.json"]
+    assert names(tmp_path / "blocks") == ["_run.json", "block-000001.h5"]

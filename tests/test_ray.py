@@ -108,7 +108,7 @@ def test_a_cluster_makes_the_file_of_one_process_to_the_byte(cluster, folder, cl
     assert (outcome.rows, outcome.written) == (40, 40)
     assert told == [(done, 40, 0) for done in (0, 8, 16, 24, 32, 40)]
     assert merged(tmp_path / "blocks").read_bytes() == whole.read_bytes()
-    assert names(tmp_path / "blocks") == [*(f"block-{n:06}.h5" for n in range(1, 6)), "run.json"]
+    assert names(tmp_path / "blocks") == ["_run.json", *(f"block-{n:06}.h5" for n in range(1, 6))]
     assert not ray.is_initialized()
     again = ray_engine.run(task(folder, tmp_path / "blocks", classifier), cluster.address)
     assert (again.written, again.was_finished) == (0, True)

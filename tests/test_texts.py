@@ -13,7 +13,7 @@ import torch
 
 import lrpfunc
 from lrpfunc import cli, composites, text
-from lrpfunc.pictures import languages, texts
+from lrpfunc.pictures.texts import languages, pages
 from lrpfunc.pictures.progress import ProgressBar
 from tests import transformer_zoo
 from tests.test_cli import COMMAND, complaint, fine, lrp
@@ -87,7 +87,7 @@ def by_hand(folder, answer):
 
 
 def test_an_answer_is_explained_word_by_word(original, tmp_path):
-    found = texts.write(str(original), PROMPT, tmp_path / "page.html", answer=" red. The")
+    found = pages.write(str(original), PROMPT, tmp_path / "page.html", answer=" red. The")
     model, _, ids, start, rows = by_hand(original, " red. The")
     assert found.words[start:] == [" red", ".", " The"]
     assert "".join(found.words) == PROMPT + " red. The"
@@ -104,7 +104,7 @@ def test_an_answer_is_explained_word_by_word(original, tmp_path):
 
 
 def test_without_an_answer_the_next_word_is_explained_and_candidates_are_listed(original, tmp_path):
-    found = texts.write(str(original), PROMPT, tmp_path / "page.html")
+    found = pages.write(str(original), PROMPT, tmp_path / "page.html")
     model, tokenizer, ids, start, _ = by_hand(original, "")
     with torch.no_grad():
         logits = model(ids).logits[0, -1]
@@ -120,7 +120,7 @@ def test_without_an_answer_the_next_word_is_explained_and_candidates_are_listed(
 
 @pytest.mark.parametrize("other", [None, " blue"])
 def test_a_word_of_the_answer_through_layers(original, tmp_path, other):
-    found = texts.write(str(original), PROMPT, tmp_path / "page.html", " red. The", other, graph=2)
+    found = pages.write(str(original), PROMPT, tmp_path / "page.html", " red. The", other, graph=2)
     graph, row = found.graph, found.generation.matrix[0, 1]
     assert found.graphed == "."
     torch.testing.assert_close(graph.nodes["target"][0, 0], found.generation.logits[0, 1], rtol=1e-4, atol=1e-5)
@@ -130,16 +130,16 @@ def test_a_word_of_the_answer_through_layers(original, tmp_path, other):
 
 
 def test_a_long_graph_keeps_the_strongest_edges(original, tmp_path, monkeypatch):
-    monkeypatch.setattr(texts, "LONG", 4)
-    monkeypatch.setattr(texts, "KEPT", 2)
-    graph = texts.write(str(original), PROMPT, tmp_path / "page.html", graph=1).graph
+    monkeypatch.setattr(pages, "LONG", 4)
+    monkeypatch.setattr(pages, "KEPT", 2)
+    graph = pages.write(str(original), PROMPT, tmp_path / "page.html", graph=1).graph
     *pairs, _ = graph.pairs  # the target is one token
     assert all(pair.edges.is_sparse for pair in pairs)
     assert max(pair.edges._nnz() for pair in pairs) <= 2 * graph.nodes[graph.streams[0]].shape[1]
 
 
 def test_another_word_may_be_what_it_is_compared_with(original, tmp_path):
-    found = texts.write(str(original), PROMPT, tmp_path / "page.html", answer=" red", other=" blue", composite="cp_lrp")
+    found = pages.write(str(original), PROMPT, tmp_path / "page.html", answer=" red", other=" blue", composite="cp_lrp")
     model, tokenizer, ids, start, _ = by_hand(original, " red")
     fmodel, params = lrpfunc.functionalize(model, ids)
     target = text.contrast(int(ids[0, start]), tokenizer(" blue")["input_ids"][0], start - 1)
@@ -168,7 +168,7 @@ def test_families_are_read_as_they_are(family, tmp_path):
     folder = saved(
         tmp_path / family, trained_tokenizer(), family=family, **{"gpt2": {"n_positions": 64}}.get(family, {})
     )
-    found = texts.write(str(folder), PROMPT, tmp_path / "page.html", answer=" red")
+    found = pages.write(str(folder), PROMPT, tmp_path / "page.html", answer=" red")
     assert found.generation.matrix.abs().sum() > 0
 
 
@@ -452,6 +452,6 @@ def test_memory_that_is_used_up_says_what_takes_less(original, tmp_path, monkeyp
     def full(*arguments, **options):
         raise MemoryError
 
-    monkeypatch.setattr(texts, "write", full)
+    monkeypatch.setattr(pages, "write", full)
     line = complaint(run(original, tmp_path / "x.html"))
     assert line == "error: the memory is used up. Fewer words at once need less: --chunk; so does --dtype bfloat16."

@@ -1,9 +1,8 @@
-"""`lrpfunc dataset --engine`: many processes on many machines, a file for each block of samples."""
+"""`--engine` of `lrpfunc dataset` and `text`: many processes on many machines, a file for each block of samples."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -11,10 +10,12 @@ from lrpfunc.errors import InputError
 from lrpfunc.extras import need
 
 if TYPE_CHECKING:
+    from lrpfunc.pictures.distributed import Task, TextTask
     from lrpfunc.pictures.progress import ProgressBar
     from lrpfunc.pictures.runs import Outcome
 
 RAY, RANKS = "ray", "ranks"
+WHOLE = "1/1"
 
 Engine = Annotated[
     str | None,
@@ -26,7 +27,8 @@ Engine = Annotated[
     ),
 ]
 BlockSize = Annotated[
-    int | None, typer.Option(help="Samples in each file.", min=1, show_default="256", rich_help_panel="With --engine")
+    int | None,
+    typer.Option(help="Samples or prompts in each file.", min=1, show_default="256", rich_help_panel="With --engine"),
 ]
 Address = Annotated[
     str | None,
@@ -70,39 +72,41 @@ class Cluster(NamedTuple):
     gpus_per_process: float | None = None
 
 
-def check_cluster(cluster: Cluster, shard: str, overwrite: bool) -> None:
-    """Ask before a model is loaded whether the options fit. Errors: `InputError`, `MissingExtraError`."""
+def check_cluster(cluster: Cluster, shard: str = WHOLE, overwrite: bool = False, in_blocks: bool = False) -> None:
+    """Ask before a model is loaded whether the options fit. `in_blocks`: also without an engine.
+
+    Errors: `InputError`, `MissingExtraError`.
+    """
     if cluster.engine not in (RAY, RANKS, None):
         raise InputError(f"an engine is {RAY} or {RANKS}, but '{cluster.engine}' is none.")
     given = [name for name, value in cluster._asdict().items() if value is not None and name != "engine"]
     others = [name for name in given if name != "block_size"]
     if others and cluster.engine != RAY:
         raise InputError(f"--{others[0].replace('_', '-')} is for --engine {RAY}.")
-    if given and cluster.engine is None:
+    if given and cluster.engine is None and not in_blocks:
         raise InputError(f"--block-size is for --engine {RAY} or {RANKS}.")
-    if cluster.engine and shard != "1/1":
+    if cluster.engine and shard != WHOLE:
         raise InputError("--engine does all blocks of a data set: leave --shard out.")
-    if cluster.engine and overwrite:
-        raise InputError("--engine keeps the blocks that are there: choose another --out, or remove the folder.")
+    if (cluster.engine or in_blocks) and overwrite:
+        raise InputError("blocks that are there are kept: choose another --out, or remove the folder.")
     if cluster.engine == RAY:
         need("ray", "ray", "--engine ray")
 
 
-def run_blocks(
-    cluster: Cluster, source: Path, out: Path, options: dict[str, Any], workers: int | None, bar: ProgressBar
-) -> Outcome:
-    """Do the blocks of a run, or those of this process. Errors: as the engines have them."""
+def run_blocks(cluster: Cluster, task: Task | TextTask, bar: ProgressBar) -> Outcome:
+    """Do the blocks of a run, or those of this process; all of them without an engine.
+
+    Errors: as the engines have them.
+    """
     from lrpfunc.pictures import distributed
 
-    cpus = cluster.cpus_per_process or 1
-    size = cluster.block_size or distributed.BLOCK
-    targets = tuple(options.pop("targets"))
-    task = distributed.Task(
-        source, out, **options, targets=targets, workers=cpus - 1 if workers is None else workers, block=size
-    )
+    if cluster.block_size is not None:
+        task = task._replace(block=cluster.block_size)
+    if cluster.engine is None:
+        return distributed.ranks.run(task, progress=bar)
     if cluster.engine == RANKS:
         return distributed.ranks.run(task, distributed.ranks.place(), bar)
-    gpus = cluster.gpus_per_process
+    cpus, gpus = cluster.cpus_per_process or 1, cluster.gpus_per_process
     if gpus is None:
         gpus = float(task.device.startswith("cuda"))
     share = distributed.ray_engine.Share(cluster.processes, cpus, gpus)

@@ -11,6 +11,7 @@ import typer
 from lrpfunc.cli.application import app
 from lrpfunc.cli.engines import (
     RANKS,
+    WHOLE,
     Address,
     BlockSize,
     Cluster,
@@ -21,7 +22,6 @@ from lrpfunc.cli.engines import (
     check_cluster,
     run_blocks,
 )
-from lrpfunc.cli.failures import INCOMPLETE, complain
 from lrpfunc.cli.options import (
     METHODS,
     AsIs,
@@ -44,7 +44,7 @@ from lrpfunc.cli.options import (
     meaning_of,
     reading_of,
 )
-from lrpfunc.cli.words import counted, notes, output
+from lrpfunc.cli.words import counted, notes, output, tell
 from lrpfunc.errors import InputError
 from lrpfunc.pictures import DEFAULT_COMPOSITE
 from lrpfunc.pictures.progress import ProgressBar
@@ -94,7 +94,7 @@ def dataset(
         int | None,
         typer.Option(help="Processes that read images.", min=0, show_default="as many as help"),
     ] = None,
-    shard: Annotated[str, typer.Option(help="Only the I-th of N parts of the data set.", metavar="I/N")] = "1/1",
+    shard: Annotated[str, typer.Option(help="Only the I-th of N parts of the data set.", metavar="I/N")] = WHOLE,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")] = False,
     overwrite: Overwrite = False,
     engine: Engine = None,
@@ -109,7 +109,7 @@ def dataset(
     With --engine many processes write blocks into a folder; the same command goes on after any stop. Samples that
     cannot be read are listed in the file's `errors`; the exit code is then 3.
     """
-    from lrpfunc.pictures import parts, runs, workfile
+    from lrpfunc.pictures import distributed, parts, runs, workfile
 
     if method and composite != DEFAULT_COMPOSITE:
         raise InputError("a run has one explanation: give --composite or --method, and a second run for the other.")
@@ -130,11 +130,19 @@ def dataset(
             "batch": batch,
         }
         if engine is not None:
-            outcome = run_blocks(cluster, source, out, options, workers, bar)
+            task = distributed.Task(
+                source, out, **options | {"targets": tuple(options["targets"]), "workers": _beside(cluster, workers)}
+            )
+            outcome = run_blocks(cluster, task, bar)
         else:
             options["workers"] = _default_workers() if workers is None else workers
             outcome = runs.run(source, out, **options, part=part, resume=resume, overwrite=overwrite, progress=bar)
-    _tell(outcome, is_among_others=engine == RANKS)
+    tell(outcome, is_among_others=engine == RANKS)
+
+
+def _beside(cluster: Cluster, workers: int | None) -> int:
+    """Processes that read for one of an engine: the cores that it does not need itself."""
+    return (cluster.cpus_per_process or 1) - 1 if workers is None else workers
 
 
 def _default_workers() -> int:
@@ -142,57 +150,45 @@ def _default_workers() -> int:
     return max(1, min(4, (os.cpu_count() or 1) - 1))
 
 
-def _tell(outcome: Any, is_among_others: bool) -> None:
-    """`is_among_others`: an exit code that is not 0 would have the launcher end the other processes."""
-    notes(outcome.notes)
-    console = output()
-    if outcome.was_finished:
-        console.print(f"nothing left to do: {outcome.path} was finished.", markup=False)
-    console.print(f"{outcome.path}: {counted(outcome.rows, 'explanation')}", markup=False)
-    if outcome.unknown:
-        console.print(
-            f"the true class of {counted(outcome.unknown, 'sample')} is not known: no class of the model is named "
-            "like their folders.",
-            markup=False,
-        )
-    if outcome.failures:
-        complain(f"{counted(len(outcome.failures), 'sample')} could not be explained:")
-    for failure in outcome.failures[:10]:
-        complain(f"{failure.file} {failure.reason}")
-    if len(outcome.failures) > 10:
-        complain(f"and {len(outcome.failures) - 10} more: all are in 'errors' in {outcome.path}")
-    if outcome.failures and not is_among_others:
-        raise typer.Exit(INCOMPLETE)
-
-
 @app.command()
 def merge(
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE.h5...", help="The shards of a run, or a folder of its blocks.")
+        list[Path], typer.Argument(metavar="FILE...", help="The shards of a run, or a folder of its blocks.")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The HDF5 file to write.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write: HDF5, of texts Parquet.")],
     incomplete: Annotated[
         bool, typer.Option("--incomplete", help="Merge what there is, if shards are missing.")
     ] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Join the shards or blocks of a run into one file, as the run in one piece writes it."""
-    from lrpfunc.pictures import merging
+    from lrpfunc.pictures import merging, texts
 
+    module, listed = (texts.merging, "the column 'error'") if _are_texts(files) else (merging, "'errors'")
     with ProgressBar("merging") as bar:
-        merged = merging.merge(files, out, incomplete, overwrite, progress=bar)
+        merged = module.merge(files, out, incomplete, overwrite, progress=bar)
     if merged.missing:
         notes([f"the file has a part of the run: {merged.missing}"])
     if merged.failures:
-        notes([f"{counted(len(merged.failures), 'sample')} could not be explained: see 'errors' in {merged.path}"])
+        notes([f"{counted(len(merged.failures), 'sample')} could not be explained: see {listed} in {merged.path}"])
     output().print(f"{merged.path}: {counted(merged.rows, 'explanation')}", markup=False)
+
+
+def _are_texts(paths: list[Path]) -> bool:
+    """Whether files or folders are of `lrpfunc text --prompts`."""
+    from lrpfunc.pictures import parts, texts
+
+    return all(path.suffix.lower() == texts.files.ENDING for path in parts.files(paths))
 
 
 @app.command()
 def report(
     files: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE.h5...", help="What `lrpfunc dataset` wrote: all shards, or a folder of blocks."),
+        typer.Argument(
+            metavar="FILE...",
+            help="What `lrpfunc dataset` or `text --prompts` wrote: all shards, or a folder of blocks.",
+        ),
     ],
     beside: Annotated[
         list[Path] | None,
@@ -208,11 +204,29 @@ def report(
     size: Annotated[int, typer.Option(help="Pixels of the longer side of each picture.")] = 128,
     overwrite: Overwrite = False,
 ) -> None:
-    """Make a page to look through: one HTML file with all pictures in it, of a run or of two side by side."""
+    """Make a page to look through: one HTML file with all pictures in it, of a run or of two side by side.
+
+    Of texts it shows up to 200 prompts, evenly through all.
+    """
+    from lrpfunc.pictures import texts
     from lrpfunc.pictures.report import page
 
+    if _are_texts(files):
+        if beside:
+            raise InputError("--with is for pictures: of texts make a page of each run.")
+        with ProgressBar("writing") as bar:
+            made = texts.report.write(files, out, title, overwrite, progress=bar)
+        _say_missing(made.missing)
+        output().print(
+            f"{out}: {made.samples:,} of {counted(made.of, 'prompt')}, {made.bytes / 1e6:.1f} MB", markup=False
+        )
+        return
     with ProgressBar("writing") as bar:
         summary = page.write(files, out, title=title, size=size, overwrite=overwrite, progress=bar, beside=beside or [])
-    if summary.missing:
-        notes([f"the page shows a part of the run: {summary.missing}"])
+    _say_missing(summary.missing)
     output().print(f"{summary.path}: {counted(summary.samples, 'sample')}, {summary.bytes / 1e6:.1f} MB", markup=False)
+
+
+def _say_missing(sentence: str) -> None:
+    if sentence:
+        notes([f"the page shows a part of the run: {sentence}"])

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from lrpfunc.errors import FileError, InputError
 
-BLOCK_NAME = re.compile(r"block-\d{6,9}\.h5")
+BLOCK_NAME = re.compile(r"block-\d{6,9}\.(h5|parquet)")
 
 
 class Shard(NamedTuple):
@@ -60,9 +60,9 @@ def blocks(samples: int, size: int) -> list[Block]:
     return [Block(number, of, size) for number in range(1, of + 1)]
 
 
-def block_file(folder: Path, number: int) -> Path:
+def block_file(folder: Path, number: int, ending: str = ".h5") -> Path:
     """The file of a block."""
-    return folder / f"block-{number:06}.h5"
+    return folder / f"block-{number:06}{ending}"
 
 
 def files(paths: Iterable[Path]) -> list[Path]:

@@ -13,7 +13,7 @@ import platform
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,8 +36,8 @@ from lrpfunc.pictures.hdf5 import UNKNOWN, Failure, Schema, Writer
 from lrpfunc.pictures.images import printable
 from lrpfunc.pictures.outputs import VALUES, Meaning
 from lrpfunc.pictures.parts import Block, Shard
-from lrpfunc.pictures.samples import Batch, Loader, Notices, Samples, open_samples
-from lrpfunc.pictures.workfile import Workfile, check_same, claimed
+from lrpfunc.pictures.samples import Batch, Loader, Notices, Samples, contents, open_samples
+from lrpfunc.pictures.workfile import SAME, Workfile, check_same, claimed
 
 PACKAGES = ("lrpfunc", "torch", "torchvision", "numpy", "h5py", "pillow")
 
@@ -127,7 +127,10 @@ def run_part(job: Job, part: Shard | Block, out: Path, progress: Progress | None
 
 
 class Job(NamedTuple):
-    """What is to be done, with everything that is made ready once."""
+    """What is to be done, with everything that is made ready once; for blocks it is a `distributed.worker.Job`."""
+
+    ending = ".h5"
+    same = SAME
 
     samples: Samples
     reader: Classifier
@@ -139,6 +142,20 @@ class Job(NamedTuple):
     workers: int
     shape: tuple[int, ...]
     details: dict[str, Any]
+
+    @property
+    def count(self) -> int:
+        """How many samples there are in the data set."""
+        return len(self.samples.names)
+
+    @property
+    def contents(self) -> str:
+        """What changes with the data set's files."""
+        return contents(self.samples)
+
+    def run_part(self, part: Shard | Block, out: Path, progress: Progress | None = None) -> Outcome:
+        """See `run_part`."""
+        return run_part(self, part, out, progress)
 
     @property
     def batches(self) -> list[range]:
@@ -177,7 +194,7 @@ def _details(
     return {
         "model": classifier.name,
         "weights": classifier.weights,
-        "parameters": _digest(classifier.model),
+        "parameters": fingerprint(classifier.model),
         "preprocess": _preprocess(classifier),
         "mean": list(classifier.mean),
         "std": list(classifier.std),
@@ -196,13 +213,18 @@ def _details(
     }
 
 
-def versions() -> dict[str, str]:
-    """Of what computes here."""
-    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), **packages}
+def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str | None]:
+    """Of what computes here; None of a package that is not there."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
 
 
-def _digest(model: torch.nn.Module) -> str:
+def fingerprint(model: torch.nn.Module) -> str:
     """A fingerprint of all parameters."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import count, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -37,7 +37,14 @@ class Part(NamedTuple):
         return f"{'+'.join(map(str, sorted(self.numbers)))}/{self.of}" + (f" of {self.size}" if self.size else "")
 
 
-def part_of(run: Run) -> Part | None:
+class Described(Protocol):
+    """A file that says what it holds."""
+
+    @property
+    def details(self) -> Mapping[str, Any]: ...
+
+
+def part_of(run: Described) -> Part | None:
     """Which shards or blocks a file holds, None if it does not say."""
     match = re.fullmatch(r"(\d{1,9}(?:\+\d{1,9})*)/(\d{1,9})(?: of (\d{1,9}))?", str(run.details.get("shard", "")))
     return Part(frozenset(map(int, match[1].split("+"))), int(match[2]), int(match[3] or 0)) if match else None
@@ -114,7 +121,7 @@ def _samples(run: Run) -> np.ndarray:
     return np.unique(np.concatenate([run.column("index")[:], failed]))
 
 
-def joined(runs: Sequence[Run]) -> Part | None:
+def joined(runs: Sequence[Described]) -> Part | None:
     """Which shards files hold together, None if one does not say."""
     parts = [part_of(run) for run in runs]
     if any(part is None for part in parts):
@@ -123,7 +130,7 @@ def joined(runs: Sequence[Run]) -> Part | None:
     return first._replace(numbers=first.numbers.union(*(part.numbers for part in parts if part)))
 
 
-def missing(runs: Sequence[Run]) -> str:
+def missing(runs: Sequence[Described]) -> str:
     """The sentence that names the shards or blocks that are not there, "" if all are. Files are alike.
 
     A shard beyond the number of samples has none, and no file.

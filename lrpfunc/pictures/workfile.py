@@ -25,7 +25,13 @@ SAME = (
     "model", "parameters", "preprocess", "mean", "std", "categories", "output", "composite", "canonized", "targets",
     "shard", "samples", "names", "batch",
 )  # fmt: skip
-FINGERPRINTS = {"parameters": "parameters", "categories": "names of classes", "names": "files"}
+FINGERPRINTS = {
+    "parameters": "parameters",
+    "categories": "names of classes",
+    "names": "files",
+    "tokenizer": "tokenizer",
+    "contents": "prompts",
+}
 
 
 class Workfile:

@@ -6,28 +6,24 @@ The first process writes it, in one piece; nobody changes it. No process is told
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from lrpfunc.errors import FileError
 from lrpfunc.pictures import sidefiles
 from lrpfunc.pictures.outfiles import outfile
-from lrpfunc.pictures.runs import PACKAGES, Job
-from lrpfunc.pictures.samples import contents
-from lrpfunc.pictures.workfile import SAME, differences
+from lrpfunc.pictures.workfile import differences
 
-NAME = "run.json"
-OF_ALL = ("block", *(key for key in SAME if key != "shard"))
+# Readers of tables in folders pass over what begins so.
+NAME = "_run.json"
 
 
-def manifest(job: Job, block: int) -> dict[str, Any]:
-    """What a run is: its details, the samples in a block, and what tells whether the source has changed."""
-    return {"block": block, "contents": contents(job.samples), **job.details}
-
-
-def agree(folder: Path, mine: Mapping[str, Any]) -> None:
+def agree(folder: Path, mine: Mapping[str, Any], same: Iterable[str]) -> None:
     """Make a folder that of this run, if it is nobody's yet; else it must be of the same run.
+
+    `mine`: the run's details, the samples in a block, and what tells whether the source has changed; `same`: which of
+    the details must be the same, but for the part.
 
     Errors: `FileError` for a folder of something else or of another run, a source that has changed, and other versions
     than those that the run was begun with; `OSError`.
@@ -45,15 +41,17 @@ def agree(folder: Path, mine: Mapping[str, Any]) -> None:
         _write(path, mine)
     theirs = _read(path)
     check_versions(f"the run in {folder} began", theirs["versions"], mine["versions"])
-    differing = differences(theirs, mine, OF_ALL)
+    if theirs.get("kind") != mine.get("kind"):
+        raise FileError(f"{folder} holds {theirs.get('kind') or 'pictures'}: choose a new folder with --out.")
+    differing = differences(theirs, mine, ("block", *(key for key in same if key != "shard")))
     if differing:
         raise FileError(
             f"{folder} is of another run, with {', '.join(differing)}. Give the same options, or another --out."
         )
     if theirs["contents"] != mine["contents"]:
+        how = ": its files have other sizes or times (rsync -a and cp -p keep times)" if "kind" not in mine else ""
         raise FileError(
-            f"{mine['source']} has changed since the run in {folder} began: its files have other sizes or times "
-            "(rsync -a and cp -p keep times). Begin anew with another --out."
+            f"{mine['source']} has changed since the run in {folder} began{how}. Begin anew with another --out."
         )
 
 
@@ -78,7 +76,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def check_versions(who: str, theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
     """Ask whether two processes run the same code. Errors: `FileError` that names what differs."""
-    names = [name for name in PACKAGES if theirs.get(name) != mine.get(name)]
+    names = [name for name in sorted({*theirs, *mine} - {"python"}) if theirs.get(name) != mine.get(name)]
     if names:
         have, has = (", ".join(f"{name} {of.get(name)}" for name in names) for of in (theirs, mine))
         raise FileError(f"{who} with {have}, but a process has {has}: install the same everywhere.")

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from lrpfunc.errors import InputError
-from lrpfunc.pictures.distributed.worker import Task, Worker, together
+from lrpfunc.pictures.distributed.tasks import Task, TextTask
+from lrpfunc.pictures.distributed.worker import Worker, together
 from lrpfunc.pictures.runs import Outcome, Progress
 
 # How launchers tell a process its number, how many there are, and its number on its machine.
@@ -47,22 +48,27 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
     return found
 
 
-def run(task: Task, where: Place, progress: Progress | None = None) -> Outcome:
-    """Do every `world`-th block, from the one of this rank on. Errors: as `Worker` and `Worker.do` have them.
+def run(task: Task | TextTask, where: Place = Place(0, 1), progress: Progress | None = None) -> Outcome:
+    """Do every `world`-th block, from the one of this rank on; all of them, if there is one process.
+
+    Errors: as `Worker` and `Worker.do` have them.
 
     A device without a number, such as cuda, becomes that of the process's number on its machine.
     """
     worker = Worker(task._replace(device=_own(task.device, where)))
+    tell = progress or (lambda *_: None)
     mine = worker.blocks[where.rank :: where.world]
     samples = sum(len(block.positions(worker.samples)) for block in mine)
     outcomes: list[Outcome] = []
     done = failures = 0
     for block in mine:
-        outcomes.append(worker.do(block.number))
+        before, failed = done, failures
+        outcomes.append(
+            worker.do(block.number, lambda did, _, more, b=before, f=failed: tell(b + did, samples, f + more))
+        )
         done += len(block.positions(worker.samples))
         failures += len(outcomes[-1].failures)
-        if progress:
-            progress(done, samples, failures)
+        tell(done, samples, failures)
     return together(task.folder, outcomes)
 
 

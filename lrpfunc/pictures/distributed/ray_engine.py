@@ -13,14 +13,14 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from lrpfunc.errors import FileError, InputError
 from lrpfunc.extras import extra
 from lrpfunc.pictures.distributed.manifest import check_versions
-from lrpfunc.pictures.distributed.worker import Task, Worker, together
+from lrpfunc.pictures.distributed.tasks import Task, TextTask
+from lrpfunc.pictures.distributed.worker import Worker, together
 from lrpfunc.pictures.parts import blocks
 from lrpfunc.pictures.runs import Outcome, Progress, versions
 
@@ -40,12 +40,12 @@ class Share(NamedTuple):
 class Process:
     """A process in the cluster; it is made where Ray wants it."""
 
-    def ready(self, theirs: dict[str, str], task: list[Any]) -> int:
-        """Prepare the classifier: how many samples there are. `task`: in a list, as another version could not read it.
+    def ready(self, theirs: dict[str, str | None], task: list[Any]) -> int:
+        """Prepare the model: how many samples there are. `task`: in a list, as another version could not read it.
 
         Errors: as `check_versions` and `Worker` have them.
         """
-        check_versions("the command runs", theirs, versions())
+        check_versions("the command runs", theirs, versions(name for name in theirs if name != "python"))
         self.worker = Worker(_ray().get(task[0]))
         return self.worker.samples
 
@@ -55,7 +55,7 @@ class Process:
 
 
 def run(
-    task: Task,
+    task: Task | TextTask,
     address: str | None = None,
     share: Share = Share(),  # noqa: B008 (a constant)
     progress: Progress | None = None,
@@ -68,7 +68,7 @@ def run(
     `FileError` for other versions there and for blocks at which processes die again and again; as `Worker.do`.
     """
     ray = _ray()
-    task = task._replace(source=Path(os.path.abspath(task.source)), folder=Path(os.path.abspath(task.folder)))
+    task = task.absolute()
     with _connected(ray, address):
         patience = PLACING if address or "RAY_ADDRESS" in os.environ else 0
         _wait_for_place(ray, share, patience)
@@ -158,7 +158,7 @@ def _reason(error: Exception) -> str:
 class _Queue:
     """Blocks that wait, and what each process is about to do: a block, or to get ready (None)."""
 
-    def __init__(self, ray: Any, task: Task, share: Share, progress: Progress):
+    def __init__(self, ray: Any, task: Task | TextTask, share: Share, progress: Progress):
         self._ray, self._task, self._share, self._progress = ray, task, share, progress
         self._reference = ray.put(task)
         self._waiting: deque[int] | None = None  # not known before a process has seen the data set
@@ -194,7 +194,7 @@ class _Queue:
         """Make a process, which Ray places where there is room, now or later."""
         options = {"num_cpus": self._share.cpus, "num_gpus": self._share.gpus, "scheduling_strategy": "SPREAD"}
         process = self._ray.remote(Process).options(**options).remote()
-        self._pending[process.ready.remote(versions(), [self._reference])] = process, None
+        self._pending[process.ready.remote(versions(self._task.packages), [self._reference])] = process, None
 
     def _take(self, process: Any, block: int | None, reference: Any) -> None:
         """What a process has answered, and its next block."""

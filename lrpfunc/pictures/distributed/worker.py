@@ -1,77 +1,78 @@
-"""What each process of a run does: a classifier is traced and prepared once, then block after block is written."""
+"""What each process of a run does: a model is traced and prepared once, then block after block is written."""
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Protocol
 
-from lrpfunc.pictures import runs
-from lrpfunc.pictures.classifiers import Classifier
-from lrpfunc.pictures.distributed.manifest import agree, manifest
-from lrpfunc.pictures.explainers import DEFAULT_COMPOSITE
+from lrpfunc.pictures.distributed.manifest import agree
+from lrpfunc.pictures.distributed.tasks import Task, TextTask
 from lrpfunc.pictures.journal import BusyError
-from lrpfunc.pictures.parts import block_file, blocks
-from lrpfunc.pictures.runs import Outcome
+from lrpfunc.pictures.parts import Block, block_file, blocks
+from lrpfunc.pictures.runs import Outcome, Progress
 
-BLOCK = 256  # samples
 PATIENCE = 60  # seconds; a process that is taken for dead may live that long
 MOST_NOTES = 16
 
 
-class Task(NamedTuple):
-    """A run, as any process can be told of it: `block` samples in each file of `folder`, the rest as `runs.run`."""
+class Job(Protocol):
+    """A data set that is ready to be explained, part by part.
 
-    source: Path
-    folder: Path
-    classifier: Classifier
-    composite: str = DEFAULT_COMPOSITE
-    targets: tuple[str, ...] = ()
-    canonize: bool = True
-    device: str = "cpu"
-    batch: int = 16
-    workers: int = 0
-    block: int = BLOCK
+    `count`: of samples. `contents`: changes with its files. `details`: what is known of the run, of which `same` must
+    be the same whenever it goes on. `ending`: of files.
+    """
+
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def contents(self) -> str: ...
+
+    @property
+    def details(self) -> Mapping[str, Any]: ...
+
+    @property
+    def same(self) -> Sequence[str]: ...
+
+    @property
+    def ending(self) -> str: ...
+
+    def run_part(self, part: Block, out: Path, progress: Progress | None = None) -> Outcome:
+        """Write a part, unless its file is there."""
 
 
 class Worker:
     """A process of a run.
 
-    Errors: as `runs.prepared`, `parts.blocks` and `manifest.agree` have them.
+    Errors: as `runs.prepared` or `texts.runs.prepared`, `parts.blocks` and `manifest.agree` have them.
     """
 
-    def __init__(self, task: Task):
+    def __init__(self, task: Task | TextTask):
         self.folder = task.folder
-        self.job = runs.prepared(
-            task.source,
-            task.classifier,
-            task.composite,
-            task.targets,
-            task.canonize,
-            task.device,
-            task.batch,
-            task.workers,
-        )
+        self.job: Job = task.prepared()
         self.blocks = blocks(self.samples, task.block)
-        agree(self.folder, manifest(self.job, task.block))
+        mine = {"block": task.block, "contents": self.job.contents, **self.job.details}
+        agree(self.folder, mine, self.job.same)
 
     @property
     def samples(self) -> int:
         """How many there are in the data set."""
-        return len(self.job.samples.names)
+        return self.job.count
 
-    def do(self, number: int) -> Outcome:
+    def do(self, number: int, progress: Progress | None = None) -> Outcome:
         """Write a block, by its number from 1; nothing is done if its file is there.
 
-        Where a process died in the midst of it, no more than one batch is computed again.
-        Errors: as `runs.run_part` has them.
+        Of pictures no more than one batch is computed again where a process died in the midst of the block.
+        `progress`: of this block. Errors: as `runs.run_part` or `texts.runs.run_part` has them.
         """
         late = time.monotonic() + PATIENCE
         while True:
             try:
-                return runs.run_part(self.job, self.blocks[number - 1], block_file(self.folder, number))
+                out = block_file(self.folder, number, self.job.ending)
+                return self.job.run_part(self.blocks[number - 1], out, progress)
             except BusyError:
                 if time.monotonic() > late:
                     raise

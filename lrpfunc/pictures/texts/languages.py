@@ -43,6 +43,17 @@ class LanguageModel(NamedTuple):
     tokenizer: Any
     notes: tuple[str, ...]
 
+    @property
+    def size(self) -> int:
+        """How many tokens it knows."""
+        return self.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+
+    @property
+    def longest(self) -> int | None:
+        """How many tokens it was made for, None where that is not said."""
+        found = getattr(self.model.config, "max_position_embeddings", None)
+        return found if isinstance(found, int) and found > 0 else None
+
     def written(self, prompt: str, answer: str) -> Written:
         """The tokens of a prompt and of what is written behind it, as it stands. Errors: `ModelError`."""
         before = self._ids(prompt)
@@ -53,11 +64,15 @@ class LanguageModel(NamedTuple):
             both = before + self._ids(answer, special=False)
         if answer and len(both) == len(before):
             raise ModelError(f"the answer {answer!r} has no tokens: give some words.")
-        size = self.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
-        if max(both) >= size:
+        if max(both) >= self.size:
             raise ModelError(
-                f"the tokenizer of {self.name} gives the token {max(both)}, but the model has {size}: they do not "
+                f"the tokenizer of {self.name} gives the token {max(both)}, but the model has {self.size}: they do not "
                 "belong together."
+            )
+        if self.longest and len(both) > self.longest:
+            raise ModelError(
+                f"prompt and answer are {len(both):,} tokens, but {self.name} reads {self.longest:,} "
+                f"(max_position_embeddings in its {CONFIG}): give fewer words."
             )
         return Written(torch.tensor([both]), self.words(both), len(before))
 

@@ -6,31 +6,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
 from torch import Tensor
 
-from lrpfunc import circuits, composites, text
-from lrpfunc.composites import Composite
+from lrpfunc import circuits, text
 from lrpfunc.errors import FileError, ModelError
-from lrpfunc.pictures import languages
-from lrpfunc.pictures.explainers import OWN, composite_among, device_named
-from lrpfunc.pictures.languages import AUTO, LanguageModel
+from lrpfunc.pictures.explainers import device_named
 from lrpfunc.pictures.outfiles import check_outfile, outfile
 from lrpfunc.pictures.tables import print_table
-from lrpfunc.program import Program
+from lrpfunc.pictures.texts import languages
+from lrpfunc.pictures.texts.answers import DEFAULT_COMPOSITE, TextExplainer, composite_named, one_token
+from lrpfunc.pictures.texts.languages import AUTO, LanguageModel
 from lrpfunc.text.grids.pages import check_numbers
 from lrpfunc.text.tokens import heading
-from lrpfunc.tracing import functionalize
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-COMPOSITES: dict[str, Callable[[], Composite]] = {
-    "attn_lrp": composites.attn_lrp,
-    "cp_lrp": composites.cp_lrp,
-    "epsilon": composites.epsilon,
-}
-DEFAULT_COMPOSITE = "attn_lrp"
 CANDIDATES = 5
 SHOWN = 40  # letters of a sentence in a table
 LONG = 256  # tokens from which a graph has the strongest edges of each alone
@@ -81,39 +72,31 @@ def write(
     if out.suffix.lower() not in (".html", ".htm"):
         raise FileError(f"{out} is a page: give it a name that ends in .html.")
     check_outfile(out, overwrite)
-    rules = composite_among(COMPOSITES, composite, f"and {OWN}", " for text")
-    place = device_named(device)
-    read = languages.load(model, dtype, place)
+    rules = composite_named(composite)
+    read = languages.load(model, dtype, device_named(device))
     given = read.written(prompt, answer)
-    against = None if other is None else _token(read, other)
-    ids = given.ids.to(place)
-    check_numbers((ids.numel() - given.prompt_length) * ids.numel(), "A shorter prompt or answer has fewer.")
-    with torch.no_grad():
-        logits = read.model(ids).logits[0, given.prompt_length - 1 :].double()
-    candidates = [] if answer else _candidates(read, logits[0])
-    if not answer:
-        ids = torch.cat([ids, logits.argmax(-1)[None]], 1)
-    at = given.prompt_length - 1 if graph is None else _checked_graph(graph, given.prompt_length, ids.shape[1])
-    fmodel, params = functionalize(read.model, ids)  # of just this length, which some models cannot leave open
-    generation = text.generation(
-        fmodel, params, ids, given.prompt_length, rules, other=against, chunk_size=chunk, progress=progress
-    )
-    chosen = ids[0, given.prompt_length :, None]
-    probabilities = logits.softmax(-1)[: len(chosen)].gather(1, chosen)[:, 0].tolist()
-    found = Explained(out, read.words(ids[0].tolist()), generation, probabilities, candidates, read.notes)
+    explainer = TextExplainer(read, rules, None if other is None else one_token(read, other), chunk)
+    count = given.ids.numel() + (not answer)
+    check_numbers((count - given.prompt_length) * count, "A shorter prompt or answer has fewer.")
+    at = given.prompt_length - 1 if graph is None else _checked_graph(graph, given.prompt_length, count)
+    answers = explainer.explain([given], bool(answer), progress)
+    words = read.words(answers.ids[0].tolist())
+    candidates = [] if answer else _candidates(read, answers.logits[0, 0])
+    found = Explained(out, words, answers.generation, answers.probabilities[0].tolist(), candidates, read.notes)
     if graph is not None:
-        found = found._replace(graph=_graph(fmodel, params, ids, at, against, rules), graphed=found.words[at + 1])
+        found = found._replace(graph=_graph(explainer, answers.ids, at), graphed=words[at + 1])
     with outfile(out, overwrite) as part:
         part.write_text(_page(found, read.name, composite, other), encoding="utf-8")
     return found
 
 
-def _graph(fmodel: Program, params, ids: Tensor, at: int, other: int | None, rules: Composite) -> circuits.Graph:
+def _graph(explainer: TextExplainer, ids: Tensor, at: int) -> circuits.Graph:
     """Of the token after a position. Errors: as `circuits.graph` has them."""
-    label = int(ids[0, at + 1])
+    label, other = int(ids[0, at + 1]), explainer.other
     target = text.token(label, at) if other is None else text.contrast(label, other, at)
     keep = None if ids.shape[1] <= LONG else KEPT
-    return circuits.graph(fmodel, params, ids, target, rules, keep=keep, split=keep is None)
+    fmodel, params = explainer.trace(ids)
+    return circuits.graph(fmodel, params, ids, target, explainer.rules, keep=keep, split=keep is None)
 
 
 def _checked_graph(graph: int, start: int, length: int) -> int:
@@ -121,17 +104,6 @@ def _checked_graph(graph: int, start: int, length: int) -> int:
     if not 1 <= graph <= length - start:
         raise ModelError(f"--graph takes a word of the answer, 1 to {length - start}, but got {graph}.")
     return start + graph - 2
-
-
-def _token(read: LanguageModel, other: str) -> int:
-    """The one token that a word is. Errors: `ModelError`."""
-    ids = list(read.tokenizer(other, add_special_tokens=False)["input_ids"])
-    if len(ids) != 1:
-        words = ", ".join(repr(word) for word in read.words(ids)) or "none"
-        raise ModelError(
-            f"--other takes one token, but {other!r} is {len(ids)} ({words}): begin with a space, perhaps."
-        )
-    return ids[0]
 
 
 def _candidates(read: LanguageModel, logits: Tensor) -> list[Candidate]:
