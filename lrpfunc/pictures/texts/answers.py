@@ -1,0 +1,128 @@
+"""A language model that explains answers: of one prompt, or of many, those of one length at once."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lrpfunc import composites, text
+from lrpfunc.composites import Composite
+from lrpfunc.errors import InputError, ModelError
+from lrpfunc.pictures.explainers import OWN, composite_among
+from lrpfunc.pictures.texts.languages import LanguageModel, Written
+from lrpfunc.program import Program
+from lrpfunc.tracing import functionalize
+
+COMPOSITES: dict[str, Callable[[], Composite]] = {
+    "attn_lrp": composites.attn_lrp,
+    "cp_lrp": composites.cp_lrp,
+    "epsilon": composites.epsilon,
+}
+DEFAULT_COMPOSITE = "attn_lrp"
+EXAMPLE = 12  # tokens, of a trace for texts of any length
+KEPT_LENGTHS = 8  # traces of single lengths, of models that take no other
+
+
+class Answers(NamedTuple):
+    """Answers to prompts of one length, explained.
+
+    `ids`: (batch, tokens) of prompt and answer. `logits`: (batch, answer + 1, vocabulary), of what follows the prompt
+    and each token of the answer; of one that the model was asked for, (batch, 1, vocabulary). `probabilities`: (batch,
+    answer).
+    """
+
+    ids: Tensor
+    generation: text.Generation
+    logits: Tensor
+    probabilities: Tensor
+
+
+class TextExplainer:
+    """A language model with the rules for it.
+
+    `other`: a token that each token of the answer is compared with. `chunk`: how many of these are explained at once.
+    """
+
+    def __init__(self, read: LanguageModel, rules: Composite, other: int | None = None, chunk: int = 8):
+        self.read, self.rules, self.other, self.chunk = read, rules, other, chunk
+        self._traces: OrderedDict[int | None, tuple[Program, Mapping[str, Tensor]]] = OrderedDict()
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.read.model.parameters()).device
+
+    def explain(
+        self, given: Sequence[Written], has_answer: bool, progress: Callable[[int, int], None] | None = None
+    ) -> Answers:
+        """Explain what was written, of one length, prompt and answer alike; where no answer was, the likeliest token.
+
+        Errors: as `functionalize` and `text.generation` have them.
+        """
+        ids, start = torch.cat([each.ids for each in given]).to(self.device), given[0].prompt_length
+        with torch.no_grad():
+            logits = self.read.model(ids).logits[:, start - 1 :].double()
+        if not has_answer:
+            ids = torch.cat([ids, logits.argmax(-1)], 1)
+        fmodel, params = self.trace(ids)
+        generation = text.generation(
+            fmodel, params, ids, start, self.rules, other=self.other, chunk_size=self.chunk, progress=progress
+        )
+        shares = logits.softmax(-1)[:, : ids.shape[1] - start]
+        return Answers(ids, generation, logits, shares.gather(2, ids[:, start:, None])[:, :, 0])
+
+    def try_out(self) -> None:
+        """Explain a few tokens, to hear before long work what no prompt could mend. Errors: as `explain` has them."""
+        example = self._example()
+        self.explain([Written(example.cpu(), [], example.shape[1] - 1)], has_answer=True)
+
+    def trace(self, ids: Tensor) -> tuple[Program, Mapping[str, Tensor]]:
+        """The model as a program that takes these ids: the one for all lengths if the model allows, else of theirs.
+
+        Which one it is depends on the model and the length alone.
+        """
+        if None not in self._traces:
+            self._traces[None] = functionalize(self.read.model, self._example())
+        if _takes(*self._traces[None], ids):
+            return self._traces[None]
+        length = ids.shape[1]
+        if length not in self._traces or not _takes(*self._traces[length], ids):
+            self._traces[length] = functionalize(self.read.model, ids)
+        self._traces.move_to_end(length)
+        while len(self._traces) > KEPT_LENGTHS + 1:
+            self._traces.pop(next(key for key in self._traces if key is not None))
+        return self._traces[length]
+
+    def _example(self) -> Tensor:
+        """Ids that stand for any: no padding, of which models warn."""
+        length = max(2, min(EXAMPLE, self.read.longest or EXAMPLE))
+        special = set(self.read.tokenizer.all_special_ids)
+        plain = [number for number in range(min(self.read.size, length + len(special))) if number not in special]
+        return torch.tensor([(plain or [0])[:length]], device=self.device).repeat(1, length)[:, :length]
+
+
+def _takes(fmodel: Program, params: Mapping[str, Tensor], ids: Tensor) -> bool:
+    try:
+        fmodel.bind(params, (ids,))
+    except InputError:
+        return False
+    return True
+
+
+def composite_named(name: str) -> Composite:
+    """Rules for text by their name, or one's own. Errors: `ModelError`."""
+    return composite_among(COMPOSITES, name, f"and {OWN}", " for text")
+
+
+def one_token(read: LanguageModel, other: str) -> int:
+    """The one token that a word is. Errors: `ModelError`."""
+    ids = list(read.tokenizer(other, add_special_tokens=False)["input_ids"])
+    if len(ids) != 1:
+        words = ", ".join(repr(word) for word in read.words(ids)) or "none"
+        raise ModelError(
+            f"--other takes one token, but {other!r} is {len(ids)} ({words}): begin with a space, perhaps."
+        )
+    return ids[0]
