@@ -13,8 +13,8 @@ import torch
 
 import lrpfunc
 from lrpfunc import cli, composites, text
-from lrpfunc.pictures.texts import languages, pages
 from lrpfunc.pictures.progress import ProgressBar
+from lrpfunc.pictures.texts import languages, pages
 from tests import transformer_zoo
 from tests.test_cli import COMMAND, complaint, fine, lrp
 

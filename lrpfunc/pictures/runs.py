@@ -129,9 +129,6 @@ def run_part(job: Job, part: Shard | Block, out: Path, progress: Progress | None
 class Job(NamedTuple):
     """What is to be done, with everything that is made ready once; for blocks it is a `distributed.worker.Job`."""
 
-    ending = ".h5"
-    same = SAME
-
     samples: Samples
     reader: Classifier
     labels: np.ndarray
@@ -144,7 +141,17 @@ class Job(NamedTuple):
     details: dict[str, Any]
 
     @property
-    def count(self) -> int:
+    def ending(self) -> str:
+        """Of a part's file."""
+        return ".h5"
+
+    @property
+    def same(self) -> Sequence[str]:
+        """The details that must be the same whenever a run goes on."""
+        return SAME
+
+    @property
+    def size(self) -> int:
         """How many samples there are in the data set."""
         return len(self.samples.names)
 

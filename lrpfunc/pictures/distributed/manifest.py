@@ -40,9 +40,9 @@ def agree(folder: Path, mine: Mapping[str, Any], same: Iterable[str]) -> None:
             raise FileError(f"{folder} holds something else, such as {others[0]}: choose a new folder with --out.")
         _write(path, mine)
     theirs = _read(path)
-    check_versions(f"the run in {folder} began", theirs["versions"], mine["versions"])
     if theirs.get("kind") != mine.get("kind"):
         raise FileError(f"{folder} holds {theirs.get('kind') or 'pictures'}: choose a new folder with --out.")
+    check_versions(f"the run in {folder} began", theirs["versions"], mine["versions"])
     differing = differences(theirs, mine, ("block", *(key for key in same if key != "shard")))
     if differing:
         raise FileError(

@@ -30,6 +30,9 @@ class Place(NamedTuple):
     local: int = 0
 
 
+ALONE = Place(0, 1)
+
+
 def place(environment: Mapping[str, str] = os.environ) -> Place:
     """Where this process stands, by what its launcher says. Errors: `InputError` if none does, or not in numbers."""
     names = next((each for each in LAUNCHERS if each[0] in environment and each[1] in environment), None)
@@ -48,7 +51,7 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
     return found
 
 
-def run(task: Task | TextTask, where: Place = Place(0, 1), progress: Progress | None = None) -> Outcome:
+def run(task: Task | TextTask, where: Place = ALONE, progress: Progress | None = None) -> Outcome:
     """Do every `world`-th block, from the one of this rank on; all of them, if there is one process.
 
     Errors: as `Worker` and `Worker.do` have them.
@@ -62,14 +65,16 @@ def run(task: Task | TextTask, where: Place = Place(0, 1), progress: Progress | 
     outcomes: list[Outcome] = []
     done = failures = 0
     for block in mine:
-        before, failed = done, failures
-        outcomes.append(
-            worker.do(block.number, lambda did, _, more, b=before, f=failed: tell(b + did, samples, f + more))
-        )
+        outcomes.append(worker.do(block.number, _after(tell, done, samples, failures)))
         done += len(block.positions(worker.samples))
         failures += len(outcomes[-1].failures)
         tell(done, samples, failures)
     return together(task.folder, outcomes)
+
+
+def _after(tell: Progress, done: int, samples: int, failures: int) -> Progress:
+    """Progress in a block, told as progress of a process that has done some blocks before."""
+    return lambda here, _, failed: tell(done + here, samples, failures + failed)
 
 
 def _own(device: str, where: Place) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +31,10 @@ class Task(NamedTuple):
     workers: int = 0
     block: int = BLOCK
 
-    packages = runs.PACKAGES
+    @property
+    def packages(self) -> Sequence[str]:
+        """Whose versions all processes must have."""
+        return runs.PACKAGES
 
     def absolute(self) -> Task:
         """With paths as other machines have them, which share the file system."""
@@ -64,12 +68,15 @@ class TextTask(NamedTuple):
     chunk: int = 8
     block: int = BLOCK
 
-    packages = text_runs.PACKAGES
+    @property
+    def packages(self) -> Sequence[str]:
+        """Whose versions all processes must have."""
+        return text_runs.PACKAGES
 
     def absolute(self) -> TextTask:
         """With paths as other machines have them, which share the file system."""
-        paths = {"source": _absolute(self.source), "folder": _absolute(self.folder)}
-        return self._replace(**paths, model=os.path.abspath(self.model))
+        source, folder = _absolute(self.source), _absolute(self.folder)
+        return self._replace(source=source, folder=folder, model=os.path.abspath(self.model))
 
     def prepared(self) -> text_runs.Job:
         """Errors: as `texts.runs.prepared` has them."""

@@ -21,12 +21,12 @@ MOST_NOTES = 16
 class Job(Protocol):
     """A data set that is ready to be explained, part by part.
 
-    `count`: of samples. `contents`: changes with its files. `details`: what is known of the run, of which `same` must
-    be the same whenever it goes on. `ending`: of files.
+    `size`: how many samples there are. `contents`: changes with its files. `details`: what is known of the run, of
+    which `same` must be the same whenever it goes on. `ending`: of files.
     """
 
     @property
-    def count(self) -> int: ...
+    def size(self) -> int: ...
 
     @property
     def contents(self) -> str: ...
@@ -60,7 +60,7 @@ class Worker:
     @property
     def samples(self) -> int:
         """How many there are in the data set."""
-        return self.job.count
+        return self.job.size
 
     def do(self, number: int, progress: Progress | None = None) -> Outcome:
         """Write a block, by its number from 1; nothing is done if its file is there.

@@ -15,6 +15,7 @@ from lrpfunc.pictures.samples.packed import Packed, Store
 from lrpfunc.pictures.samples.sample import Samples
 
 LIST = ".txt"
+PROMPTS = (".jsonl", ".ndjson")
 STORES: dict[str, Callable[[Sequence[Path]], Store]] = {
     tars.ENDING: tars.Tars,
     **dict.fromkeys(tables.ENDINGS, columns.Columns),
@@ -46,6 +47,8 @@ def open_samples(source: Path, classifier: Classifier) -> Samples:
         return arrays(source, classifier)
     if images.ending(source) in images.ENDINGS:
         return file_of_pages(source, classifier)
+    if source.suffix.lower() in PROMPTS:
+        raise FileError(f"{source} holds no pictures. Prompts go to `lrpfunc text --prompts {source}`.")
     raise FileError(f"{source} is neither a folder of images nor a file {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}.")
 
 

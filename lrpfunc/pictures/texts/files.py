@@ -76,11 +76,11 @@ def write_tables(path: Path, details: Mapping[str, Any], tables: Iterable[Any], 
     schema = _schema().with_metadata({DETAILS: json.dumps(details).encode()})
     with (
         outfile(path, overwrite) as part,
-        open(part, "wb") as file,
-    ):  # Python's own file, whose errors name what is full
-        with _parquet().ParquetWriter(file, schema, compression=COMPRESSION) as writer:
-            for table in tables:
-                writer.write_table(table.cast(schema), row_group_size=max(len(table), 1))
+        open(part, "wb") as file,  # Python's own, as Arrow's errors do not say what is full
+        _parquet().ParquetWriter(file, schema, compression=COMPRESSION) as writer,
+    ):
+        for table in tables:
+            writer.write_table(table.cast(schema), row_group_size=max(len(table), 1))
 
 
 def _groups(rows: Iterable[Row]) -> Iterator[list[Row]]:

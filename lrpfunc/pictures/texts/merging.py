@@ -76,9 +76,8 @@ def merge(
 def _groups(runs: Sequence[TextRun], progress: Callable[[int, int], None]) -> Iterator[Any]:
     """Groups of rows by their first prompt: each is of one block, also in files that hold several."""
     done, rows = 0, sum(map(len, runs))
-    for _, run, number in sorted(
-        ((first, run, number) for run in runs for number, first in enumerate(run.firsts)), key=lambda each: each[0]
-    ):
+    groups = [(first, run, number) for run in runs for number, first in enumerate(run.firsts)]
+    for _, run, number in sorted(groups, key=lambda group: group[0]):
         table = run.group(number)
         yield table
         done += len(table)

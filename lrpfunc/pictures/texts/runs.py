@@ -90,11 +90,18 @@ class Job(NamedTuple):
     batch: int
     details: dict[str, Any]
 
-    ending = files.ENDING
-    same = SAME
+    @property
+    def ending(self) -> str:
+        """Of a part's file."""
+        return files.ENDING
 
     @property
-    def count(self) -> int:
+    def same(self) -> Sequence[str]:
+        """The details that must be the same whenever a run goes on."""
+        return SAME
+
+    @property
+    def size(self) -> int:
         """How many prompts there are."""
         return len(self.prompts)
 
@@ -111,7 +118,7 @@ class Job(NamedTuple):
         details = self.details | {"shard": str(part)}
         if os.path.lexists(out):
             return _finished_before(out, details)
-        rows = _Rows(self, part.positions(self.count), progress or (lambda *_: None))
+        rows = _Rows(self, part.positions(self.size), progress or (lambda *_: None))
         try:
             files.write(out, details, rows)
         except FileError:
@@ -135,7 +142,7 @@ def _finished_before(out: Path, details: dict[str, Any]) -> Outcome:
 
 
 class _Asked(NamedTuple):
-    index: int
+    place: int
     prompt: Prompt
     written: Written
 
@@ -145,7 +152,7 @@ class _Asked(NamedTuple):
         return self.written.ids.shape[1], self.written.prompt_length, bool(self.prompt.answer)
 
     def failed(self, error: object) -> Row:
-        return _failed(self.index, self.prompt, error)
+        return _failed(self.place, self.prompt, error)
 
 
 class _Rows:
@@ -197,11 +204,10 @@ def _explained(explainer: TextExplainer, group: Sequence[_Asked]) -> list[Row]:
     try:
         answers = explainer.explain([asked.written for asked in group], bool(group[0].prompt.answer))
     except LrpError as error:
-        reason = error
-    except (MemoryError, torch.OutOfMemoryError) as error:
+        reason = str(error)
+    except (MemoryError, torch.OutOfMemoryError):
         length = group[0].written.ids.shape[1]
-        reason = MemoryError(f"the memory does not suffice for its {length:,} tokens: a smaller --chunk takes less")
-        del error
+        reason = f"the memory does not suffice for its {length:,} tokens: a smaller --chunk takes less"
     else:
         return [_row(explainer, asked, answers, number) for number, asked in enumerate(group)]
     if len(group) == 1:
@@ -215,7 +221,7 @@ def _row(explainer: TextExplainer, asked: _Asked, answers: Answers, number: int)
     matrix = answers.generation.matrix[number].double().cpu()
     words, start = explainer.read.words(ids), asked.written.prompt_length
     return Row(
-        asked.index,
+        asked.place,
         asked.prompt.name,
         asked.prompt.prompt,
         asked.prompt.answer or "".join(words[start:]),
