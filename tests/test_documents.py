@@ -65,7 +65,7 @@ def run_commands(block: Block) -> str:
     for line in block.text.replace("\\\n", " ").splitlines():
         words = [word for part in shlex.split(line, comments=True) for word in sorted(glob.glob(part)) or [part]]
         if "--engine" in words:
-            printed += run_blocks(words[words.index("dataset") + 1 :])
+            printed += run_blocks(words[words.index("lrpfunc") + 1 :])
         elif words[0] == "lrpfunc":
             result = CliRunner().invoke(cli.app, words[1:])
             assert result.exit_code == 0, (line, result.output, result.exception)
@@ -79,12 +79,13 @@ def run_commands(block: Block) -> str:
     return printed
 
 
-def run_blocks(options: list[str]) -> str:
-    typer.main.get_command(cli.app).commands["dataset"].make_context("dataset", [*options])
+def run_blocks(words: list[str]) -> str:
+    command, *options = words
+    typer.main.get_command(cli.app).commands[command].make_context(command, [*options])
     of_a_cluster = {i + k for i, word in enumerate(options) if word in ("--address", "--processes") for k in (0, 1)}
     kept = [word for i, word in enumerate(options) if i not in of_a_cluster]
     kept[kept.index("--engine") + 1] = "ranks"
-    result = CliRunner().invoke(cli.app, ["dataset", *kept], env={"RANK": "0", "WORLD_SIZE": "1"})
+    result = CliRunner().invoke(cli.app, [command, *kept], env={"RANK": "0", "WORLD_SIZE": "1"})
     assert result.exit_code == 0, (options, result.output, result.exception)
     return result.output
 

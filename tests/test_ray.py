@@ -120,6 +120,18 @@ def test_processes_that_read_are_started_by_processes_of_the_cluster(cluster, fo
     assert merged(tmp_path / "blocks").read_bytes() == whole.read_bytes()
 
 
+def test_prompts_are_explained_as_in_one_process_to_the_byte(cluster, tmp_path):
+    from tests.test_text_runs import GIVEN, by_ranks, contents_of, lines, saved, trained_tokenizer
+
+    source, model = lines(tmp_path / "prompts.jsonl", GIVEN), saved(tmp_path / "tiny", trained_tokenizer())
+    told, the_task = [], distributed.TextTask(source, tmp_path / "blocks", str(model), batch=4, block=3)
+    outcome = ray_engine.run(the_task, cluster.address, progress=lambda *n: told.append(n))
+    assert (outcome.rows, outcome.failures, told[-1]) == (7, [], (7, 7, 0))
+    by_ranks(the_task._replace(folder=tmp_path / "alone"))
+    assert contents_of(tmp_path / "blocks") == contents_of(tmp_path / "alone")
+
+
+
 @pytest.mark.parametrize("times", [4, pytest.param(20, marks=pytest.mark.slow)])
 def test_processes_killed_again_and_again_lose_nothing(
     cluster, folder, classifier, whole, tmp_path, monkeypatch, times

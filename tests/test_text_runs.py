@@ -627,6 +627,17 @@ def test_the_command_makes_tables_and_goes_on(bad, short, tmp_path):
     )
 
 
+def test_processes_that_a_launcher_starts_do_their_blocks(bad, short, tmp_path, monkeypatch):
+    """What cannot be explained does not change their exit code, as launchers then end the others."""
+    out = tmp_path / "out"
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        fine("text", "-m", short, "--prompts", bad, "-o", out, "--block-size", 4, "--engine", "ranks")
+        blocks = [f"block-{number:06}.parquet" for number in ((2,) if rank == "1" else (1, 2, 3))]
+        assert sorted(contents_of(out)) == ["_run.json", *blocks]
+
+
 OF_ONE = "--answer and --graph are of one prompt: the answers of a file stand in it."
 
 

@@ -18,6 +18,7 @@ from lrpfunc.text.tokens import heading
 SHOWN = 200  # prompts
 TOKENS = 200_000  # of a page: 20 MB
 COLUMNS = ("index", "id", "tokens", "prompt_length", "relevance", "probabilities", "error")
+ARROW = " → "  # between prompt and answer
 LETTERS = 60  # of an answer in a heading
 
 
@@ -82,4 +83,6 @@ def _shown(run: TextRun, row: int) -> _Shown | None:
     answer = heading("".join(tokens[start:]))
     answer = answer if len(answer) <= LETTERS else f"{answer[: LETTERS - 1]}…"
     likely = float(np.exp(np.mean(np.log(np.maximum(probabilities, np.finfo(np.float32).tiny)))))
-    return _Shown(f"{index}. {name}: {answer} ({likely:.1%} a word)", tokens, np.array(relevance, np.float32))
+    words = [*tokens[:start], ARROW, *tokens[start:]]
+    values = np.insert(np.array(relevance, np.float32), start, 0.0)
+    return _Shown(f"{index}. {name}: {answer} ({likely:.1%} a word)", words, values)
