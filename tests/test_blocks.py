@@ -288,7 +288,7 @@ def test_what_is_in_the_way_is_left_alone(folder, classifier, tmp_path):
         blocks.mkdir()
         (blocks / "_run.json").write_text(content_of)
         said = refused(folder, blocks, classifier)
-        assert said.startswith(f"{blocks / 'run.json'} is in the way: it is no file of an lrpfunc run.")
+        assert said.startswith(f"{blocks / '_run.json'} is in the way: it is no file of an lrpfunc run.")
     (tmp_path / "file").write_text("")
     with pytest.raises(FileError, match=r"file is a file, and blocks need a folder: choose another --out\.$"):
         worker.Worker(task(folder, tmp_path / "file", classifier))
@@ -391,8 +391,11 @@ def test_more_processes_than_blocks_have_nothing_to_do(folder, classifier, tmp_p
     assert (outcome.rows, outcome.failures, told) == (0, [], [])
 
 
-def test_progress_is_told_block_by_block(broken, classifier, tmp_path):  # noqa: F811
+def test_progress_is_told_batch_by_batch_and_by_blocks_that_are_there(broken, classifier, tmp_path):  # noqa: F811
     told = []
+    ranks.run(task(broken, tmp_path / "blocks", classifier), ranks.Place(1, 2), lambda *n: told.append(n))
+    assert told == [(4, 18, 0), (8, 18, 0), (12, 18, 0), (16, 18, 0), (18, 18, 1)]
+    told.clear()
     ranks.run(task(broken, tmp_path / "blocks", classifier), ranks.Place(1, 2), lambda *n: told.append(n))
     assert told == [(8, 18, 0), (16, 18, 0), (18, 18, 1)]
 

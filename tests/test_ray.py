@@ -131,7 +131,6 @@ def test_prompts_are_explained_as_in_one_process_to_the_byte(cluster, tmp_path):
     assert contents_of(tmp_path / "blocks") == contents_of(tmp_path / "alone")
 
 
-
 @pytest.mark.parametrize("times", [4, pytest.param(20, marks=pytest.mark.slow)])
 def test_processes_killed_again_and_again_lose_nothing(
     cluster, folder, classifier, whole, tmp_path, monkeypatch, times

@@ -76,7 +76,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def check_versions(who: str, theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
     """Ask whether two processes run the same code. Errors: `FileError` that names what differs."""
-    names = [name for name in sorted({*theirs, *mine} - {"python"}) if theirs.get(name) != mine.get(name)]
+    names = [name for name in {**theirs, **mine} if name != "python" and theirs.get(name) != mine.get(name)]
     if names:
         have, has = (", ".join(f"{name} {of.get(name)}" for name in names) for of in (theirs, mine))
         raise FileError(f"{who} with {have}, but a process has {has}: install the same everywhere.")

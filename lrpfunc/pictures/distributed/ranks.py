@@ -68,7 +68,8 @@ def run(task: Task | TextTask, where: Place = ALONE, progress: Progress | None =
         outcomes.append(worker.do(block.number, _after(tell, done, samples, failures)))
         done += len(block.positions(worker.samples))
         failures += len(outcomes[-1].failures)
-        tell(done, samples, failures)
+        if outcomes[-1].was_finished:  # else it was told along the way
+            tell(done, samples, failures)
     return together(task.folder, outcomes)
 
 
