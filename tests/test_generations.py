@@ -88,6 +88,9 @@ def test_the_logits_are_those_of_the_answer_and_constants_have_what_no_token_has
         [torch.stack([row[i, t] for i, t in enumerate(own)]) for row, own in zip(logits, ids[:, PROMPT:], strict=True)]
     )
     close(found("gpt2").logits, expected)
+    shares = logits.softmax(-1)
+    expected_shares = [[row[i, t] for i, t in enumerate(own)] for row, own in zip(shares, ids[:, PROMPT:], strict=True)]
+    close(found("gpt2").probabilities, torch.tensor(expected_shares, dtype=torch.float64))
     close(found("gpt2").matrix.sum(2) + found("gpt2").constants, expected)
 
 
@@ -204,7 +207,10 @@ def test_progress_is_told():
 # -- sums and pictures ------------------------------------------------------------------------------------------------
 
 BY_HAND = text.Generation(
-    torch.tensor([[[1.0, 2.0, 3.0, 0.0, 0.0], [10.0, 20.0, 30.0, 40.0, 0.0]]]), torch.tensor([[7.0, 90.0]]), 3
+    torch.tensor([[[1.0, 2.0, 3.0, 0.0, 0.0], [10.0, 20.0, 30.0, 40.0, 0.0]]]),
+    torch.tensor([[7.0, 90.0]]),
+    torch.tensor([[0.5, 0.25]]),
+    3,
 )
 WORDS = ["The", " red", " key", " is", " red"]
 

@@ -122,9 +122,9 @@ def test_another_word_may_be_what_answers_are_compared_with(source, original, tm
 def test_prompts_of_one_length_are_explained_at_once(source, original, tmp_path, monkeypatch):  # noqa: F811
     sizes, explain = [], answers.TextExplainer.explain
 
-    def counted(self, given, has_answer):
+    def counted(self, given):
         sizes.append(len(given))
-        return explain(self, given, has_answer)
+        return explain(self, given)
 
     monkeypatch.setattr(answers.TextExplainer, "explain", counted)
     by_ranks(task(source, tmp_path / "together", original, block=100, batch=100))
@@ -137,6 +137,29 @@ def test_prompts_of_one_length_are_explained_at_once(source, original, tmp_path,
                 np.testing.assert_allclose(value, other[name], rtol=1e-4, atol=1e-6, err_msg=name)
             else:
                 assert value == other[name]
+
+
+def test_where_no_answer_is_given_the_model_writes_it(tmp_path):
+    """Until it ends, so that answers to prompts of one length may be of several."""
+    model = saved(tmp_path / "tiny", trained_tokenizer(), dtype=torch.float64)
+    colors = ["red", "blue", "red key", "is", "The", "red"]
+    source = lines(tmp_path / "p.jsonl", [{"prompt": f"The {color} key"} for color in colors])
+    by_ranks(task(source, tmp_path / "first", model, words=4, batch=10, block=10))
+    plain = rows_of(tmp_path / "first")
+    assert all(len(row["matrix"]) == 4 and not row["is_given"] for row in plain)
+    end = plain[0]["ids"][-2]
+    transformers.GenerationConfig(eos_token_id=[end]).save_pretrained(model)
+    by_ranks(task(source, tmp_path / "ends", model, words=4, batch=10, block=10))
+    found = rows_of(tmp_path / "ends")
+    for row, whole in zip(found, plain, strict=True):
+        start, ids = row["prompt_length"], whole["ids"]
+        answer = ids[start:]
+        length = start + (max(answer.index(end), 1) if end in answer else 4)
+        assert row["ids"] == ids[:length]
+        assert row["answer"] == "".join(row["tokens"][start:])
+        expected = np.array(whole["matrix"])[: length - start, :length]
+        np.testing.assert_allclose(np.array(row["matrix"]), expected, rtol=1e-5, atol=1e-8)
+    assert len({len(row["ids"]) - row["prompt_length"] for row in found}) > 1
 
 
 def test_a_model_of_single_lengths_is_traced_for_each(source, original, tmp_path, monkeypatch):  # noqa: F811
@@ -445,6 +468,7 @@ def test_a_source_that_changed_is_refused(whole, original, tmp_path):  # noqa: F
         ({"composite": "cp_lrp"}, r"composite 'attn_lrp' \(now 'cp_lrp'\)"),
         ({"other": " blue"}, r"other None \(now ' blue'\)"),
         ({"dtype": "float64"}, r"other parameters, dtype 'float32' \(now 'float64'\)"),
+        ({"words": 2}, r"words 1 \(now 2\)"),
         ({"batch": 2}, r"batch 4 \(now 2\)"),
         ({"block": 2}, r"block 3 \(now 2\)"),
     ],
@@ -514,8 +538,8 @@ def test_what_no_prompt_could_mend_is_said_at_the_start(original, tmp_path, monk
 
 
 def test_sizes_must_be_sizes(whole, original, tmp_path):  # noqa: F811
-    for options in ({"batch": 0}, {"chunk": 0}):
-        with pytest.raises(InputError, match=r"^batch and chunk must be >= 1, but are "):
+    for options in ({"batch": 0}, {"chunk": 0}, {"words": 0}):
+        with pytest.raises(InputError, match=r"^batch, chunk and words must be >= 1, but are "):
             by_ranks(task(whole.parent / "prompts.jsonl", tmp_path / "out", original, **options))
     with pytest.raises(ModelError, match=r"--other takes one token, but ' blue key' is 2"):
         by_ranks(task(whole.parent / "prompts.jsonl", tmp_path / "out", original, other=" blue key"))

@@ -13,8 +13,9 @@ import torch
 
 import lrpfunc
 from lrpfunc import cli, composites, text
+from lrpfunc.errors import ModelError
 from lrpfunc.pictures.progress import ProgressBar
-from lrpfunc.pictures.texts import languages, pages
+from lrpfunc.pictures.texts import answers, languages, pages
 from tests import transformer_zoo
 from tests.test_cli import COMMAND, complaint, fine, lrp
 
@@ -95,7 +96,7 @@ def test_an_answer_is_explained_word_by_word(original, tmp_path):
     with torch.no_grad():
         shares = model(ids).logits[0].softmax(-1)
     expected = [float(shares[p - 1, ids[0, p]]) for p in range(start, ids.shape[1])]
-    assert found.probabilities == pytest.approx(expected, rel=1e-4)
+    assert found.generation.probabilities[0].tolist() == pytest.approx(expected, rel=1e-4)
     assert found.candidates == []
     page = (tmp_path / "page.html").read_text()
     assert "default-src 'none'" in page
@@ -116,6 +117,37 @@ def test_without_an_answer_the_next_word_is_explained_and_candidates_are_listed(
     fmodel, params = lrpfunc.functionalize(model, ids)
     expected = lrpfunc.attribute(fmodel, params, ids, composites.attn_lrp(), text.token(None, -1))[0]
     torch.testing.assert_close(found.generation.matrix[0, 0, :start], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_model_may_write_the_answer(original, tmp_path):
+    """Greedily, as transformers' own loop does; what ends it is no word of the answer, but it is if it comes first."""
+    found = pages.write(str(original), PROMPT, tmp_path / "page.html", words=5)
+    model, _, ids, start, _ = by_hand(original, "")
+    written = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False)[0]
+    read = languages.load(str(original))
+    assert found.words == read.words(written.tolist())
+    expected = text.generation(*lrpfunc.functionalize(model, written[None]), written[None], start)
+    torch.testing.assert_close(found.generation.matrix, expected.matrix, rtol=1e-4, atol=1e-6)
+    assert len(found.candidates) == 5
+    explainer = answers.TextExplainer(read, composites.attn_lrp())
+    one, fourth = int(written[start]), int(written[start + 3])
+    for ends, length in (({one}, 1), ({fourth}, 3), ({fourth, one}, 1), ({10**6}, 5), (set(), 5)):
+        model.generation_config.eos_token_id = list(ends)
+        read.model.generation_config.eos_token_id = list(ends)
+        if fourth in written[start : start + 3].tolist():
+            length = min(length, written[start:].tolist().index(fourth))
+        (one_answer,) = explainer.answered([languages.Written(ids, start)], 5)
+        assert one_answer.ids[0].tolist() == written[: start + length].tolist(), ends
+
+
+def test_what_is_written_ends_where_the_model_does(tmp_path):
+    folder = saved(tmp_path / "short", trained_tokenizer(), max_position_embeddings=16)
+    read = languages.load(str(folder))
+    explainer = answers.TextExplainer(read, composites.attn_lrp())
+    (written,) = explainer.answered([languages.Written(torch.full((1, 14), 40), 14)], 5)
+    assert written.ids.shape == (1, 16)
+    with pytest.raises(ModelError, match=r"^the prompt is 16 tokens, all that short reads: give fewer words\.$"):
+        explainer.answered([languages.Written(torch.full((1, 16), 40), 16)], 5)
 
 
 @pytest.mark.parametrize("other", [None, " blue"])
@@ -152,15 +184,17 @@ def test_another_word_may_be_what_it_is_compared_with(original, tmp_path):
 def test_a_prompt_begins_as_the_tokenizer_has_it_and_does_not_end(special, tmp_path):
     folder = saved(tmp_path / "tiny", trained_tokenizer(**special))
     read = languages.load(str(folder))
-    assert read.written("The key", " is").words == ["<s>", "The", " key", " is"]
+    assert read.words(read.written("The key", " is").ids[0].tolist()) == ["<s>", "The", " key", " is"]
     assert read.written("The key", " is").prompt_length == 3
-    assert read.written("The key", "").words == ["<s>", "The", " key"]
+    assert read.words(read.written("The key", "").ids[0].tolist()) == ["<s>", "The", " key"]
 
 
 def test_a_token_across_prompt_and_answer_is_cut(original):
-    written = languages.load(str(original)).written("The re", "d key")
-    assert "".join(written.words) == "The red key"
-    assert "".join(written.words[: written.prompt_length]) == "The re"
+    read = languages.load(str(original))
+    written = read.written("The re", "d key")
+    words = read.words(written.ids[0].tolist())
+    assert "".join(words) == "The red key"
+    assert "".join(words[: written.prompt_length]) == "The re"
 
 
 @pytest.mark.parametrize("family", ["gpt2", "mixtral"])
@@ -197,6 +231,18 @@ def test_the_command_lists_what_may_come_next(original, tmp_path):
     assert [re.split(r"  +", line)[0] for line in lines[8:10]] == ["The red key is red.", "The key is"]
     assert lines[-1] == f"page: {tmp_path / 'page.html'}"
     assert answer.stderr == ""
+
+
+def test_the_command_lists_what_the_model_writes(original, tmp_path):
+    answer = fine("text", "-m", original, "-p", "The key is", "-o", tmp_path / "x.html", "--words", 3)
+    lines = answer.stdout.splitlines()
+    assert lines[0].split()[:2] == ["next", "word"]
+    assert [line == "" for line in lines].count(True) == 1
+    assert lines[7].split()[0] == "word"
+    assert len(lines) == 12
+    options = ("-a", " red", "--words", 3)
+    ended = lrp("text", "-m", original, "-p", "The", "-o", tmp_path / "y.html", *options)
+    assert complaint(ended) == "error: --words is for what the model writes: leave it or --answer out."
 
 
 def test_the_command_lists_an_answer_word_by_word(original, tmp_path):

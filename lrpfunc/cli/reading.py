@@ -65,9 +65,12 @@ def text(
             "-a",
             help="What is written behind it, as it stands (begin with a space where a word does): each word is "
             "explained.",
-            show_default="the word that is likeliest next",
+            show_default="what the model writes",
         ),
     ] = "",
+    words: Annotated[
+        int, typer.Option(help="How many the model writes where no answer is given, the likeliest each.", min=1)
+    ] = 1,
     other: Annotated[
         str | None,
         typer.Option(help="A word: what speaks for each word of the answer, and not for this one.", show_default=False),
@@ -130,9 +133,9 @@ def text(
 ) -> None:
     """Explain what a language model writes: which words of the prompt, and of the answer before, each word rests on.
 
-    Without an answer it is the next word, of which the likeliest are listed. A file of prompts gives Parquet files of
-    256 prompts each, and the same command goes on after any stop; prompts that cannot be explained are listed in
-    their column `error`, and the exit code is then 3.
+    Without an answer it is what the model writes: the likeliest next word, or as many as --words says. A file of
+    prompts gives Parquet files of 256 prompts each, and the same command goes on after any stop; prompts that cannot
+    be explained are listed in their column `error`, and the exit code is then 3.
     """
     cluster = Cluster(engine, block_size, address, processes, cpus_per_process, gpus_per_process)
     if (prompt is None) == (prompts is None):
@@ -140,7 +143,10 @@ def text(
     if prompts is None:
         if batch is not None or cluster != Cluster():
             raise InputError("--batch and what is for many processes go with --prompts.")
-        _page(model, prompt or "", answer, other, out or Path(PAGE), composite, dtype, device, chunk, graph, overwrite)
+        if answer and words > 1:
+            raise InputError("--words is for what the model writes: leave it or --answer out.")
+        place = out or Path(PAGE)
+        _page(model, prompt or "", answer, other, place, composite, dtype, device, chunk, graph, overwrite, words)
         return
     if answer or graph is not None:
         raise InputError("--answer and --graph are of one prompt: the answers of a file stand in it.")
@@ -148,7 +154,7 @@ def text(
     from lrpfunc.pictures import distributed
 
     folder = out or Path(FOLDER)
-    task = distributed.TextTask(prompts, folder, model, composite, other, dtype.value, device, chunk=chunk)
+    task = distributed.TextTask(prompts, folder, model, composite, other, dtype.value, device, chunk=chunk, words=words)
     with ProgressBar("explaining") as bar:
         outcome = run_blocks(cluster, task if batch is None else task._replace(batch=batch), bar)
     tell(outcome, is_among_others=engine == RANKS, what="prompt", listed="the column 'error'")
@@ -166,13 +172,14 @@ def _page(
     chunk: int,
     graph: int | None,
     overwrite: bool,
+    words: int,
 ) -> None:
     from lrpfunc.pictures.texts import pages
 
     read = sys.stdin.read() if prompt == "-" else prompt
     with ProgressBar("explaining") as bar:
         found = pages.write(
-            model, read, out, answer, other, composite, dtype.value, device, chunk, overwrite, graph, progress=bar
+            model, read, out, answer, other, composite, dtype.value, device, chunk, overwrite, graph, words, bar
         )
     notes(found.notes)
     console = output()

@@ -37,12 +37,13 @@ class Generation:
         matrix: (batch, answer, tokens): the relevance of each token to each token of the answer; zeros at that token
             itself and after it.
         logits: (batch, answer): what is explained, the logit of each token of the answer, or that less another.
+        probabilities: (batch, answer): that the model writes each token of the answer there.
         prompt_length: how many of the tokens are no answer.
 
     >>> import lrpfunc, torch
     >>> from lrpfunc import text
     >>> matrix = torch.tensor([[[1.0, 2.0, 0.0, 0.0], [1.0, 0.0, 4.0, 0.0]]])
-    >>> found = text.Generation(matrix, torch.tensor([[4.0, 5.0]]), prompt_length=2)
+    >>> found = text.Generation(matrix, torch.tensor([[4.0, 5.0]]), torch.tensor([[0.5, 0.9]]), prompt_length=2)
     >>> found.constants
     tensor([[1., 0.]])
     >>> found.spans({"prompt": range(2), "answer": slice(2, None)})
@@ -61,6 +62,7 @@ class Generation:
 
     matrix: Tensor
     logits: Tensor
+    probabilities: Tensor
     prompt_length: int
 
     @property
@@ -127,8 +129,8 @@ def _positions(spans: Spans, start: int, end: int) -> list[list[int]]:
 
 register_pytree(
     Generation,
-    lambda generation: ([generation.matrix, generation.logits], generation.prompt_length),
-    lambda tensors, prompt_length: Generation(tensors[0], tensors[1], prompt_length),
+    lambda generation: ([generation.matrix, generation.logits, generation.probabilities], generation.prompt_length),
+    lambda tensors, prompt_length: Generation(tensors[0], tensors[1], tensors[2], prompt_length),
 )
 
 
@@ -178,13 +180,15 @@ def generation(
     check_chunk_size(chunk_size)
     answer = _checked(ids, prompt_length)
     passed, place = _passed(fmodel, params, _inputs(fmodel, ids, x), rules, checkpoint)
-    seed, explained = _seeds(passed.output, answer, prompt_length, other)
+    before = _before(logits_of(passed.output), answer, prompt_length)
+    seed, explained = _seeds(logits_of(passed.output), before, answer, other)
     rows, flow = [], _arrived(passed, place, seed)
     for positions in torch.arange(prompt_length - 1, ids.shape[1] - 1).split(chunk_size):
         rows.append(_pulled(passed, place, flow, positions.tolist(), tuple(ids.shape)))
         if progress is not None:
             progress(int(positions[-1]) + 2 - prompt_length, answer.shape[1])
-    return Generation(_checked_matrix(torch.cat(rows, 1), prompt_length, flow.tensor.dtype), explained, prompt_length)
+    matrix = _checked_matrix(torch.cat(rows, 1), prompt_length, flow.tensor.dtype)
+    return Generation(matrix, explained, _probabilities(before, answer), prompt_length)
 
 
 def _checked(ids: Tensor, prompt_length: int) -> Tensor:
@@ -215,18 +219,21 @@ def _passed(fmodel: Program, params, x, rules: Entries, checkpoint: int | None) 
     return forward(plan, x, {place: place}, checkpoint, is_final=False), place
 
 
-def _seeds(output: Any, answer: Tensor, prompt_length: int, other: int | Tensor | None) -> tuple[Tensor, Tensor]:
-    """The relevance that enters at the logits, that of all tokens of the answer, and what is explained by token."""
-    logits = logits_of(output)
-    batch, length, vocabulary = logits.shape
+def _before(logits: Tensor, answer: Tensor, prompt_length: int) -> Tensor:
+    """The logits (batch, answer, vocabulary) that each token of the answer was taken from. Errors: `TargetError`."""
+    batch, length, _ = logits.shape
     if (batch, length) != (len(answer), prompt_length + answer.shape[1]):
         raise TargetError(
             f"logits must be of all tokens, {(len(answer), prompt_length + answer.shape[1])}, but those of the model "
             f"are {(batch, length)}."
         )
-    before = logits[:, prompt_length - 1 : -1]
-    seed = torch.zeros_like(logits)
-    part = seed[:, prompt_length - 1 : -1]
+    return logits[:, prompt_length - 1 : -1]
+
+
+def _seeds(logits: Tensor, before: Tensor, answer: Tensor, other: int | Tensor | None) -> tuple[Tensor, Tensor]:
+    """The relevance that enters at the logits, that of all tokens of the answer, and what is explained by token."""
+    seed, vocabulary = torch.zeros_like(logits), logits.shape[2]
+    part = seed[:, -1 - answer.shape[1] : -1]
     explained = torch.zeros_like(before[:, :, 0])
     for tokens, sign in ((answer, 1), (_others(other, answer), -1)):
         if tokens is None:
@@ -240,6 +247,13 @@ def _seeds(output: Any, answer: Tensor, prompt_length: int, other: int | Tensor 
         part.scatter_add_(2, tokens[:, :, None], sign * own)
         explained = explained + sign * own[:, :, 0]
     return seed, explained
+
+
+def _probabilities(before: Tensor, answer: Tensor) -> Tensor:
+    """In float32 at least: exp(z_t - log sum_j exp z_j)."""
+    wide = before.to(torch.promote_types(before.dtype, torch.float32))
+    own = wide.gather(2, answer.to(wide.device, torch.long)[:, :, None])[:, :, 0]
+    return (own - wide.logsumexp(2)).exp()
 
 
 def _others(other: int | Tensor | None, answer: Tensor) -> Tensor | None:

@@ -66,6 +66,7 @@ class TextTask(NamedTuple):
     device: str = "cpu"
     batch: int = 16
     chunk: int = 8
+    words: int = 1
     block: int = BLOCK
 
     @property
@@ -81,7 +82,15 @@ class TextTask(NamedTuple):
     def prepared(self) -> text_runs.Job:
         """Errors: as `texts.runs.prepared` has them."""
         return text_runs.prepared(
-            self.source, self.model, self.composite, self.other, self.dtype, self.device, self.batch, self.chunk
+            self.source,
+            self.model,
+            self.composite,
+            self.other,
+            self.dtype,
+            self.device,
+            self.batch,
+            self.chunk,
+            self.words,
         )
 
 

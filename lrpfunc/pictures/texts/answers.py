@@ -28,17 +28,10 @@ KEPT_LENGTHS = 8  # traces of single lengths, of models that take no other
 
 
 class Answers(NamedTuple):
-    """Answers to prompts of one length, explained.
-
-    `ids`: (batch, tokens) of prompt and answer. `logits`: (batch, answer + 1, vocabulary), of what follows the prompt
-    and each token of the answer; of one that the model was asked for, (batch, 1, vocabulary). `probabilities`: (batch,
-    answer).
-    """
+    """Answers to prompts of one length, explained. `ids`: (batch, tokens) of prompt and answer."""
 
     ids: Tensor
     generation: text.Generation
-    logits: Tensor
-    probabilities: Tensor
 
 
 class TextExplainer:
@@ -55,29 +48,52 @@ class TextExplainer:
     def device(self) -> torch.device:
         return next(self.read.model.parameters()).device
 
-    def explain(
-        self, given: Sequence[Written], has_answer: bool, progress: Callable[[int, int], None] | None = None
-    ) -> Answers:
-        """Explain what was written, of one length, prompt and answer alike; where no answer was, the likeliest token.
+    def explain(self, given: Sequence[Written], progress: Callable[[int, int], None] | None = None) -> Answers:
+        """Explain answers to prompts, all of one length, answer and prompt alike.
 
         Errors: as `functionalize` and `text.generation` have them.
         """
-        ids, start = torch.cat([each.ids for each in given]).to(self.device), given[0].prompt_length
-        with torch.no_grad():
-            logits = self.read.model(ids).logits[:, start - 1 :].double()
-        if not has_answer:
-            ids = torch.cat([ids, logits.argmax(-1)], 1)
+        ids = self._together(given)
         fmodel, params = self.trace(ids)
         generation = text.generation(
-            fmodel, params, ids, start, self.rules, other=self.other, chunk_size=self.chunk, progress=progress
+            fmodel, params, ids, given[0].prompt_length, self.rules, None, self.other, self.chunk, progress=progress
         )
-        shares = logits.softmax(-1)[:, : ids.shape[1] - start]
-        return Answers(ids, generation, logits, shares.gather(2, ids[:, start:, None])[:, :, 0])
+        return Answers(ids, generation)
+
+    def answered(self, given: Sequence[Written], words: int) -> list[Written]:
+        """Prompts of one length with what the model writes: the likeliest token, `words` times or until it ends.
+
+        Errors: `ModelError` for prompts that leave no room.
+        """
+        ids, start = self._together(given), given[0].prompt_length
+        room = words if self.read.longest is None else min(words, self.read.longest - start)
+        if room < 1:
+            raise ModelError(f"the prompt is {start:,} tokens, all that {self.read.name} reads: give fewer words.")
+        ends = torch.tensor(sorted(self.read.ends), device=ids.device)
+        for _ in range(room):
+            ids = torch.cat([ids, self.logits(ids)[:, None].argmax(-1)], 1)
+            if torch.isin(ids[:, start:], ends).any(1).all():
+                break
+        return [self._until(row, start, ends) for row in ids]
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """What may follow: (batch, vocabulary)."""
+        with torch.no_grad():
+            return self.read.model(ids).logits[:, -1]
+
+    def _together(self, given: Sequence[Written]) -> Tensor:
+        return torch.cat([each.ids for each in given]).to(self.device)
+
+    def _until(self, ids: Tensor, start: int, ends: Tensor) -> Written:
+        """An answer up to the token that ends it, which is one only if it is the first."""
+        (places,) = torch.isin(ids[start:], ends).nonzero(as_tuple=True)
+        length = len(ids) if not len(places) else start + max(int(places[0]), 1)
+        return Written(ids[None, :length].cpu(), start)
 
     def try_out(self) -> None:
         """Explain a few tokens, to hear before long work what no prompt could mend. Errors: as `explain` has them."""
         example = self._example()
-        self.explain([Written(example.cpu(), [], example.shape[1] - 1)], has_answer=True)
+        self.explain([Written(example.cpu(), example.shape[1] - 1)])
 
     def trace(self, ids: Tensor) -> tuple[Program, Mapping[str, Tensor]]:
         """The model as a program that takes these ids: the one for all lengths if the model allows, else of theirs.

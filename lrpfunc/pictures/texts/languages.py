@@ -28,11 +28,14 @@ AUTO = "auto"
 
 
 class Written(NamedTuple):
-    """Prompt and answer as ids (1, length), the words of these, and how many are the prompt's."""
+    """Prompt and answer as ids (1, length), and how many are the prompt's."""
 
     ids: Tensor
-    words: list[str]
     prompt_length: int
+
+    @property
+    def answer_length(self) -> int:
+        return self.ids.shape[1] - self.prompt_length
 
 
 class LanguageModel(NamedTuple):
@@ -54,6 +57,14 @@ class LanguageModel(NamedTuple):
         found = getattr(self.model.config, "max_position_embeddings", None)
         return found if isinstance(found, int) and found > 0 else None
 
+    @property
+    def ends(self) -> set[int]:
+        """The tokens that end what it writes."""
+        config = getattr(self.model, "generation_config", None)
+        found = getattr(config, "eos_token_id", None)
+        listed = found if isinstance(found, list | tuple) else [found, self.tokenizer.eos_token_id]
+        return {token for token in listed if isinstance(token, int)}
+
     def written(self, prompt: str, answer: str) -> Written:
         """The tokens of a prompt and of what is written behind it, as it stands. Errors: `ModelError`."""
         before = self._ids(prompt)
@@ -74,7 +85,7 @@ class LanguageModel(NamedTuple):
                 f"prompt and answer are {len(both):,} tokens, but {self.name} reads {self.longest:,} "
                 f"(max_position_embeddings in its {CONFIG}): give fewer words."
             )
-        return Written(torch.tensor([both]), self.words(both), len(before))
+        return Written(torch.tensor([both]), len(before))
 
     def words(self, ids: Sequence[int]) -> list[str]:
         """Tokens as people read them, or as <number> where the model has more than the tokenizer."""

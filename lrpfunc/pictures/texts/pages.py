@@ -15,7 +15,7 @@ from lrpfunc.pictures.outfiles import check_outfile, outfile
 from lrpfunc.pictures.tables import print_table
 from lrpfunc.pictures.texts import languages
 from lrpfunc.pictures.texts.answers import DEFAULT_COMPOSITE, TextExplainer, composite_named, one_token
-from lrpfunc.pictures.texts.languages import AUTO, LanguageModel
+from lrpfunc.pictures.texts.languages import AUTO, LanguageModel, Written
 from lrpfunc.text.grids.pages import check_numbers
 from lrpfunc.text.tokens import heading
 
@@ -43,7 +43,6 @@ class Explained(NamedTuple):
     path: Path
     words: list[str]
     generation: text.Generation
-    probabilities: list[float]
     candidates: list[Candidate]
     notes: tuple[str, ...]
     graph: circuits.Graph | None = None
@@ -62,11 +61,13 @@ def write(
     chunk: int = 8,
     overwrite: bool = False,
     graph: int | None = None,
+    words: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Explained:
-    """Explain an answer, or the word that is likeliest next, and write a page of it.
+    """Explain an answer, or what the model writes, the likeliest word after word, and write a page of it.
 
-    `graph`: which word of the answer, counted from 1, is also shown as tokens through layers.
+    `words`: how many it writes, if no answer is given. `graph`: which word of the answer, counted from 1, is also
+    shown as tokens through layers.
     Errors: `FileError`, `ModelError`, and those of `text.generation` and `circuits.graph`.
     """
     if out.suffix.lower() not in (".html", ".htm"):
@@ -76,15 +77,17 @@ def write(
     read = languages.load(model, dtype, device_named(device))
     given = read.written(prompt, answer)
     explainer = TextExplainer(read, rules, None if other is None else one_token(read, other), chunk)
-    count = given.ids.numel() + (not answer)
-    check_numbers((count - given.prompt_length) * count, "A shorter prompt or answer has fewer.")
-    at = given.prompt_length - 1 if graph is None else _checked_graph(graph, given.prompt_length, count)
-    answers = explainer.explain([given], bool(answer), progress)
-    words = read.words(answers.ids[0].tolist())
-    candidates = [] if answer else _candidates(read, answers.logits[0, 0])
-    found = Explained(out, words, answers.generation, answers.probabilities[0].tolist(), candidates, read.notes)
+    candidates = []
+    if not answer:
+        candidates = _candidates(read, explainer.logits(given.ids.to(explainer.device))[0].double())
+        (given,) = explainer.answered([given], words)
+    check_numbers(given.answer_length * given.ids.shape[1], "A shorter prompt or answer has fewer.")
+    at = given.prompt_length - 1 if graph is None else _checked_graph(graph, given)
+    answers = explainer.explain([given], progress)
+    pieces = read.words(answers.ids[0].tolist())
+    found = Explained(out, pieces, answers.generation, candidates, read.notes)
     if graph is not None:
-        found = found._replace(graph=_graph(explainer, answers.ids, at), graphed=words[at + 1])
+        found = found._replace(graph=_graph(explainer, answers.ids, at), graphed=pieces[at + 1])
     with outfile(out, overwrite) as part:
         part.write_text(_page(found, read.name, composite, other), encoding="utf-8")
     return found
@@ -99,11 +102,11 @@ def _graph(explainer: TextExplainer, ids: Tensor, at: int) -> circuits.Graph:
     return circuits.graph(fmodel, params, ids, target, explainer.rules, keep=keep, split=keep is None)
 
 
-def _checked_graph(graph: int, start: int, length: int) -> int:
+def _checked_graph(graph: int, given: Written) -> int:
     """The position that a word of the answer is written at. Errors: `ModelError`."""
-    if not 1 <= graph <= length - start:
-        raise ModelError(f"--graph takes a word of the answer, 1 to {length - start}, but got {graph}.")
-    return start + graph - 2
+    if not 1 <= graph <= given.answer_length:
+        raise ModelError(f"--graph takes a word of the answer, 1 to {given.answer_length}, but got {graph}.")
+    return given.prompt_length + graph - 2
 
 
 def _candidates(read: LanguageModel, logits: Tensor) -> list[Candidate]:
@@ -121,7 +124,7 @@ def _page(found: Explained, model: str, composite: str, other: str | None) -> st
     title = f"What each word rests on{instead}: {model}, {composite}"
     if found.graph is not None:
         return found.graph.html(found.words, answer=found.graphed, title=title, matrix=found.generation.matrix[0])
-    if len(found.probabilities) > 1:
+    if len(found.generation.logits[0]) > 1:
         return text.matrix(found.generation.matrix[0], found.words, title=title)
     return text.html(**found.generation.rows(found.words), title=title)
 
@@ -135,7 +138,9 @@ def tables(found: Explained, console: Console) -> None:
         header = ("next word", "probability", "logit")
         rows = [(_shown(word), f"{p:.2%}", f"{logit:.4g}") for word, p, logit in found.candidates]
         print_table(console, header, rows, ["bold", *[""] * (len(rows) - 1)], numbers=header[1:])
-    else:
+    if len(found.generation.logits[0]) > 1 or not found.candidates:
+        if found.candidates:
+            console.print()
         _print_answer(found, console)
     sentences = text.sentences(found.words[: found.generation.prompt_length])
     if len(sentences) > 1:
@@ -148,9 +153,10 @@ def tables(found: Explained, console: Console) -> None:
 def _print_answer(found: Explained, console: Console) -> None:
     start = found.generation.prompt_length
     matrix, explained = found.generation.matrix[0], found.generation.logits[0].tolist()
+    probabilities = found.generation.probabilities[0].tolist()
     header = ("word", "probability", "explained", "of the prompt", "most by")
     rows = []
-    for row, (word, probability) in enumerate(zip(found.words[start:], found.probabilities, strict=True)):
+    for row, (word, probability) in enumerate(zip(found.words[start:], probabilities, strict=True)):
         most = found.words[int(matrix[row].argmax())]
         prompt = float(matrix[row, :start].sum())
         rows.append((_shown(word), f"{probability:.2%}", f"{explained[row]:.4g}", f"{prompt:+.4g}", _shown(most)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,13 +18,13 @@ from lrpfunc.pictures.runs import Outcome, Progress, fingerprint, versions
 from lrpfunc.pictures.texts import files, languages
 from lrpfunc.pictures.texts.answers import DEFAULT_COMPOSITE, Answers, TextExplainer, composite_named, one_token
 from lrpfunc.pictures.texts.files import KIND, Row, TextRun
-from lrpfunc.pictures.texts.languages import AUTO, Written
+from lrpfunc.pictures.texts.languages import AUTO, LanguageModel, Written
 from lrpfunc.pictures.texts.prompts import Prompt, Prompts, open_prompts
 from lrpfunc.pictures.workfile import differences
 
 PACKAGES = ("lrpfunc", "torch", "transformers", "tokenizers", "numpy", "pyarrow")
 # What must be the same in a run that goes on.
-SAME = ("kind", "model", "parameters", "tokenizer", "dtype", "composite", "other", "samples", "batch", "shard")
+SAME = ("kind", "model", "parameters", "tokenizer", "dtype", "composite", "other", "words", "samples", "batch", "shard")
 OF_TOKENIZERS = (".json", ".txt", ".model", ".tiktoken", ".jinja")  # how their files end
 OF_MODELS = ("config.json", "generation_config.json", "model.safetensors.index.json")
 
@@ -38,17 +38,19 @@ def prepared(
     device: str = "cpu",
     batch: int = 16,
     chunk: int = 8,
+    words: int = 1,
 ) -> Job:
     """What is done before the first prompt: the file opened, the model read, traced, and tried on a few tokens.
 
     `source`, `model`: see `prompts.open_prompts`, `languages.load`. `other`: a word that each word of an answer is
     compared with. `batch`: prompts that are looked at together, of which those of one length are explained at once;
-    `chunk`: words of an answer at once.
+    `chunk`: words of an answer at once. `words`: how many the model writes where there is no answer, each
+    the likeliest.
     Errors: of the source, of the folder of the model, and of a model that cannot be explained: `FileError`,
     `ModelError`, `TraceError`, `InputError`, `MissingExtraError`.
     """
-    if batch < 1 or chunk < 1:
-        raise InputError(f"batch and chunk must be >= 1, but are {batch} and {chunk}.")
+    if min(batch, chunk, words) < 1:
+        raise InputError(f"batch, chunk and words must be >= 1, but are {batch}, {chunk} and {words}.")
     need("pyarrow", "parquet", "writing Parquet")
     prompts = open_prompts(source)
     rules = composite_named(composite)
@@ -63,6 +65,7 @@ def prepared(
         "dtype": str(read.model.dtype).removeprefix("torch."),
         "composite": composite,
         "other": other,
+        "words": words,
         "source": str(source),
         "samples": len(prompts),
         "contents": prompts.digest,
@@ -70,7 +73,7 @@ def prepared(
         "device": str(explainer.device),
         "versions": versions(PACKAGES),
     }
-    return Job(prompts, explainer, batch, details)
+    return Job(prompts, explainer, batch, words, details)
 
 
 def _fingerprint(folder: Path) -> str:
@@ -88,6 +91,7 @@ class Job(NamedTuple):
     prompts: Prompts
     explainer: TextExplainer
     batch: int
+    words: int
     details: dict[str, Any]
 
     @property
@@ -147,9 +151,13 @@ class _Asked(NamedTuple):
     written: Written
 
     @property
-    def shape(self) -> tuple[int, int, bool]:
+    def shape(self) -> tuple[int, int]:
         """What those have in common that are explained at once."""
-        return self.written.ids.shape[1], self.written.prompt_length, bool(self.prompt.answer)
+        return self.written.ids.shape[1], self.written.prompt_length
+
+    def with_answer(self, written: Written) -> _Asked:
+        """What the model wrote behind it."""
+        return self._replace(written=written)
 
     def failed(self, error: object) -> Row:
         return _failed(self.place, self.prompt, error)
@@ -176,15 +184,15 @@ class _Rows:
 
     def _of(self, indices: Sequence[int]) -> list[Row]:
         rows: list[Row] = []
-        groups: dict[tuple[int, int, bool], list[_Asked]] = {}
+        usable: list[_Asked] = []
         for index in indices:
             asked = _asked(self._job, index)
             if isinstance(asked, Row):
                 rows.append(asked)
             else:
-                groups.setdefault(asked.shape, []).append(asked)
-        for group in groups.values():
-            rows += _explained(self._job.explainer, group)
+                usable.append(asked)
+        for group in _groups(usable):
+            rows += _explained(self._job, group)
         return sorted(rows, key=lambda row: row.index)
 
 
@@ -199,27 +207,42 @@ def _asked(job: Job, index: int) -> _Asked | Row:
         return _failed(index, prompt, error)
 
 
-def _explained(explainer: TextExplainer, group: Sequence[_Asked]) -> list[Row]:
+def _explained(job: Job, group: Sequence[_Asked]) -> list[Row]:
     """Prompts of one length. Where together they fail, or are too many for the memory, fewer are tried."""
     try:
-        answers = explainer.explain([asked.written for asked in group], bool(group[0].prompt.answer))
+        if not group[0].written.answer_length:
+            return _answered(job, group)
+        answers = job.explainer.explain([asked.written for asked in group])
+        return [_row(job.explainer.read, asked, answers, number) for number, asked in enumerate(group)]
     except LrpError as error:
         reason = str(error)
     except (MemoryError, torch.OutOfMemoryError):
         length = group[0].written.ids.shape[1]
         reason = f"the memory does not suffice for its {length:,} tokens: a smaller --chunk takes less"
-    else:
-        return [_row(explainer, asked, answers, number) for number, asked in enumerate(group)]
     if len(group) == 1:
         return [group[0].failed(reason)]
     half = len(group) // 2
-    return [*_explained(explainer, group[:half]), *_explained(explainer, group[half:])]
+    return [*_explained(job, group[:half]), *_explained(job, group[half:])]
 
 
-def _row(explainer: TextExplainer, asked: _Asked, answers: Answers, number: int) -> Row:
-    ids = answers.ids[number].tolist()
-    matrix = answers.generation.matrix[number].double().cpu()
-    words, start = explainer.read.words(ids), asked.written.prompt_length
+def _answered(job: Job, group: Sequence[_Asked]) -> list[Row]:
+    """Prompts of one length without an answer, which may come to be of several lengths."""
+    written = job.explainer.answered([asked.written for asked in group], job.words)
+    return [row for each in _groups(map(_Asked.with_answer, group, written)) for row in _explained(job, each)]
+
+
+def _groups(given: Iterable[_Asked]) -> Iterable[list[_Asked]]:
+    """By what those have in common that are explained at once."""
+    groups: dict[tuple[int, int], list[_Asked]] = {}
+    for asked in given:
+        groups.setdefault(asked.shape, []).append(asked)
+    return groups.values()
+
+
+def _row(read: LanguageModel, asked: _Asked, answers: Answers, number: int) -> Row:
+    ids, generation = answers.ids[number].tolist(), answers.generation
+    matrix = generation.matrix[number].double().cpu()
+    words, start = read.words(ids), asked.written.prompt_length
     return Row(
         asked.place,
         asked.prompt.name,
@@ -231,8 +254,8 @@ def _row(explainer: TextExplainer, asked: _Asked, answers: Answers, number: int)
         start,
         matrix.sum(0).float().numpy(),
         matrix.float().numpy(),
-        answers.generation.logits[number].tolist(),
-        answers.probabilities[number].tolist(),
+        generation.logits[number].tolist(),
+        generation.probabilities[number].tolist(),
     )
 
 
