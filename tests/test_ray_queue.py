@@ -142,6 +142,22 @@ def test_as_many_processes_as_fit_or_as_are_wanted(run):
     assert ray.made == 7
 
 
+def test_a_model_whose_code_is_not_on_a_machine_is_named(run):
+    class Elsewhere(StandIn):
+        def get(self, reference):
+            if isinstance(reference, distributed.Task):
+                raise RayError("System error\n  File there\nModuleNotFoundError: No module named 'my_model'")
+            return super().get(reference)
+
+    with pytest.raises(FileError) as error:
+        run(Elsewhere())
+    assert str(error.value) == (
+        "a process of the cluster cannot read what it is to do (ModuleNotFoundError: No module named 'my_model'): the "
+        "code of the model must be there on all machines, installed or on the PYTHONPATH with which `ray start` was "
+        "given."
+    )
+
+
 def test_a_block_of_a_dead_process_goes_to_another(run):
     deaths = {1: 3, 4: 1}
 
@@ -204,7 +220,7 @@ def test_what_a_process_says_is_said(run, monkeypatch):
 def test_processes_with_other_versions_are_refused(run, monkeypatch):
     given = iter(2 * [{"lrpfunc": "0.1", "torch": "2.1"}])
     mine = runs.versions()
-    monkeypatch.setattr(ray_engine, "versions", lambda: next(given, mine))
+    monkeypatch.setattr(ray_engine, "versions", lambda names: next(given, mine))
     with pytest.raises(
         FileError, match=r"^the command runs with lrpfunc 0\.1, torch 2\.1, .*, but a process has lrpfunc "
     ):

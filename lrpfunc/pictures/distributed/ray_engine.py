@@ -43,10 +43,18 @@ class Process:
     def ready(self, theirs: dict[str, str | None], task: list[Any]) -> int:
         """Prepare the model: how many samples there are. `task`: in a list, as another version could not read it.
 
-        Errors: as `check_versions` and `Worker` have them.
+        Errors: as `check_versions` and `Worker` have them; `FileError` where code of the model is not on this machine.
         """
         check_versions("the command runs", theirs, versions(name for name in theirs if name != "python"))
-        self.worker = Worker(_ray().get(task[0]))
+        ray = _ray()
+        try:
+            found = ray.get(task[0])
+        except ray.exceptions.RayError as error:
+            raise FileError(
+                f"a process of the cluster cannot read what it is to do ({_reason(error)}): the code of the model must "
+                "be there on all machines, installed or on the PYTHONPATH with which `ray start` was given."
+            ) from error
+        self.worker = Worker(found)
         return self.worker.samples
 
     def do(self, number: int) -> Outcome:
