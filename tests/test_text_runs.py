@@ -18,6 +18,7 @@ from lrpfunc import cli, composites, extras, text
 from lrpfunc.errors import FileError, InputError, MissingExtraError, ModelError
 from lrpfunc.pictures import distributed
 from lrpfunc.pictures.distributed import ranks, worker
+from lrpfunc.pictures.progress import ProgressBar
 from lrpfunc.pictures.texts import answers, files, merging, prompts, report
 from lrpfunc.pictures.texts.files import TextRun
 from tests.test_cli import complaint, fine, lrp
@@ -694,3 +695,28 @@ def test_a_data_set_of_prompts_is_sent_where_it_belongs(source, tmp_path):
     assert complaint(ended, cli.BAD_PATH) == (
         f"error: {source} holds no pictures. Prompts go to `lrpfunc text --prompts {source}`."
     )
+
+
+def test_what_stops_the_command_says_how_to_go_on(whole, original, monkeypatch):  # noqa: F811
+    source, out = whole.parent / "prompts.jsonl", whole.parent / "stopped"
+    options = ("text", "-m", original, "--prompts", source, "-o", out, "--block-size", BLOCK, "--batch", BATCH)
+
+    def stopped(self, done, *more):
+        if done > BLOCK:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ProgressBar, "__call__", stopped)
+        ended = lrp(*options)
+    assert ended.exit_code == cli.INTERRUPTED
+    assert ended.stderr == "\nstopped. Tables that are whole stay; the same command makes the rest.\n"
+    assert sorted(contents_of(out)) == ["_run.json", "block-000001.parquet"]
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "open", lambda path, mode: open("/dev/full", mode), raising=False)  # noqa: SIM115
+        said = complaint(lrp(*options), cli.BAD_PATH)
+    assert said.endswith(
+        "No space left on device. There is no space left: make some, or write elsewhere with --out. The same command "
+        "then goes on."
+    )
+    assert fine(*options).stdout == f"{out}: 7 explanations\n"
+    assert contents_of(out) == contents_of(whole)

@@ -29,8 +29,14 @@ REMEDIES = {
 # What a command leaves behind when it is stopped, and how to go on.
 STOPPED = {
     "dataset": "The same command with --resume goes on from here.",
+    "text": "Tables that are whole stay; the same command makes the rest.",
     "image": "Pictures that are whole stay; the same command with --overwrite makes all.",
     "digits": "The folder is not complete: remove it, and give the same command.",
+}
+# And after a disk was full.
+GOES_ON = {
+    "dataset": " The same command with --resume then goes on.",
+    "text": " The same command then goes on.",
 }
 # How a command takes less memory, if not by --batch.
 FEWER = {"text": "Fewer words at once need less: --chunk; so does --dtype bfloat16."}
@@ -73,6 +79,6 @@ def _sentences(error: OSError, command: str | None) -> str:
     said = error.strerror or " ".join(str(error).split()) or type(error).__name__
     file = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
     remedy = REMEDIES.get(error.errno or 0, "")
-    if command == "dataset" and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        remedy += " The same command with --resume then goes on."
+    if command in GOES_ON and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy += GOES_ON[command]
     return f"{file}{said.rstrip('.')}. {remedy}".strip()
