@@ -8,6 +8,7 @@ import tarfile
 
 import numpy as np
 import pytest
+import torch
 
 from lrpfunc.errors import FileError, MissingExtraError
 from lrpfunc.pictures import distributed, merging, runs
@@ -214,3 +215,17 @@ def test_a_folder_of_several_kinds_is_refused(classifier, tmp_path):
         FileError, match=r"holds \.parquet and \.tar files: give the folder of one kind, or one file\.$"
     ):
         open_samples(tmp_path, classifier)
+
+
+def test_a_class_that_only_some_files_have_is_read_there(folder, classifier, tmp_path):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    image = pictures(folder)[0][1]
+    (tmp_path / "tables").mkdir()
+    parquet.write_table(arrow.table({"image": [image] * 2}), tmp_path / "tables" / "a.parquet")
+    parquet.write_table(arrow.table({"label": [3], "image": [image]}), tmp_path / "tables" / "b.parquet")
+    parquet.write_table(arrow.table({"label": [4]}), tmp_path / "tables" / "c.parquet")
+    samples = open_samples(tmp_path / "tables", classifier)
+    assert samples.labels(10).tolist() == [-1, -1, 3, 4]
+    assert torch.equal(samples.load(0), samples.load(2))
+    with pytest.raises(FileError, match=r"^has no bytes: the table says where the picture is, and not what$"):
+        samples.load(3)

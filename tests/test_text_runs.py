@@ -306,6 +306,25 @@ def test_prompts_come_in_many_files(whole, original, tmp_path, kind):  # noqa: F
         assert [row["id"] for row in found] == [f"a.jsonl#{n}" for n in range(3)] + [f"b.jsonl#{n}" for n in range(4)]
 
 
+def test_what_only_some_lines_or_files_have_is_read_all_the_same(tmp_path):
+    """Fields are looked for line by line, so that an answer that comes late is not passed over."""
+    expected = [("The", "", "a#0"), ("The", " red", "7"), ("Is it?", " no", "b#0")]
+    late = [{"prompt": "The"}] * 200 + [{"id": 7, "prompt": "The", "answer": " red", "text": "x"}]
+    found = prompts.open_prompts(lines(tmp_path / "late.jsonl", [*late, {"prompt": None, "question": "Is it?"}]))
+    assert (found.read(200), found.read(201)[:2]) == (("The", " red", "7"), ("Is it?", ""))
+    (tmp_path / "tables").mkdir()
+    for name, table in (
+        ("a", {"prompt": ["The"]}),
+        ("b", {"question": ["Is it?"], "answer": arrow.array([" no"]).dictionary_encode()}),
+        ("c", {"id": [7], "answer": arrow.array([" red"], arrow.large_string()), "prompt": ["The"]}),
+    ):
+        parquet.write_table(arrow.table(table), tmp_path / "tables" / f"{name}.parquet")
+    (tmp_path / "tables" / "._a.parquet").write_bytes(b"of a Mac")
+    found = prompts.open_prompts(tmp_path / "tables")
+    read = [found.read(index) for index in range(len(found))]
+    assert sorted(read) == sorted((p, a, n.replace("#", ".parquet#")) for p, a, n in expected)
+
+
 def test_each_line_of_a_text_is_a_prompt(original, tmp_path):  # noqa: F811
     (tmp_path / "p.txt").write_bytes("\ufeffThe key\r\n\r\n  \n The blue \nred".encode())
     found = prompts.open_prompts(tmp_path / "p.txt")
@@ -365,6 +384,8 @@ BAD = [
     (b"[1]", "is no object with a 'prompt', but a list"),
     (b'{"prompt": "\xff"}', "is no text in UTF-8 (invalid start byte at byte 12)"),
     (b'{"prompt": ""}', "the prompt has no tokens: give some words"),
+    (b'{"prompt": "The \\ud800"}', "its 'prompt' is no text: it has halves of characters (surrogates)"),
+    (b"[" * 200000, "is no JSON that can be read: it is nested too deeply"),
     (
         b'{"prompt": "%s"}' % (b"red " * 80),
         "prompt and answer are 81 tokens, but tiny reads 64 (max_position_embeddings in its config.json): give fewer "
@@ -609,7 +630,7 @@ def test_large_blocks_have_several_groups_of_rows(whole, original, tmp_path, mon
 def test_a_page_shows_prompts_and_answers(bad, short, tmp_path):
     by_ranks(task(bad, tmp_path / "out", short))
     summary = report.write([tmp_path / "out"], tmp_path / "page.html")
-    assert summary == (tmp_path / "page.html", 2, 10, (tmp_path / "page.html").stat().st_size, "")
+    assert summary == (tmp_path / "page.html", 2, 12, (tmp_path / "page.html").stat().st_size, "")
     page = (tmp_path / "page.html").read_text()
     assert "What each answer rests on: tiny, attn_lrp" in page
     first = rows_of(tmp_path / "out")[0]
@@ -644,11 +665,11 @@ def test_the_command_makes_tables_and_goes_on(bad, short, tmp_path):
         ended = lrp("text", "-m", short, "--prompts", bad, "-o", out, "--block-size", 4)
         assert ended.exit_code == cli.INCOMPLETE, ended.stderr
         assert ended.stdout.startswith(f"{end}: {out} was finished.\n" if end else f"{out}: 2 explanations")
-        assert "error: 8 prompts could not be explained:" in ended.stderr
+        assert "error: 10 prompts could not be explained:" in ended.stderr
         assert "error: bad.jsonl#7 the prompt has no tokens: give some words" in ended.stderr
     assert fine("merge", out, "-o", tmp_path / "all.parquet").stdout == f"{tmp_path / 'all.parquet'}: 2 explanations\n"
     assert fine("report", out, "-o", tmp_path / "page.html").stdout.startswith(
-        f"{tmp_path / 'page.html'}: 2 of 10 prompts, "
+        f"{tmp_path / 'page.html'}: 2 of 12 prompts, "
     )
 
 

@@ -501,3 +501,11 @@ def test_memory_that_is_used_up_says_what_takes_less(original, tmp_path, monkeyp
     monkeypatch.setattr(pages, "write", full)
     line = complaint(run(original, tmp_path / "x.html"))
     assert line == "error: the memory is used up. Fewer words at once need less: --chunk; so does --dtype bfloat16."
+
+
+def test_halves_of_characters_are_refused(original, tmp_path):
+    """As arguments of commands have them whose bytes are no text."""
+    for options in (("-p", "The\udcff"), ("-p", "The", "-a", "\ud800")):
+        ended = lrp("text", "-m", original, "-o", tmp_path / "x.html", *options)
+        what = "answer" if "-a" in options else "prompt"
+        assert complaint(ended) == f"error: the {what} is no text: it has halves of characters (surrogates)."

@@ -14,14 +14,14 @@ IMAGES, CLASSES = ("image", "img", "picture", "jpg", "png", "bytes", "data"), ("
 
 
 class Columns:
-    """The pictures of tables that have the same columns, row by row and file by file."""
+    """The pictures of tables, row by row and file by file."""
 
     def __init__(self, files: Sequence[Path]):
         self.files, self._table = files, Table(files)
         schema = self._table.schema
         self._column = _image_column(files[0], schema)
         self.names = self._table.names
-        labels = next((name for name in CLASSES if name in schema.names), None)
+        labels = next((name for name in CLASSES if name in self._table.columns), None)
         self.classes: list[int | str | None] = [None] * len(self.names)
         if labels:
             self.classes = [_class(value) for value in self._table.column(labels)]

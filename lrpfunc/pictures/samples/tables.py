@@ -20,14 +20,16 @@ ENDINGS = (".parquet", ".arrow")
 
 
 class Table:
-    """The rows of files that have the same columns, file by file, of which some columns are read.
+    """The rows of files, file by file, of which some columns are read; what a file has no column for is None.
 
-    `names`: of the rows. Errors: `FileError` for what Arrow cannot read; `MissingExtraError`.
+    `names`: of the rows; `columns`: of all files; `schema`: of the first one.
+    Errors: `FileError` for what Arrow cannot read; `MissingExtraError`.
     """
 
     def __init__(self, files: Sequence[Path]):
         self.files = files
         self.schema = _schema(files[0])
+        self.columns = list(dict.fromkeys(name for path in files for name in _schema(path).names))
         self._kept: tuple[int, Sequence[str], dict[str, Any]] = (-1, (), {})  # the last group that was read
         self._groups = [(number, group, rows) for number, path in enumerate(files) for group, rows in _groups(path)]
         self._ends = list(accumulate(rows for *_, rows in self._groups))
@@ -82,8 +84,10 @@ def _column(path: Path, group: int, name: str) -> Any:
     """A column of a group of rows."""
     with _errors(path):
         if _is_arrow(path):
-            return _mapped(path).column(name)
-        return _parquet(path).read_row_group(group, columns=[name], use_threads=False).column(0)
+            table = _mapped(path)
+        else:
+            table = _parquet(path).read_row_group(group, columns=[name], use_threads=False)
+        return table.column(name) if name in table.column_names else arrow().nulls(len(table))
 
 
 def _values(path: Path, group: int, name: str) -> list[Any]:

@@ -67,6 +67,9 @@ class LanguageModel(NamedTuple):
 
     def written(self, prompt: str, answer: str) -> Written:
         """The tokens of a prompt and of what is written behind it, as it stands. Errors: `ModelError`."""
+        for what, said in (("prompt", prompt), ("answer", answer)):
+            if said != plain(said):
+                raise ModelError(f"the {what} is no text: it has halves of characters (surrogates).")
         before = self._ids(prompt)
         if not before:
             raise ModelError("the prompt has no tokens: give some words.")
@@ -100,6 +103,11 @@ class LanguageModel(NamedTuple):
         while len(ids) > len(plain) and ids[-1] in ends:
             ids.pop()
         return ids
+
+
+def plain(said: str) -> str:
+    """A text without halves of characters, which no file can hold; JSON and arguments of commands may have them."""
+    return said.encode("utf-8", "replace").decode("utf-8")
 
 
 def load(folder: str, dtype: str = AUTO, device: torch.device | None = None) -> LanguageModel:

@@ -16,12 +16,14 @@ import numpy as np
 from lrpfunc.errors import FileError
 from lrpfunc.pictures.samples.tables import ENDINGS as TABLES
 from lrpfunc.pictures.samples.tables import Table
+from lrpfunc.pictures.texts.languages import plain
 
 # What fields are called, as the usual data sets have them; the first that there is counts.
 PROMPTS = ("prompt", "question", "instruction", "text", "input")
 ANSWERS = ("answer", "completion", "response", "output")
 NAMES = ("id", "name")
 JSON, PLAIN = (".jsonl", ".ndjson"), (".txt",)
+HIDDEN = "._"  # how names begin that are no data
 LOOKED_AT = 100  # lines, to see which fields there are
 PIECE = 1 << 24  # bytes that are read at once
 
@@ -32,18 +34,6 @@ class Prompt(NamedTuple):
     prompt: str
     answer: str
     name: str
-
-
-class Fields(NamedTuple):
-    """What is called how."""
-
-    prompt: str
-    answer: str | None = None
-    name: str | None = None
-
-    @property
-    def given(self) -> list[str]:
-        return [field for field in self if field is not None]
 
 
 class Prompts(Protocol):
@@ -82,7 +72,8 @@ def open_prompts(source: Path) -> Prompts:
 def _files(source: Path) -> list[Path]:
     endings = f"{', '.join(list(KINDS)[:-1])} or {list(KINDS)[-1]}"
     if source.is_dir():
-        found = sorted(path for path in source.iterdir() if path.suffix.lower() in KINDS and path.is_file())
+        inside = (path for path in source.iterdir() if path.name[0] not in HIDDEN)
+        found = sorted(path for path in inside if path.suffix.lower() in KINDS and path.is_file())
         if not found:
             raise FileError(f"there are no prompts in {source}: they are in files {endings}.")
         return found
@@ -155,24 +146,28 @@ class JsonLines(Lines):
         names: dict[str, None] = {}
         for index in range(min(len(self), LOOKED_AT)):
             try:
-                found = self._parsed(index)
+                names |= dict.fromkeys(self._entries(index))
             except FileError:
                 continue
-            names |= dict.fromkeys(found if isinstance(found, dict) else PROMPTS[:1])
-        self._fields = _fields(names, self.files[0]) if len(self) else Fields(PROMPTS[0])
+        if len(self):
+            _check_fields(names, files[0])
 
-    def _parsed(self, index: int) -> Any:
+    def _entries(self, index: int) -> dict[str, Any]:
+        """Errors: `FileError` with the reason."""
         try:
-            return json.loads(self.line(index))
-        except (ValueError, RecursionError) as error:
+            found = json.loads(self.line(index))
+        except ValueError as error:
             raise FileError(f"is no JSON ({str(error).split(chr(10))[0]})") from error
+        except RecursionError as error:
+            raise FileError("is no JSON that can be read: it is nested too deeply") from error
+        if isinstance(found, str):
+            return {PROMPTS[0]: found}
+        if not isinstance(found, dict):
+            raise FileError(f"is no object with a '{PROMPTS[0]}', but a {type(found).__name__}")
+        return found
 
     def read(self, index: int) -> Prompt:
-        found = self._parsed(index)
-        entries = {self._fields.prompt: found} if isinstance(found, str) else found
-        if not isinstance(entries, dict):
-            raise FileError(f"is no object with a '{self._fields.prompt}', but a {type(found).__name__}")
-        return _prompt(entries, self._fields, self.where(index))
+        return _prompt(self._entries(index), self.where(index))
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------
@@ -183,7 +178,8 @@ class Rows:
 
     def __init__(self, files: Sequence[Path]):
         self._table = Table(files)
-        self._fields = _fields(self._table.schema.names, files[0])
+        _check_fields(self._table.columns, files[0])
+        self._columns = [name for name in (*PROMPTS, *ANSWERS, *NAMES) if name in self._table.columns]
         digest = hashlib.sha256()
         for path in files:
             with open(path, "rb") as file:
@@ -198,8 +194,8 @@ class Rows:
         return self._table.names[index]
 
     def read(self, index: int) -> Prompt:
-        names = self._fields.given
-        return _prompt(dict(zip(names, self._table.row(index, names), strict=True)), self._fields, self.where(index))
+        entries = dict(zip(self._columns, self._table.row(index, self._columns), strict=True))
+        return _prompt(entries, self.where(index))
 
 
 KINDS: dict[str, Callable[[Sequence[Path]], Prompts]] = {
@@ -212,32 +208,37 @@ KINDS: dict[str, Callable[[Sequence[Path]], Prompts]] = {
 # -- fields -----------------------------------------------------------------------------------------------------------
 
 
-def _fields(names: Iterable[str], path: Path) -> Fields:
-    """Errors: `FileError` if none is a prompt."""
-    there = list(names)
-    prompt, answer, name = (
-        next((each for each in known if each in there), None) for known in (PROMPTS, ANSWERS, NAMES)
-    )
-    if prompt is None:
+def _check_fields(names: Iterable[str], path: Path) -> None:
+    """Errors: `FileError` if no field is a prompt."""
+    if not set(names) & set(PROMPTS):
         raise FileError(
             f"{path} needs prompts in a field {', '.join(PROMPTS[:-1])} or {PROMPTS[-1]}, but has "
-            f"{', '.join(map(repr, there)) or 'none'}."
+            f"{', '.join(map(repr, names)) or 'none'}."
         )
-    return Fields(prompt, answer, name)
 
 
-def _prompt(entries: Mapping[str, Any], fields: Fields, where: str) -> Prompt:
-    prompt = _text(entries, fields.prompt)
+def _prompt(entries: Mapping[str, Any], where: str) -> Prompt:
+    """Errors: `FileError` with the reason."""
+    prompt, answer = (_text(entries, known) for known in (PROMPTS, ANSWERS))
     if prompt is None:
-        raise FileError(f"has no '{fields.prompt}'")
-    answer = None if fields.answer is None else _text(entries, fields.answer)
-    name = None if fields.name is None else entries.get(fields.name)
-    return Prompt(prompt, answer or "", where if name is None else str(name))
+        raise FileError(f"has no '{PROMPTS[0]}'")
+    name = _first(entries, NAMES)
+    return Prompt(prompt, answer or "", where if name is None else plain(str(entries[name])))
 
 
-def _text(entries: Mapping[str, Any], field: str) -> str | None:
-    found = entries.get(field)
-    if found is not None and not isinstance(found, str):
+def _first(entries: Mapping[str, Any], known: Iterable[str]) -> str | None:
+    """The first of some fields that says something."""
+    return next((field for field in known if entries.get(field) is not None), None)
+
+
+def _text(entries: Mapping[str, Any], known: Iterable[str]) -> str | None:
+    field = _first(entries, known)
+    if field is None:
+        return None
+    found = entries[field]
+    if not isinstance(found, str):
         hint = ": write it out, by the tokenizer's apply_chat_template, say" if isinstance(found, list | dict) else ""
         raise FileError(f"its '{field}' is no text, but a {type(found).__name__}{hint}")
+    if found != plain(found):
+        raise FileError(f"its '{field}' is no text: it has halves of characters (surrogates)")
     return found
