@@ -309,6 +309,13 @@ def test_a_block_of_another_run_is_refused_and_kept(begun, classifier, tmp_path)
     shutil.copy(blocks / "block-000001.h5", blocks / "block-000003.h5")  # or of this one, with another number
     with pytest.raises(FileError, match=r"is of another run, with shard '1/5 of 8' \(now '3/5 of 8'\)"):
         one.do(3)
+    os.truncate(blocks / "block-000003.h5", 5000)
+    with pytest.raises(
+        FileError, match=r"3\.h5 is no HDF5 file, or a damaged one\. Move .*3\.h5 away, and the same command makes it "
+    ):
+        one.do(3)
+    (blocks / "block-000003.h5").unlink()
+    assert one.do(3).rows == 16
     assert (blocks / "block-000002.h5").read_bytes() == before
     with pytest.raises(
         FileError, match=r"a merge needs files of one run, but .*block-000001\.h5 and .*2\.h5 differ in comp"

@@ -12,6 +12,7 @@ from torch import nn
 
 import lrpfunc
 from lrpfunc import composites, rules, text
+from lrpfunc.errors import ParameterError
 from tests import transformer_zoo
 
 BY_COLUMNS = ("0.weight", "0.bias", *(f"{name}_proj.weight" for name in ("q", "gate", "up")))
@@ -64,6 +65,43 @@ def explained_on_shards(rank: int, count: int, store: str) -> None:
             copies, shards = distribute_tensor(ids, mesh, [Replicate()]), sharded(params, mesh)
             close(lrpfunc.attribute(fmodel, shards, copies, composite, text.token(3)), plain)
     dist.destroy_process_group()
+
+
+def convolved(rank: int, count: int, store: str) -> None:
+    """Of convolutions torch's DTensor may split the samples, and nothing else."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+    from torch.distributed.tensor.experimental import implicit_replication as implicit
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=count)
+    mesh = init_device_mesh("cpu", (count,))
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    layers = nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(144, 4)
+    fmodel, params = lrpfunc.functionalize(nn.Sequential(*layers).double(), x)
+    plain = lrpfunc.attribute(fmodel, params, x, rules.gamma(), 1)
+    for split, way in (("0.weight", 0), ("2.weight", 1), ("4.weight", 0), ("x", 1), ("x", 3), ("x", 0), ("", 0)):
+        placed = {
+            name: distribute_tensor(leaf.detach(), mesh, [Shard(way) if name == split else Replicate()])
+            for name, leaf in (params | {"x": x}).items()
+        }
+        inputs = placed.pop("x")
+        with implicit():
+            if split and (split, way) != ("x", 0):
+                with pytest.raises(
+                    ParameterError, match=r"' is sharded, and torch's DTensor computes convolutions of "
+                ):
+                    lrpfunc.attribute(fmodel, placed, inputs, rules.gamma(), 1)
+            else:
+                close(lrpfunc.attribute(fmodel, placed, inputs, rules.gamma(), 1), plain)
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32" or not dist.is_available(), reason="torch has no gloo here")
+def test_convolutions_of_shards_are_refused(tmp_path):
+    torch.multiprocessing.spawn(convolved, (2, str(tmp_path / "store")), nprocs=2)
 
 
 @pytest.mark.slow

@@ -12,9 +12,9 @@ import optree
 import torch
 from torch import Tensor
 
-from lrpfunc.errors import InputError, RuleError
-from lrpfunc.operations import facts
-from lrpfunc.program import NAMESPACE, Equation, Program, Variable, is_plain
+from lrpfunc.errors import InputError, ParameterError, RuleError
+from lrpfunc.operations import CONVOLUTION, facts
+from lrpfunc.program import NAMESPACE, PARAMETER, Equation, Program, Variable, is_plain
 from lrpfunc.rules import Flow
 
 INSIDE = tuple(f"{folder}{os.sep}" for folder in (Path(__file__).parents[1], Path(torch.__file__).parent))
@@ -44,6 +44,25 @@ def refuse_constant_outputs(program: Program) -> None:
         raise InputError(
             "no relevance can flow: no output depends on an input through what has a derivative. Comparisons, arg-max, "
             "step functions such as sign and floor, and detach are constants."
+        )
+
+
+def refuse_convolved_shards(program: Program, values: Mapping[str, Tensor]) -> None:
+    """Torch's DTensor lets each process convolve its part, and takes the results for those of the whole.
+
+    What is split by samples, or whole everywhere, it convolves rightly. Errors: `ParameterError`.
+    """
+    parameters = {variable.name for variable in program.parameters.values()}
+    shards = [
+        name
+        for name, value in values.items()
+        for placement in getattr(value, "placements", ())
+        if not (placement.is_replicate() or (name not in parameters and placement.is_shard(0)))
+    ]
+    if shards and any(facts(program).kind_of(equation) == CONVOLUTION for equation in program.equations):
+        raise ParameterError(
+            f"'{shards[0].removeprefix(PARAMETER)}' is sharded, and torch's DTensor computes convolutions of shards "
+            "wrongly: replicate all parameters, and split inputs by samples at most (Shard(0))."
         )
 
 

@@ -16,6 +16,7 @@ from lrpfunc.attribution.checks import (
     checked_pair,
     checked_range,
     refuse_constant_outputs,
+    refuse_convolved_shards,
     refuse_other_inputs,
 )
 from lrpfunc.attribution.memory import Watch, contiguous
@@ -118,6 +119,7 @@ def forward(
     program = plan.program
     inputs, pack = unpack(program, x)
     values = _lay_out(plan, program.bind_inputs(inputs, dict(plan.values)))
+    refuse_convolved_shards(program, values)
     refuse_other_inputs(program)
     if not plan.places:
         refuse_constant_outputs(program)

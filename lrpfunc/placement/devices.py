@@ -34,7 +34,8 @@ def place(fmodel: Program, params, devices: Device | Mapping[str, Device]) -> tu
             rules go by; of several that match the last one counts. What none matches is computed where what it reads
             is.
 
-    Errors: `ParameterError` for what is no device, and for a pattern that matches no layer.
+    Errors: `ParameterError` for what is no device, for devices that there are not, and for a pattern that matches no
+    layer.
 
     >>> import lrpfunc, torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 4))
@@ -56,10 +57,19 @@ def place(fmodel: Program, params, devices: Device | Mapping[str, Device]) -> tu
             if variable.name.startswith(PARAMETER):
                 homes.setdefault(variable.name, places[equation.name])
     both = list(zip(fmodel.parameters.values(), leaves, strict=True))
-    there = [leaf.to(homes.get(variable.name, leaf.device)) for variable, leaf in both]
+    there = [_sent(leaf, homes.get(variable.name, leaf.device)) for variable, leaf in both]
     placed = _routed(fmodel, places, {v.name: leaf.device for (v, _), leaf in zip(both, there, strict=True)} | homes)
     _check(placed, fmodel, "place")
     return placed, refilled(params, there)
+
+
+def _sent(leaf: Tensor, device: torch.device) -> Tensor:
+    """A parameter on a device; one without numbers goes nowhere. Errors: `ParameterError`."""
+    try:
+        return leaf if leaf.is_meta else leaf.to(device)
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without it
+        reason = str(error).split("\n")[0].split(". ")[0].rstrip(".")
+        raise ParameterError(f"parameters cannot go to {device}: {reason}.") from error
 
 
 def offload(
@@ -72,13 +82,15 @@ def offload(
 
     Args:
         fmodel, params: a program and its parameters, on any device. Those that are in `files` may be without numbers,
-            on the device "meta". Canonize before: afterwards batch norms would be folded by numbers that are elsewhere.
+            on the device "meta". Canonize before, and quantize: afterwards numbers are elsewhere.
         devices: where layers are computed, as `place` takes it.
         files: safetensors files, or a folder of them, as Hugging Face's models have: parameters that are in there by
-            their names are read when they are needed, and `params` no longer has them (a flat dict then).
+            their names are read when they are needed, and `params` no longer has them (a flat dict then): they have no
+            `parameter_relevance` and no derivatives. Files must stay what they are.
 
     Errors: `ParameterError` for what is no device, for a pattern that matches no layer, for shapes that are others in
-    the files, and for parameters without numbers that are in none of them; `FileError` for files that cannot be read.
+    the files, for files that have none of the parameters, and for parameters without numbers that are in none of them;
+    `FileError` for files that cannot be read or, when an explanation reads them, have changed.
 
     >>> import lrpfunc, torch, tempfile
     >>> from safetensors.torch import save_file
@@ -129,6 +141,11 @@ def _found(params, leaves: Mapping[str, Tensor], files: Files) -> dict[str, Stor
                 f"'{name}' has no numbers, and is in none of the files: give params[{name!r}] a tensor that has."
                 + near_misses(name, content)
             )
+    if leaves and not any(name in content for name in leaves):
+        one = next(iter(leaves))
+        raise ParameterError(
+            f"the files have none of the parameters, such as '{one}'.{near_misses(one, content)} Names must be alike."
+        )
     return {name: content[name] for name in leaves if name in content}
 
 

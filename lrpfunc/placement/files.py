@@ -16,23 +16,26 @@ from lrpfunc.errors import FileError
 INDEX = "*.safetensors.index.json"  # which names are in which file, as Hugging Face's folders have it
 
 
+Stamp = tuple[int, int]  # a file's size and when it was written, in nanoseconds
+
+
 class Stored:
-    """A tensor in a file, which is read whenever it is moved to a device.
+    """A tensor in a file, which is read whenever it is moved to a device, as long as the file is what it was.
 
     It is no dataclass: a program in a file, which may be anyone's, must not say what is read on whose machine.
     """
 
     is_meta = False
 
-    def __init__(self, path: str, name: str, shape: tuple[int, ...]):
-        self.path, self.name, self.shape = path, name, shape
+    def __init__(self, path: str, name: str, shape: tuple[int, ...], stamp: Stamp):
+        self.path, self.name, self.shape, self.stamp = path, name, shape, stamp
 
     def __repr__(self) -> str:
         return f"Stored({self.path!r}, {self.name!r})"
 
     def to(self, device: torch.device) -> Tensor:
         """The tensor on a device; on "meta", where it has no numbers, nothing is read. Errors: `FileError`."""
-        with _opened(self.path) as file:
+        with self._opened() as file:
             if device.type == "meta":
                 return torch.empty(self.shape, dtype=_dtype(file, self.name), device=device)
             return file.get_tensor(self.name).to(device)
@@ -40,8 +43,17 @@ class Stored:
     @property
     def dtype(self) -> torch.dtype:
         """Errors: `FileError`."""
-        with _opened(self.path) as file:
+        with self._opened() as file:
             return _dtype(file, self.name)
+
+    def _opened(self):
+        file = _opened(self.path)
+        if _stamp(self.path) != self.stamp:  # asked when it is open: what is written later is another file, or torn
+            raise FileError(
+                f"{self.path} has changed since its parameters were offloaded, and an explanation of two models would "
+                "be of none: call lrpfunc.offload again."
+            )
+        return file
 
 
 def _dtype(file, name: str) -> torch.dtype:
@@ -80,9 +92,20 @@ def _paths(path: Path) -> list[Path]:
 
 
 def _content(path: Path) -> Mapping[str, Stored]:
+    stamp = _stamp(path)  # before it is open: who writes meanwhile is found out when it is read
     with _opened(str(path)) as file:
         names = file.keys()
-        return {name: Stored(str(path), name, tuple(file.get_slice(name).get_shape())) for name in names}
+        return {name: Stored(str(path), name, tuple(file.get_slice(name).get_shape()), stamp) for name in names}
+
+
+def _stamp(path: str | Path) -> Stamp:
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        raise FileError(f"there is no file {path}.") from None
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {error}") from None
+    return found.st_size, found.st_mtime_ns
 
 
 def _opened(path: str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -55,29 +56,39 @@ def moved(x: Tensor, device: torch.device) -> Tensor:
     return torch.empty_like(x) if x.is_meta else x.to(device)
 
 
-def unpacked(packed: Tensor, scale: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
+def unpacked(
+    packed: Tensor, scale: Tensor, bits: int, shape: Sequence[int], dtype: torch.dtype | None = None
+) -> Tensor:
     """A weight of a shape from whole numbers of 8 bits, or of 4: a byte has two of these, the first in its lower half.
 
-    `packed`: (rows, bytes); `scale`: (rows, groups), of as many numbers in a row as are in a group.
+    `packed`: (rows, bytes); `scale`: (rows, groups), of as many numbers in a row as are in a group. `dtype`: of the
+    weight, if it is not that of the scale.
     """
     if bits == 4:
         packed = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(1).to(torch.int8) - 8
     numbers = packed.to(scale.dtype).unflatten(1, (scale.shape[1], -1))
-    return (numbers * scale[..., None]).reshape(shape)
+    return (numbers * scale[..., None]).reshape(shape).to(dtype or scale.dtype)
 
 
-def looked_up(packed: Tensor, scale: Tensor, table: Tensor, shape: Sequence[int]) -> Tensor:
-    """A weight of a shape from places in a table of 16 numbers, two to a byte, the first in its upper half.
+def looked_up(
+    packed: Tensor, scale: Tensor, table: Tensor, block: int, shape: Sequence[int], dtype: torch.dtype
+) -> Tensor:
+    """A weight of a shape and dtype from places in a table of 16 numbers, two to a byte, the first in its upper half.
 
-    `packed`: bytes; `scale`: one for each block of as many numbers, whatever the rows are.
+    `packed`: bytes; `scale`: one for each `block` numbers, whatever the rows are; the last block may be smaller.
     """
     places = torch.stack([packed.flatten() >> 4, packed.flatten() & 15], dim=-1).flatten()
-    return (table[places.long()].unflatten(0, (len(scale), -1)) * scale[:, None]).reshape(shape)
+    filled = torch.nn.functional.pad(places, (0, len(scale) * block - len(places))).long()
+    numbers = table[filled].unflatten(0, (len(scale), block)) * scale[:, None]
+    return numbers.flatten()[: math.prod(shape)].reshape(shape).to(dtype)
 
 
 def dequantized(packed: Tensor) -> Tensor:
     """A weight from a tensor that knows itself how it is packed, as those of torchao do."""
     return packed.dequantize()
+
+
+PACKINGS = (unpacked, looked_up, dequantized)
 
 
 def part(x: Tensor, position: int, split: Callable, *arguments) -> Tensor:

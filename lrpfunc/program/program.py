@@ -17,6 +17,7 @@ from torch import Tensor
 from lrpfunc.errors import InputError
 from lrpfunc.program import calls, cuts
 from lrpfunc.program.equations import DEVICE, DTYPE, SIZES, Equation, Variable, rename, substitute, variables_in
+from lrpfunc.program.functions import PACKINGS, moved
 from lrpfunc.program.names import below_call, matches
 from lrpfunc.program.pytrees import NAMESPACE, Leaf, leaf_names, register
 from lrpfunc.program.sizes import Given, function_of, refuse
@@ -274,7 +275,12 @@ class Program:
 
 def _reference(program: Program) -> Variable | None:
     inputs = (leaf.value for leaf in program.input_leaves if isinstance(leaf.value, Variable))
-    tensors = (*program.parameters.values(), *inputs)
+    packed: set[str] = set()
+    for equation in reversed(program.equations):
+        if equation.function in PACKINGS or (equation.function is moved and equation.outputs[0].name in packed):
+            packed.update(variable.name for variable in equation.reads)
+    own = [v for v in program.parameters.values() if v.name not in packed]  # scales may have a dtype of their own
+    tensors = (*own, *program.parameters.values(), *inputs)
     return next((v for v in tensors if v.is_floating and v.shape), next(iter(tensors), None))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from lrpfunc.errors import FileError
 from lrpfunc.pictures.distributed.manifest import agree
 from lrpfunc.pictures.distributed.tasks import Task, TextTask
 from lrpfunc.pictures.journal import BusyError
@@ -68,15 +69,18 @@ class Worker:
         Of pictures no more than one batch is computed again where a process died in the midst of the block.
         `progress`: of this block. Errors: as `runs.run_part` or `texts.runs.run_part` has them.
         """
-        late = time.monotonic() + PATIENCE
+        late, out = time.monotonic() + PATIENCE, block_file(self.folder, number, self.job.ending)
         while True:
             try:
-                out = block_file(self.folder, number, self.job.ending)
                 return self.job.run_part(self.blocks[number - 1], out, progress)
             except BusyError:
                 if time.monotonic() > late:
                     raise
                 time.sleep(1)
+            except FileError as error:
+                if not out.exists():
+                    raise
+                raise FileError(f"{error} Move {out} away, and the same command makes it anew.") from error
 
 
 def together(folder: Path, outcomes: Iterable[Outcome]) -> Outcome:
