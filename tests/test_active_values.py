@@ -326,14 +326,6 @@ def test_an_operator_of_torchvision_maps_over_targets_in_targets():
     torch.testing.assert_close(found, expected)
 
 
-def test_an_operator_of_torchvision_has_no_second_derivative():
-    x, boxes = random(1, 3, 8, 8), torch.tensor([[0.0, 1, 1, 6, 6]], dtype=DOUBLE)
-    fmodel, params = lrpfunc.trace(lambda p, x: torchvision.ops.roi_align(x, p, 2).flatten(1), boxes, x)
-    _, pullback = lrpfunc.vjp(fmodel, params, x, rules.epsilon())
-    with pytest.raises(RuleError, match=r"torch has no derivative of it .* Give its layer a rule that needs none"):
-        torch.func.grad(lambda seed: pullback(seed).sum())(random(1, 12))
-
-
 def test_what_has_no_derivative_says_so():
     x = torch.rand(1, 4)
     fmodel, params = lrpfunc.trace(lambda p, x: torch.bincount(p, weights=x[0])[None] + x[:, :1], PLACES[0], x)

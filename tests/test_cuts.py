@@ -106,6 +106,18 @@ def check_law(fmodel, params, x, names=None, target=1) -> None:
                 assert worst <= 1e-9, f"{entry}, cut at '{name}': {worst:.2g}"
 
 
+@pytest.mark.parametrize("name", ["norm", "query", "scaled_dot_product_attention", "gate", "mul", "head", "slice"])
+def test_with_stabilizers_too_a_cut_is_exact_in_the_form_in_which_relevance_arrives(name):
+    fmodel, params, x = subject("attending")
+    entries = composites.epsilon(1e-6)
+    expected = lrpfunc.attribute(fmodel, params, x, entries, 1)
+    torch.testing.assert_close(in_two(fmodel, params, x, entries, 1, name), expected, rtol=1e-12, atol=1e-12)
+    lower, upper = fmodel.cut(name)
+    relevance = lrpfunc.record(upper, params, lower(params, x), entries).pull(1)[0]
+    found = lrpfunc.record(lower, params, x, entries).pull(Flow(relevance=relevance))[0]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def gru(p, x):
     state = x.new_zeros(x.shape[0], 6)
     for step in x.unbind(1):

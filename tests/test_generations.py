@@ -2,12 +2,14 @@
 
 import functools
 
+import optree
 import pytest
 import torch
 import torch.nn.functional as F
 
 import lrpfunc
 from lrpfunc import composites, rules, text
+from lrpfunc.compat import Onlooker
 from lrpfunc.errors import InputError, RuleError, TargetError
 from tests import transformer_zoo
 
@@ -79,6 +81,34 @@ def test_chunks_and_segments_change_nothing(keywords):
     fmodel, params, ids = subject("llama")
     again = text.generation(fmodel, params, ids, PROMPT, **keywords)
     close(again.matrix, found("llama").matrix)
+
+
+def test_a_token_at_a_time_makes_no_pattern_of_attention():
+    generator = torch.Generator().manual_seed(0)
+    weights, length = list(torch.randn(4, 32, 32, generator=generator) / 8), 512
+    x = torch.randn(1, length, 32, generator=generator)
+
+    def attend(p, x):
+        *heads, out = p
+        query, key, value = ((x @ weight).unflatten(2, (2, 16)).transpose(1, 2) for weight in heads)
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return (x + mixed.transpose(1, 2).flatten(2)) @ out
+
+    ids = torch.zeros(1, length, dtype=torch.long)
+    fmodel, weights = lrpfunc.trace(attend, weights, x[:, :16])
+    made, sizes = {}, []
+
+    def see(result):
+        sizes.extend(leaf.numel() for leaf in optree.tree_leaves(result) if isinstance(leaf, torch.Tensor))
+
+    for chunk_size in (1, 2):
+        sizes.clear()
+        with Onlooker(see):
+            made[chunk_size] = text.generation(
+                fmodel, weights, ids, length - 2, composites.attn_lrp(), x=x, chunk_size=chunk_size
+            )
+        assert (max(sizes) < length * length) == (chunk_size == 1)
+    torch.testing.assert_close(made[1].matrix, made[2].matrix, rtol=1e-4, atol=1e-6)
 
 
 def test_the_logits_are_those_of_the_answer_and_constants_have_what_no_token_has():

@@ -66,6 +66,35 @@ def test_a_class_that_a_sample_without_a_batch_does_not_have():
 
 
 @pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        (
+            (3, 0, 0),
+            "index 3 of the target is out of range: dimension 1 of the output, (2, 3, 5, 7), has size 3, 0 to 2.",
+        ),
+        (
+            (0, -6, 0),
+            "index -6 of the target is out of range: dimension 2 of the output, (2, 3, 5, 7), has size 5, 0 to 4.",
+        ),
+        (
+            [(0, 0, 0), (0, 0, 7)],
+            "index 7 of the target is out of range: dimension 3 of the output, (2, 3, 5, 7), has si",
+        ),
+        (
+            (0, torch.tensor([1, 5]), 0),
+            "index 5 of the target is out of range: dimension 2 of the output, (2, 3, 5, 7), h",
+        ),
+    ],
+)
+def test_an_index_that_an_axis_does_not_have_is_no_class(target, said):
+    x = torch.ones(2, 3, 5, 7)
+    fmodel, params = lrpfunc.trace(lambda p, x: x * p, torch.tensor(2.0), x)
+    with pytest.raises(TargetError) as caught:
+        lrpfunc.attribute(fmodel, params, x, LRP_0, target)
+    assert str(caught.value).startswith(said)
+
+
+@pytest.mark.parametrize(
     ("function", "shape"),
     [
         (one_number, (4, 3)),

@@ -165,7 +165,7 @@ def _one_hot(logits: Tensor, target: Target) -> Tensor:
             f"target must have {len(classes)} indices for an output of shape {tuple(logits.shape)}, "
             f"but has {len(indices)}."
         )
-    return mark(logits, [_index(logits, index, size) for index, size in zip(indices, classes, strict=True)])
+    return mark(logits, [_index(logits, index, axis) for axis, index in enumerate(indices, start=1)])
 
 
 def _per_sample(logits: Tensor, target: list) -> list[Tensor]:
@@ -177,21 +177,21 @@ def _per_sample(logits: Tensor, target: list) -> list[Tensor]:
         if len(row) != len(classes) or not all(is_int(i) for i in row):
             raise TargetError(f"each target in a list must be {len(classes)} int(s), but one is {row!r}.")
     columns = [list(column) for column in zip(*rows, strict=True)]
-    for column, size in zip(columns, classes, strict=True):
+    for axis, column in enumerate(columns, start=1):
         for index in column:
-            check_class(index, size)
+            _check_index(index, logits.shape, axis)
     return [torch.tensor(column, device=logits.device) for column in columns]
 
 
-def _index(logits: Tensor, index: Any, size: int) -> Tensor:
+def _index(logits: Tensor, index: Any, axis: int) -> Tensor:
     if isinstance(index, Tensor):
-        return index_tensor(logits, index, lambda extreme: check_class(extreme, size))
+        return index_tensor(logits, index, lambda extreme: _check_index(extreme, logits.shape, axis))
     if not is_int(index):
         raise TargetError(
             "a target must be an int, an index tensor, an array, a range, a tuple, a list or a function, "
             f"but is {' '.join(repr(index).split())}."  # an array's repr has several lines
         )
-    check_class(index, size)
+    _check_index(index, logits.shape, axis)
     return torch.full((logits.shape[0],), int(index), device=logits.device)
 
 
@@ -242,6 +242,21 @@ def check_class(index: int, size: int) -> None:
     """Errors: `TargetError` for a class that there is not among so many."""
     if not -size <= index < size:
         raise TargetError(f"target {index} is out of range: the output has {size} classes, 0 to {size - 1}.")
+
+
+def _check_index(index: int, shape: Sequence[int], axis: int) -> None:
+    """Errors: `TargetError` for a class, position, row or whatever else an axis of an output counts, and does not have.
+
+    Which one that is no shape tells, so that of several axes the message names the number.
+    """
+    size = shape[axis]
+    if len(shape) == 2:
+        check_class(index, size)
+    elif not -size <= index < size:
+        raise TargetError(
+            f"index {index} of the target is out of range: dimension {axis} of the output, {tuple(shape)}, has size "
+            f"{size}, 0 to {size - 1}."
+        )
 
 
 def is_int(value: Any) -> bool:

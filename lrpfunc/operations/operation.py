@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import optree
@@ -19,7 +19,7 @@ from lrpfunc.operations.kinds import CONVOLUTION, DENSE, MAX_POOL, MOVEMENT, OTH
 from lrpfunc.operations.pullbacks import Recorded, differentiable, may_record, pull_back, record, tensors_in
 from lrpfunc.operations.row import SHIFT, Positions, Row, Slot
 from lrpfunc.operations.table import row_named, row_of
-from lrpfunc.program import NAMESPACE, Equation, Program, Variable, is_plain, operator_name
+from lrpfunc.program import NAMESPACE, Equation, Foreign, Program, Variable, is_plain, operator_name
 
 
 class Context(NamedTuple):
@@ -323,9 +323,9 @@ def bind(
         return template
 
     factor = known.factor_of(equation)
-    return Operation(
+    operation = Operation(
         equation.name,
-        equation.function,
+        equation.run,
         [fill(argument) for argument in equation.arguments],
         {name: fill(argument) for name, argument in equation.keywords.items()},
         row_of(equation),
@@ -335,6 +335,9 @@ def bind(
         sample_shape=inputs[0].shape[1:] if inputs else (),
         operator=equation.operator,
     )
+    if isinstance(equation.run, Foreign) and operation.row.is_linear and operation.is_linear:
+        return operation.copy(function=replace(equation.run, linear=tuple(operation.slots)))
+    return operation
 
 
 def bind_nothing(program: Program, equation: Equation) -> Operation:

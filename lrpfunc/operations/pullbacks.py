@@ -11,7 +11,7 @@ from torch import Tensor
 from lrpfunc.compat import as_plain_operations, is_transforming
 from lrpfunc.errors import RuleError
 from lrpfunc.operations.row import Slot
-from lrpfunc.program import is_plain
+from lrpfunc.program import Foreign, is_plain
 
 
 class Recorded(NamedTuple):
@@ -57,57 +57,12 @@ def pull_back(function: Callable, inputs: tuple, s) -> tuple:
         return pull(inputs, s)
     except (torch.OutOfMemoryError, RuleError):
         raise
-    except RuntimeError as error:  # an operator that knows autograd, but none of the transforms of torch.func
+    except RuntimeError:
         if torch.compiler.is_compiling():
             raise
-        if may_record((*inputs, *tensors_in(s))):
-            return _by_autograd(function, inputs, s, error)
-        several = isinstance(s, (tuple, list))
-        return _OneByOne.apply(function, error, several, len(inputs), *inputs, *(s if several else [s]))
-
-
-def _by_autograd(function: Callable, inputs: tuple, s, error: RuntimeError) -> tuple:
-    """The vector-Jacobian product by plain autograd. Errors: `RuleError` where that has no derivative either."""
-    with torch.enable_grad():
-        leaves = [tensor.detach().requires_grad_() for tensor in inputs]
-        try:
-            moved = torch.autograd.grad(function(*leaves), leaves, s, allow_unused=True)
-        except RuntimeError:
-            raise _no_derivative(error) from error
-    return tuple(torch.zeros_like(x) if m is None else m for x, m in zip(inputs, moved, strict=True))
-
-
-class _OneByOne(torch.autograd.Function):
-    """The vector-Jacobian product by plain autograd, of what `torch.func.vmap` maps one by one."""
-
-    @staticmethod
-    def forward(function: Callable, error: RuntimeError, several: bool, count: int, *tensors: Tensor):
-        inputs, s = tensors[:count], tensors[count:]
-        return _by_autograd(function, inputs, s if several else s[0], error)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        ctx.error = inputs[1]
-
-    @staticmethod
-    def backward(ctx, *moved: Tensor):
-        raise _no_derivative(ctx.error)
-
-    jvp = backward
-
-    @staticmethod
-    def vmap(info, in_dims, function, error, several, count, *tensors):
-        mapped = list(zip(tensors, in_dims[4:], strict=True))
-        moved = []
-        for i in range(info.batch_size):
-            one = [tensor if dim is None else tensor.select(dim, i) for tensor, dim in mapped]
-            moved.append(_OneByOne.apply(function, error, several, count, *one))
-        return tuple(map(torch.stack, zip(*moved, strict=True))), (0,) * count
-
-
-def _no_derivative(error: RuntimeError) -> RuleError:
-    reason = (str(error).strip().splitlines() or ["unknown"])[0]
-    return RuleError(f"torch has no derivative of it ({reason}). Give its layer a rule that needs none.")
+        return torch.func.vjp(Foreign(function), *inputs)[1](
+            s
+        )  # there may be an operator in it that torch has not made
 
 
 def differentiable(result):

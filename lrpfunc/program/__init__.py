@@ -13,6 +13,7 @@ from lrpfunc.program.equations import (
     substitute,
     variables_in,
 )
+from lrpfunc.program.foreign import Foreign
 from lrpfunc.program.functions import (
     BIAS_MAPS,
     batch_norm,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lrpfunc.compat import Operator, overload_name, schema_of
+from lrpfunc.program.foreign import derivable
 
 # Values that no equation makes: factory functions inside a model follow the call, not the machine it was traced on.
 DEVICE, DTYPE = "@device", "@dtype"
@@ -52,7 +53,7 @@ class Equation:
 
     `calls`: of the modules and layers that are called more than once and that it is of, by their paths, which call.
     `operator` is the name of the function without its overload: `conv2d`, `add`, `frozen_batch_norm`; `reads` holds the
-    variables among the arguments.
+    variables among the arguments. `run` is the function as transforms of torch.func can take it.
     """
 
     name: str
@@ -63,10 +64,12 @@ class Equation:
     source: str = ""
     calls: Mapping[str, int] = field(default_factory=dict)
     operator: str = field(init=False)
+    run: Callable = field(init=False, repr=False)
     reads: tuple[Variable, ...] = field(init=False)
 
     def __post_init__(self):
         object.__setattr__(self, "operator", operator_name(self.function))
+        object.__setattr__(self, "run", derivable(self.function))
         object.__setattr__(self, "reads", tuple(variables_in((self.arguments, tuple(self.keywords.values())))))
 
     def __reduce__(self):
@@ -79,7 +82,7 @@ class Equation:
         return replace(self, arguments=rename(self.arguments, variables), keywords=keywords)
 
     def evaluate(self, values: Mapping[str, Any]) -> tuple:
-        result = self.function(
+        result = self.run(
             *substitute(self.arguments, values), **{k: substitute(v, values) for k, v in self.keywords.items()}
         )
         return tuple(result) if isinstance(result, (tuple, list)) else (result,)

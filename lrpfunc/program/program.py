@@ -253,6 +253,12 @@ class Program:
         `lower, upper = fmodel.cut("layer3")`: both take all parameters, and `upper(params, lower(params, x))` is the
         model's output. Where more than the layer's output crosses (a skip connection, a mask), `lower` gives a tuple
         of it, and `upper` takes as many inputs; the layer's own is the first.
+
+        Relevance goes on through a cut as the seed of `lower`, exactly the whole's in the form in which it arrives: as
+        `Flow(coefficient=...)` of what `record(upper, ...)` pulls with `form="coefficient"` or, where that warns that
+        only a relevance is known, as it is. Stabilizers take their share of a relevance that is divided by a value, and
+        none of a coefficient that is handed on: in the other form some 1e-5 differ with an epsilon of 1e-6.
+
         Errors: `ProgramError` for a name that there is not, that several calls have ("act:0" is the first of them), and
         for a layer that nothing follows.
         """

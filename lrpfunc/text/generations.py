@@ -162,7 +162,8 @@ def generation(
         rules: as `attribute` takes them.
         x: the inputs, if not the ids alone: embeddings, or a dict with a mask. What several get is summed by token.
         other: a token, or one for each of the answer (batch, answer): what speaks for the answer's and not for it.
-        chunk_size: how many tokens of the answer to pull back at once, to save memory.
+        chunk_size: how many tokens of the answer to pull back at once, to save memory. Several at once take the
+            patterns (heads, length, length) of one attention for each; one alone takes as little as `attribute`.
         checkpoint: as `attribute` takes it.
         progress: is told how many tokens of the answer are done, and of how many.
 
@@ -324,6 +325,10 @@ def _pulled(passed: Passed, place: str, flow: Flow, positions: Sequence[int], sh
     rows = flow.tensor.new_zeros(len(positions), *flow.tensor.shape)
     for row, position in zip(rows, positions, strict=True):
         row[:, position] = flow.tensor[:, position]
+    if (
+        len(rows) == 1
+    ):  # by the kernels of the forward pass, which make no pattern of attention, as they must under vmap
+        return back(rows[0])[:, None]
     return torch.func.vmap(back)(rows).movedim(0, 1)
 
 
