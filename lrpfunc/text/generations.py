@@ -162,8 +162,7 @@ def generation(
         rules: as `attribute` takes them.
         x: the inputs, if not the ids alone: embeddings, or a dict with a mask. What several get is summed by token.
         other: a token, or one for each of the answer (batch, answer): what speaks for the answer's and not for it.
-        chunk_size: how many tokens of the answer to pull back at once, to save memory. Several at once take the
-            patterns (heads, length, length) of one attention for each; one alone takes as little as `attribute`.
+        chunk_size: tokens of the answer to pull back at once, with an attention's patterns for each; of 1 without any.
         checkpoint: as `attribute` takes it.
         progress: is told how many tokens of the answer are done, and of how many.
 
@@ -178,22 +177,21 @@ def generation(
     tensor([[[1., 0., 0., 0.],
              [0., 3., 0., 0.]]])
     """
-    check_chunk_size(chunk_size)
-    answer = _checked(ids, prompt_length)
+    answer = _checked(ids, prompt_length, chunk_size)
     passed, place = _passed(fmodel, params, _inputs(fmodel, ids, x), rules, checkpoint)
-    before = _before(logits_of(passed.output), answer, prompt_length)
-    seed, explained = _seeds(logits_of(passed.output), before, answer, other)
+    seed, explained, likely = _seeds(logits_of(passed.output), answer, prompt_length, other)
     rows, flow = [], _arrived(passed, place, seed)
     for positions in torch.arange(prompt_length - 1, ids.shape[1] - 1).split(chunk_size):
         rows.append(_pulled(passed, place, flow, positions.tolist(), tuple(ids.shape)))
         if progress is not None:
             progress(int(positions[-1]) + 2 - prompt_length, answer.shape[1])
     matrix = _checked_matrix(torch.cat(rows, 1), prompt_length, flow.tensor.dtype)
-    return Generation(matrix, explained, _probabilities(before, answer), prompt_length)
+    return Generation(matrix, explained, likely, prompt_length)
 
 
-def _checked(ids: Tensor, prompt_length: int) -> Tensor:
-    """The answer's ids. Errors: `TargetError`."""
+def _checked(ids: Tensor, prompt_length: int, chunk_size: int) -> Tensor:
+    """The answer's ids. Errors: `TargetError`, and for chunks `InputError`."""
+    check_chunk_size(chunk_size)
     if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.is_floating_point() or ids.is_complex():
         got = f"{tuple(ids.shape)} of {ids.dtype}" if isinstance(ids, Tensor) else repr(ids)[:80]
         raise TargetError(f"ids are integers (batch, length), those of prompt and answer, but are {got}.")
@@ -231,8 +229,12 @@ def _before(logits: Tensor, answer: Tensor, prompt_length: int) -> Tensor:
     return logits[:, prompt_length - 1 : -1]
 
 
-def _seeds(logits: Tensor, before: Tensor, answer: Tensor, other: int | Tensor | None) -> tuple[Tensor, Tensor]:
-    """The relevance that enters at the logits, that of all tokens of the answer, and what is explained by token."""
+def _seeds(
+    logits: Tensor, answer: Tensor, prompt_length: int, other: int | Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The relevance that enters at the logits, that of all tokens of the answer; by token what is explained, and how
+    likely it is."""
+    before = _before(logits, answer, prompt_length)
     seed, vocabulary = torch.zeros_like(logits), logits.shape[2]
     part = seed[:, -1 - answer.shape[1] : -1]
     explained = torch.zeros_like(before[:, :, 0])
@@ -247,7 +249,7 @@ def _seeds(logits: Tensor, before: Tensor, answer: Tensor, other: int | Tensor |
         own = before.gather(2, tokens[:, :, None])
         part.scatter_add_(2, tokens[:, :, None], sign * own)
         explained = explained + sign * own[:, :, 0]
-    return seed, explained
+    return seed, explained, _probabilities(before, answer)
 
 
 def _probabilities(before: Tensor, answer: Tensor) -> Tensor:
@@ -325,9 +327,7 @@ def _pulled(passed: Passed, place: str, flow: Flow, positions: Sequence[int], sh
     rows = flow.tensor.new_zeros(len(positions), *flow.tensor.shape)
     for row, position in zip(rows, positions, strict=True):
         row[:, position] = flow.tensor[:, position]
-    if (
-        len(rows) == 1
-    ):  # by the kernels of the forward pass, which make no pattern of attention, as they must under vmap
+    if len(rows) == 1:  # by the kernels of the forward pass: under vmap they would make attention's patterns
         return back(rows[0])[:, None]
     return torch.func.vmap(back)(rows).movedim(0, 1)
 
