@@ -79,8 +79,12 @@ class Failing(MemoryFileSystem):
     """Files in memory; of the requests for what is in them some fail: those whose numbers, from 1, are in `failing`."""
 
     protocol = "failing"
-    store, pseudo_dirs = {}, [""]  # noqa: RUF012 (as its parent has them)
+    store, pseudo_dirs = {}, [""]
     asked, failing = 0, range(0)
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.removeprefix("failing://"))
 
     @classmethod
     def reset(cls, failing=range(0), error=OSError("the line is dead")):  # noqa: B008

@@ -33,6 +33,7 @@ from lrpfunc.extras import extra
 URL = re.compile(r"((?:[a-z][\w+.-]+::)*)([a-z][\w+.-]+)://(.*?)(::.*)?", re.IGNORECASE | re.DOTALL)
 MANGLED = re.compile(r"[a-z][\w+.-]+:/(?!/)", re.IGNORECASE)  # what `Path` makes of a URL
 WEB = ("http", "https")
+WITH_PASSWORDS = (*WEB, "ftp", "sftp", "ssh", "smb")
 WAITS = (1.0, 4.0)  # seconds before a server that said nothing is asked again
 PIECE = 1 << 20  # bytes that are read at once where a file is gone through; a request takes as long as a few of them
 AT_ONCE = 32  # questions
@@ -68,9 +69,7 @@ class Remote:
 
     def __str__(self) -> str:
         """For people and files: without passwords and signatures."""
-        path = self.path.partition("?")[0] if self._is_web else self.path
-        host, slash, rest = path.partition("/")
-        return replace(self, path=host.rpartition("@")[2] + slash + rest).url
+        return "::".join(map(_told, self.url.split("::")))
 
     @property
     def _is_web(self) -> bool:
@@ -181,6 +180,17 @@ class Remote:
                     raise said from error
             time.sleep(wait)
         raise AssertionError
+
+
+def _told(link: str) -> str:
+    """A link of a chain, as it may be told."""
+    scheme, separator, path = link.partition("://")
+    if scheme.lower() in WEB:
+        path = path.partition("?")[0]
+    if scheme.lower() in WITH_PASSWORDS:
+        host, slash, rest = path.partition("/")
+        path = host.rpartition("@")[2] + slash + rest
+    return scheme + separator + path
 
 
 class _Parts(io.RawIOBase):
@@ -300,20 +310,29 @@ def _version(where: Place) -> str:
 # -- file systems -----------------------------------------------------------------------------------------------------
 
 
+# All that were used. A forked process that lost those of its parent would close their connections, and by the table of
+# sockets that both share, the parent would never hear again of its own.
+_used: dict[int, Any] = {}
+
+
 def _system(where: Remote, process: int) -> tuple[Any, str]:
     """The file system and the path in it. fsspec keeps file systems for each process, but not those in a file."""
     if where.after:
         system = _inside(where.before, where.scheme, where.after, process)
         return system, system._strip_protocol(f"{where.scheme}://{where.path}")
-    _check(where)
-    return extra("fsspec.core", "remote", f"reading {where.scheme}://").url_to_fs(where.url)
+    return _made(where)
 
 
 @functools.lru_cache(maxsize=4)
 def _inside(before: str, scheme: str, after: str, process: int) -> Any:
-    where = Remote(before, scheme, "", after)
+    return _made(Remote(before, scheme, "", after))[0]
+
+
+def _made(where: Remote) -> tuple[Any, str]:
     _check(where)
-    return extra("fsspec.core", "remote", f"reading {where.scheme}://").url_to_fs(where.url)[0]
+    system, path = extra("fsspec.core", "remote", f"reading {where.scheme}://").url_to_fs(where.url)
+    _used[id(system)] = system
+    return system, path
 
 
 def _check(where: Remote) -> None:
