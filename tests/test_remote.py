@@ -158,7 +158,7 @@ def test_a_list_may_name_urls_and_files_beside(folder, classifier, tmp_path):
     assert list(samples.labels(10)) == [3, 4, -1]
     np.testing.assert_array_equal(samples.load(0), open_samples(folder, classifier).load(12))
     np.testing.assert_array_equal(samples.load(1), open_samples(folder, classifier).load(16))
-    with pytest.raises(FileError, match="^is missing$"):
+    with pytest.raises(FileError, match=r"^is missing$"):
         samples.load(2)
 
 
