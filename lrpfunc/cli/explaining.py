@@ -31,6 +31,7 @@ from lrpfunc.cli.options import (
     Weights,
     Window,
     classifier_of,
+    here,
     meaning_of,
     reading_of,
 )
@@ -55,9 +56,11 @@ class Format(StrEnum):
 
 @app.command()
 def image(
-    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Image files.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Image files.", parser=here)],
     model: Model,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder for the pictures.")] = Path("lrpfunc-heatmaps"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder for the pictures.", parser=here)] = Path(
+        "lrpfunc-heatmaps"
+    ),
     weights: Weights = None,
     composite: Annotated[
         list[str] | None,

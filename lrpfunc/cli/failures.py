@@ -24,6 +24,7 @@ REMEDIES = {
     errno.ENFILE: "The system may not open more files: close other programs.",
     errno.ENOMEM: "The memory is used up: close other programs, or give a smaller --batch.",
     errno.EIO: "The disk, or the way to it, does not work: try again, or copy the file elsewhere.",
+    errno.ECONNABORTED: "Look whether it can be reached, and try again.",
     errno.ESTALE: "The network drive has lost it: try again.",
 }
 # What a command leaves behind when it is stopped, and how to go on.
@@ -79,6 +80,6 @@ def _sentences(error: OSError, command: str | None) -> str:
     said = error.strerror or " ".join(str(error).split()) or type(error).__name__
     file = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
     remedy = REMEDIES.get(error.errno or 0, "")
-    if command in GOES_ON and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if command in GOES_ON and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.ECONNABORTED):
         remedy += GOES_ON[command]
     return f"{file}{said.rstrip('.')}. {remedy}".strip()

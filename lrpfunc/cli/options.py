@@ -16,6 +16,17 @@ if TYPE_CHECKING:
     from lrpfunc.pictures.images import Reading
     from lrpfunc.pictures.outputs import Meaning
 
+
+def here(text: str) -> Path:
+    """A path of this machine. Errors: `InputError` for a URL."""
+    from lrpfunc.pictures.remote import place
+
+    found = place(text)
+    if not isinstance(found, Path):
+        raise InputError(f"{found} is a URL, which only data sets are read by: give a path of this machine.")
+    return found
+
+
 Model = Annotated[
     str,
     typer.Option(

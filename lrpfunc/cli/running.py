@@ -41,6 +41,7 @@ from lrpfunc.cli.options import (
     Weights,
     Window,
     classifier_of,
+    here,
     meaning_of,
     reading_of,
 )
@@ -53,15 +54,17 @@ from lrpfunc.pictures.progress import ProgressBar
 @app.command()
 def dataset(
     source: Annotated[
-        Path,
+        str,
         typer.Argument(
             metavar="FOLDER",
             help="A folder of images (subfolders are classes), a .pt, .npz or .npy file, a list of images (.txt), "
-            "or .tar, .parquet, .arrow files.",
+            "or .tar, .parquet, .arrow files. Or its URL, such as s3://bucket/photos.",
         ),
     ],
     model: Model,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The HDF5 file to write; with --engine, the folder.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The HDF5 file to write; with --engine, the folder.", parser=here)
+    ],
     weights: Weights = None,
     composite: CompositeName = DEFAULT_COMPOSITE,
     method: Annotated[str | None, typer.Option(help=f"In place of a composite: {METHODS}.", show_default=False)] = None,
@@ -153,9 +156,10 @@ def _default_workers() -> int:
 @app.command()
 def merge(
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="The shards of a run, or a folder of its blocks.")
+        list[Path],
+        typer.Argument(metavar="FILE...", help="The shards of a run, or a folder of its blocks.", parser=here),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write: HDF5, of texts Parquet.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write: HDF5, of texts Parquet.", parser=here)],
     incomplete: Annotated[
         bool, typer.Option("--incomplete", help="Merge what there is, if shards are missing.")
     ] = False,
@@ -188,6 +192,7 @@ def report(
         typer.Argument(
             metavar="FILE...",
             help="What `lrpfunc dataset` or `text --prompts` wrote: all shards, or a folder of blocks.",
+            parser=here,
         ),
     ],
     beside: Annotated[
@@ -197,9 +202,10 @@ def report(
             metavar="FILE.h5",
             help="Another run on the same data set, to be shown side by side: another composite, other weights or "
             "targets. Given again for each of its shards.",
+            parser=here,
         ),
     ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("report.html"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.", parser=here)] = Path("report.html"),
     title: Annotated[str, typer.Option(help="The page's title.")] = "",
     size: Annotated[int, typer.Option(help="Pixels of the longer side of each picture.")] = 128,
     overwrite: Overwrite = False,

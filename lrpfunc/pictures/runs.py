@@ -36,6 +36,7 @@ from lrpfunc.pictures.hdf5 import UNKNOWN, Failure, Schema, Writer
 from lrpfunc.pictures.images import printable
 from lrpfunc.pictures.outputs import VALUES, Meaning
 from lrpfunc.pictures.parts import Block, Shard
+from lrpfunc.pictures.remote import Place, place
 from lrpfunc.pictures.samples import Batch, Loader, Notices, Samples, contents, open_samples
 from lrpfunc.pictures.workfile import SAME, Workfile, check_same, claimed
 
@@ -60,7 +61,7 @@ class Outcome(NamedTuple):
 
 
 def run(
-    source: Path,
+    source: str | Place,
     out: Path,
     classifier: Classifier,
     composite: str = DEFAULT_COMPOSITE,
@@ -89,7 +90,7 @@ def run(
 
 
 def prepared(
-    source: Path,
+    source: str | Place,
     classifier: Classifier,
     composite: str = DEFAULT_COMPOSITE,
     targets: Sequence[str] = (),
@@ -105,6 +106,7 @@ def prepared(
     """
     if batch < 1 or workers < 0:
         raise InputError(f"batch must be >= 1 and workers >= 0, but are {batch} and {workers}.")
+    source = place(source)
     reader = replace(classifier, model=torch.nn.Identity())  # processes that read get a copy, and need no model
     samples = open_samples(source, reader)
     positions = part.positions(len(samples.names))
@@ -191,7 +193,7 @@ def _labels(samples: Samples, ready: Explainer) -> np.ndarray:
 def _details(
     ready: Explainer,
     samples: Samples,
-    source: Path,
+    source: str | Place,
     composite: str,
     targets: Sequence[str],
     part: Shard | Block,
@@ -312,7 +314,10 @@ def _loaded(job: Job, batches: Sequence[range]) -> Iterator[Batch]:
                 collate_fn=_as_it_is,
                 multiprocessing_context=context,
             )
-        yield from data
+        for batch in data:
+            if isinstance(batch, OSError):
+                raise batch
+            yield batch
     except RuntimeError as error:
         if not re.search(r"DataLoader worker \(pid", str(error)):
             raise

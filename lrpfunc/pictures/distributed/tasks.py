@@ -10,6 +10,7 @@ from typing import NamedTuple
 from lrpfunc.pictures import runs
 from lrpfunc.pictures.classifiers import Classifier
 from lrpfunc.pictures.explainers import DEFAULT_COMPOSITE
+from lrpfunc.pictures.remote import Place, place
 from lrpfunc.pictures.texts import runs as text_runs
 from lrpfunc.pictures.texts.answers import DEFAULT_COMPOSITE as TEXT_COMPOSITE
 from lrpfunc.pictures.texts.languages import AUTO
@@ -20,7 +21,7 @@ BLOCK = 256  # samples
 class Task(NamedTuple):
     """Pictures: `block` samples in each file of `folder`, the rest as `runs.run`."""
 
-    source: Path
+    source: str | Place
     folder: Path
     classifier: Classifier
     composite: str = DEFAULT_COMPOSITE
@@ -38,7 +39,10 @@ class Task(NamedTuple):
 
     def absolute(self) -> Task:
         """With paths as other machines have them, which share the file system."""
-        return self._replace(source=_absolute(self.source), folder=_absolute(self.folder))
+        source = place(self.source)
+        return self._replace(
+            source=_absolute(source) if isinstance(source, Path) else source, folder=_absolute(self.folder)
+        )
 
     def prepared(self) -> runs.Job:
         """Errors: as `runs.prepared` has them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePath
 
 # fmt: off
 ENDINGS = frozenset((
@@ -11,6 +11,7 @@ ENDINGS = frozenset((
     ".tga", ".tif", ".tiff", ".webp",
 ))
 # fmt: on
+PAGED = frozenset((".dcm", ".dicom", ".ima", ".nii", ".nii.gz", ".tif", ".tiff"))  # may have several pages
 PILLOW, DICOM, NIFTI, HEIF, AVIF, TIFF = "Pillow", "DICOM", "NIfTI", "HEIC", "AVIF", "TIFF"
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 AVIF_BRANDS = (b"avif", b"avis")
@@ -22,10 +23,16 @@ SIGNATURES = (
 LONGEST = 132  # bytes that tell
 
 
-def ending(path: Path) -> str:
+def ending(path: PurePath) -> str:
     """The ending in small letters; of packed volumes the last two."""
     name = path.name.lower()
     return ".nii.gz" if name.endswith(".nii.gz") and name != ".nii.gz" else path.suffix.lower()
+
+
+def may_be_any(path: PurePath) -> bool:
+    """Whether a name does not say what a file is: without an ending, or with numbers, as DICOM files are called."""
+    name = ending(path)
+    return (not name or name[1:].isdecimal()) and path.name != "DICOMDIR"
 
 
 def kind(path: Path) -> str:

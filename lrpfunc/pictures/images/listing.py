@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from lrpfunc.pictures.images.kinds import ENDINGS, ending, first_bytes, is_picture
+from lrpfunc.pictures.images.kinds import ENDINGS, ending, first_bytes, is_picture, may_be_any
 from lrpfunc.pictures.images.reading import pages
 
 
@@ -92,18 +92,12 @@ def _inside(folder: Path) -> list[Path]:
 def _with(found: Listing, path: Path) -> Listing:
     """A listing with a file more."""
     name = ending(path)
-    if name not in ENDINGS and not _may_be_named_so(path, name):
+    if name not in ENDINGS and not (may_be_any(path) and path.is_file() and is_picture(first_bytes(path))):
         found.endings[name or "without an ending"] += 1
         return found
     numbered = pages(path)
     found.entries.extend(map(Entry, numbered))
     return found._replace(several=found.several + (len(numbered) > 1))
-
-
-def _may_be_named_so(path: Path, name: str) -> bool:
-    """Whether a file without an ending is a picture by its bytes; DICOM files are called by numbers with dots."""
-    is_bare = not name or name[1:].isdecimal()
-    return is_bare and path.name != "DICOMDIR" and path.is_file() and is_picture(first_bytes(path))
 
 
 def _by_count(item: tuple[str, int]) -> tuple[int, str]:

@@ -17,10 +17,14 @@ def printable(name: str | Path) -> str:
 
 def page_of(path: Path) -> tuple[Path, int]:
     """The file and the number of the page that a name means: `scan.tif#2`, unless a file is called that; 0 for none."""
-    match = re.fullmatch(rf"(.+){PAGE}([1-9]\d*)", path.name)
-    if match is None or os.path.lexists(path):
-        return path, 0
-    return path.with_name(match[1]), int(match[2])
+    name, page = split_page(path.name)
+    return (path.with_name(name), page) if page and not os.path.lexists(path) else (path, 0)
+
+
+def split_page(name: str) -> tuple[str, int]:
+    """The name of a file and the number of a page, 0 if there is none."""
+    match = re.fullmatch(rf"(.+){PAGE}([1-9]\d*)", name)
+    return (match[1], int(match[2])) if match else (name, 0)
 
 
 def stem(path: Path) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor
 from lrpfunc.errors import FileError, near_misses
 from lrpfunc.pictures.classifiers import Classifier
 from lrpfunc.pictures.hdf5 import UNKNOWN
+from lrpfunc.pictures.remote import Place, local
 from lrpfunc.pictures.samples.sample import Sample, kind, preprocessed
 from lrpfunc.pictures.weights import first_sentence, unpickled
 
@@ -36,7 +37,7 @@ class Arrays:
     names: Sequence[str]
     classifier: Classifier
     identity: str
-    files: Sequence[Path]
+    files: Sequence[Place]
     notes: Sequence[str] = ()
 
     def labels(self, classes: int, names: Sequence[str] | None = None) -> np.ndarray:
@@ -77,9 +78,10 @@ class _Numbers(Sequence):
         return str(range(self._count)[index])
 
 
-def arrays(path: Path, classifier: Classifier) -> Arrays:
+def arrays(path: Place, classifier: Classifier) -> Arrays:
     """The samples in a file, with labels if it has them. Errors: `FileError` that says what is wrong with it."""
-    found = _read(path)
+    with local(path) as file:  # of which a copy may lose its name: what is mapped stays
+        found, identity = _read(file, path), _identity(file, path.name)
     inputs = next((found[key] for key in INPUT_KEYS if key in found), None)
     labels = next((found[key] for key in LABEL_KEYS if key in found), None)
     if inputs is None:
@@ -89,7 +91,7 @@ def arrays(path: Path, classifier: Classifier) -> Arrays:
         )
     _check_inputs(path, inputs)
     names = _Numbers(len(inputs))
-    return Arrays(inputs, _labels(path, labels, len(inputs)), names, classifier, _identity(path), [path])
+    return Arrays(inputs, _labels(path, labels, len(inputs)), names, classifier, identity, [path])
 
 
 def _copied(values: Tensor | np.ndarray) -> Tensor:
@@ -104,7 +106,7 @@ def _copied(values: Tensor | np.ndarray) -> Tensor:
 # -- what may be in them ----------------------------------------------------------------------------------------------
 
 
-def _check_inputs(path: Path, inputs: Tensor | np.ndarray) -> None:
+def _check_inputs(path: Place, inputs: Tensor | np.ndarray) -> None:
     """Errors: `FileError` for what would fail later, sample by sample."""
     what = str(inputs.dtype) if isinstance(inputs, np.ndarray) else kind(inputs)
     is_picture = what in ("uint8", "torch.uint8")
@@ -131,7 +133,7 @@ def _has_colors(shape: Sequence[int]) -> bool:
     return len(shape) == 4 and (shape[-1] in (1, 3) or shape[1] in (1, 3))
 
 
-def _labels(path: Path, labels: Any, samples: int) -> Tensor | None:
+def _labels(path: Place, labels: Any, samples: int) -> Tensor | None:
     """The classes of samples. Errors: `FileError` if they are no whole numbers, one for each."""
     if labels is None:
         return None
@@ -148,10 +150,10 @@ def _labels(path: Path, labels: Any, samples: int) -> Tensor | None:
     return torch.from_numpy(labels.astype(np.int64)) if isinstance(labels, np.ndarray) else labels.to(torch.int64)
 
 
-def _identity(path: Path) -> str:
+def _identity(path: Path, name: str) -> str:
     """What tells a file from others: the checksums in it, which need not be computed, if it is an archive."""
     if not zipfile.is_zipfile(path):
-        return f"{path.name} of {path.stat().st_size} bytes"
+        return f"{name} of {path.stat().st_size} bytes"
     with zipfile.ZipFile(path) as archive:
         parts = [f"{entry.filename} {entry.file_size} {entry.CRC}" for entry in archive.infolist()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -160,7 +162,7 @@ def _identity(path: Path) -> str:
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, called: Place) -> dict[str, Any]:
     """The arrays in a file, None for what is not read."""
     ending = path.suffix.lower()
     try:
@@ -174,7 +176,7 @@ def _read(path: Path) -> dict[str, Any]:
     # zip, pickle and numpy have errors of their own for files that are broken or something else
     except Exception as error:
         raise FileError(
-            f"{path} cannot be read ({first_sentence(error)}). Write it by torch.save(tensors, path) or numpy.savez."
+            f"{called} cannot be read ({first_sentence(error)}). Write it by torch.save(tensors, path) or numpy.savez."
         ) from error
     if isinstance(content, Tensor):
         return {"data": content.detach()}
@@ -182,7 +184,7 @@ def _read(path: Path) -> dict[str, Any]:
         return dict(zip(("data", "label"), (part.detach() for part in content), strict=False))
     if isinstance(content, Mapping):
         return {str(key): value.detach() for key, value in content.items() if isinstance(value, Tensor)}
-    raise FileError(f"{path} must hold a tensor, a pair (samples, labels) or a dict of tensors.")
+    raise FileError(f"{called} must hold a tensor, a pair (samples, labels) or a dict of tensors.")
 
 
 def _in_archive(path: Path) -> dict[str, Any]:

@@ -34,8 +34,14 @@ class Loader:
     def __init__(self, samples: Samples, classifier: Classifier, shape: tuple[int, ...]):
         self.samples, self.classifier, self.shape = samples, classifier, shape
 
-    def __getitem__(self, indices: Sequence[int]) -> Batch:
-        """The samples at some positions."""
+    def __getitem__(self, indices: Sequence[int]) -> Batch | OSError:
+        """The samples at some positions; an error that ends the run as it is, as worker processes raise none whole."""
+        try:
+            return self._batch(indices)
+        except OSError as error:
+            return error
+
+    def _batch(self, indices: Sequence[int]) -> Batch:
         good, inputs, failures = [], [], []
         notices: list[tuple[str, str]] = []
         for index in indices:

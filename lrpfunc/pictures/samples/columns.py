@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from lrpfunc.errors import FileError
+from lrpfunc.pictures.remote import Place
 from lrpfunc.pictures.samples.tables import Table, arrow
 
 IMAGES, CLASSES = ("image", "img", "picture", "jpg", "png", "bytes", "data"), ("label", "labels", "class", "cls", "y")
@@ -16,7 +16,7 @@ IMAGES, CLASSES = ("image", "img", "picture", "jpg", "png", "bytes", "data"), ("
 class Columns:
     """The pictures of tables, row by row and file by file."""
 
-    def __init__(self, files: Sequence[Path]):
+    def __init__(self, files: Sequence[Place]):
         self.files, self._table = files, Table(files)
         schema = self._table.schema
         self._column = _image_column(files[0], schema)
@@ -35,7 +35,7 @@ class Columns:
         return data
 
 
-def _image_column(path: Path, schema: Any) -> str:
+def _image_column(path: Place, schema: Any) -> str:
     """The column with pictures. Errors: `FileError` if none is called as such."""
     types = arrow().types
 

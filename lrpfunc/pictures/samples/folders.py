@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from lrpfunc.errors import FileError
 from lrpfunc.pictures import images
 from lrpfunc.pictures.classifiers import Classifier
 from lrpfunc.pictures.hdf5 import UNKNOWN
+from lrpfunc.pictures.remote import Place, below, local
+from lrpfunc.pictures.samples.remotes import listing, pages
 from lrpfunc.pictures.samples.sample import Sample, preprocessed
 
 
@@ -26,7 +29,7 @@ class Folder:
     names down, which may lie anywhere, and the class is the folder that an image lies in.
     """
 
-    root: str
+    root: Place
     names: list[str]
     classifier: Classifier
     identity: str
@@ -37,31 +40,55 @@ class Folder:
     def labels(self, classes: int, names: Sequence[str] | None = None) -> np.ndarray:
         known = self.classifier.categories if names is None else names
         place = -2 if self.is_listed else 0
-        folders = [name.split(os.sep)[place] if os.sep in name else "" for name in self.names]
+        parts = [name.replace(os.sep, "/").split("/") for name in self.names]
+        folders = [each[place] if len(each) > 1 else "" for each in parts]
         numbers = class_numbers(sorted(set(folders) - {""}), known, classes)
         return np.array([numbers.get(folder, UNKNOWN) for folder in folders], dtype=np.int64)
 
     @property
-    def files(self) -> Iterator[Path]:
-        return (images.page_of(Path(self.root, name))[0] for name in self.names)
+    def files(self) -> Iterator[Place]:
+        return (self._place(name)[0] for name in self.names)
 
     def sample(self, index: int) -> Sample:
         name = self.names[index]
         if name in self.broken:
             raise FileError(self.broken[name])
-        seen = images.look(Path(self.root, name), self.classifier.reading)
+        where, page = self._place(name)
+        with _told(), local(where, is_kept=bool(page)) as file:
+            seen = images.look(images.numbered(file, page) if page else file, self.classifier.reading)
         return Sample(preprocessed(self.classifier, seen.image), seen.notices)
+
+    def _place(self, name: str) -> tuple[Place, int]:
+        """A sample's file, and the number of its page there."""
+        where = below(self.root, name)
+        if isinstance(where, Path):
+            return images.page_of(where)
+        file, page = images.split_page(name)
+        return below(self.root, file), page
 
     def load(self, index: int) -> Tensor:
         return self.sample(index).x
 
 
-def folder(root: Path, classifier: Classifier) -> Folder:
+@contextmanager
+def _told() -> Iterator[None]:
+    """What a file system says of a file is its sample's error. Errors: `FileError`; `ConnectionError` if it is dead."""
+    try:
+        yield
+    except ConnectionError:
+        raise
+    except FileNotFoundError:
+        raise FileError("is missing") from None
+    except OSError as error:
+        raise FileError(f"cannot be read: {error.strerror}") from error
+
+
+def folder(root: Place, classifier: Classifier) -> Folder:
     """All that is below a folder. Errors: `FileError` if there are no images; `OSError`."""
-    found = images.listing(root)
+    found = images.listing(root) if isinstance(root, Path) else listing(root)
     names, broken = [], {}
     for path, reason, is_folder in found.entries:
-        name = os.path.relpath(path, root) + (os.sep if is_folder else "")
+        name = os.path.relpath(path, root if isinstance(root, Path) else ".") + (os.sep if is_folder else "")
         names.append(name)
         if reason:
             broken[name] = reason
@@ -71,21 +98,22 @@ def folder(root: Path, classifier: Classifier) -> Folder:
             + "".join(f" {images.printable(name)} {reason}." for name, reason in list(broken.items())[:1])
             + (f" {found.notes[0].capitalize()}." if found.notes else "")
         )
-    return Folder(str(root), names, classifier, _digest(names), found.notes, broken)
+    return Folder(root, names, classifier, _digest(names), found.notes, broken)
 
 
-def listed(path: Path, classifier: Classifier) -> Folder:
-    """The image files that a file names, one in each line, relative to it. Errors: `FileError` if there are none."""
-    names = [line for line in path.read_text(errors="surrogateescape").splitlines() if line.strip()]
+def listed(path: Place, classifier: Classifier) -> Folder:
+    """The image files that a file names, one in each line, relative to it or by URL. Errors: `FileError` for none."""
+    with local(path) as file:
+        names = [line for line in file.read_text(errors="surrogateescape").splitlines() if line.strip()]
     if not names:
         raise FileError(f"{path} names no images: it needs the path of one in each line.")
-    return Folder(str(path.parent), names, classifier, _digest(names), is_listed=True)
+    return Folder(path.parent, names, classifier, _digest(names), is_listed=True)
 
 
-def file_of_pages(path: Path, classifier: Classifier) -> Folder:
+def file_of_pages(path: Place, classifier: Classifier) -> Folder:
     """One image file, whose pages are samples."""
-    names = [page.name for page in images.pages(path)]
-    return Folder(str(path.parent), names, classifier, _digest(names))
+    names = pages(path)
+    return Folder(path.parent, names, classifier, _digest(names))
 
 
 def _digest(names: Iterable[str]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from lrpfunc.errors import FileError
 from lrpfunc.pictures import images
 from lrpfunc.pictures.classifiers import Classifier
+from lrpfunc.pictures.remote import Place, place
 from lrpfunc.pictures.samples import columns, tables, tars
 from lrpfunc.pictures.samples.arrays import ENDINGS, arrays
 from lrpfunc.pictures.samples.folders import file_of_pages, folder, listed
@@ -16,24 +17,25 @@ from lrpfunc.pictures.samples.sample import Samples
 
 LIST = ".txt"
 PROMPTS = (".jsonl", ".ndjson")
-STORES: dict[str, Callable[[Sequence[Path]], Store]] = {
+STORES: dict[str, Callable[[Sequence[Place]], Store]] = {
     tars.ENDING: tars.Tars,
     **dict.fromkeys(tables.ENDINGS, columns.Columns),
 }
 
 
-def open_samples(source: Path, classifier: Classifier) -> Samples:
+def open_samples(source: str | Place, classifier: Classifier) -> Samples:
     """The samples of a folder of images, whose subfolders are classes, of a file of arrays, or of an image's pages.
 
     Or of a list of files, `.txt`; or of files that hold images: tar archives (WebDataset), Parquet or Arrow, one of
-    them or a folder without images.
+    them or a folder without images. A string may be a URL.
     Errors: `FileError` if there is nothing there, or nothing of use; `OSError`; `MissingExtraError`.
     """
+    source = place(source)
     if source.is_dir():
         try:
             return folder(source, classifier)
         except FileError:
-            inside = sorted(path for path in source.rglob("*") if path.suffix.lower() in STORES and path.is_file())
+            inside = _stores(source)
             if not inside:
                 raise
             return _packed(source, inside, classifier)
@@ -45,14 +47,21 @@ def open_samples(source: Path, classifier: Classifier) -> Samples:
         return _packed(source, [source], classifier)
     if source.suffix.lower() in ENDINGS:
         return arrays(source, classifier)
-    if images.ending(source) in images.ENDINGS:
+    if images.ending(Path(source.name)) in images.ENDINGS:
         return file_of_pages(source, classifier)
     if source.suffix.lower() in PROMPTS:
         raise FileError(f"{source} holds no pictures. Prompts go to `lrpfunc text --prompts {source}`.")
     raise FileError(f"{source} is neither a folder of images nor a file {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}.")
 
 
-def _packed(source: Path, files: Sequence[Path], classifier: Classifier) -> Samples:
+def _stores(root: Place) -> list[Place]:
+    """All larger files below a folder."""
+    if isinstance(root, Path):
+        return sorted(path for path in root.rglob("*") if path.suffix.lower() in STORES and path.is_file())
+    return [root / name for name in root.below() if Path(name).suffix.lower() in STORES]
+
+
+def _packed(source: Place, files: Sequence[Place], classifier: Classifier) -> Samples:
     """Files of one kind. Errors: `FileError` for several kinds, and as stores have them."""
     kinds = sorted({path.suffix.lower() for path in files})
     if len(kinds) > 1:

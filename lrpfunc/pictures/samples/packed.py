@@ -15,6 +15,7 @@ from lrpfunc.errors import FileError
 from lrpfunc.pictures import images
 from lrpfunc.pictures.classifiers import Classifier
 from lrpfunc.pictures.hdf5 import UNKNOWN
+from lrpfunc.pictures.remote import Place
 from lrpfunc.pictures.samples.folders import class_numbers
 from lrpfunc.pictures.samples.sample import Sample, preprocessed
 
@@ -27,7 +28,7 @@ class Store(Protocol):
     """
 
     @property
-    def files(self) -> Sequence[Path]: ...
+    def files(self) -> Sequence[Place]: ...
 
     @property
     def names(self) -> Sequence[str]: ...
@@ -55,7 +56,7 @@ class Packed:
         return self.store.names
 
     @property
-    def files(self) -> Sequence[Path]:
+    def files(self) -> Sequence[Place]:
         return self.store.files
 
     @property

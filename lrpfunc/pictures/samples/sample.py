@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from lrpfunc.errors import FileError, MissingExtraError
 from lrpfunc.pictures.classifiers import Classifier
+from lrpfunc.pictures.remote import Place, versions
 
 
 class Sample(NamedTuple):
@@ -40,7 +39,7 @@ class Samples(Protocol):
     def notes(self) -> Sequence[str]: ...
 
     @property
-    def files(self) -> Iterable[Path]: ...
+    def files(self) -> Iterable[Place]: ...
 
     def labels(self, classes: int, names: Sequence[str] | None = None) -> np.ndarray:
         """The class (N,) of each sample for a model of so many classes, -1 where it is not known.
@@ -58,12 +57,8 @@ class Samples(Protocol):
 def contents(samples: Samples) -> str:
     """A digest of the sizes and times of a data set's files: as far as these tell, it changes with what is in them."""
     digest = hashlib.sha256()
-    for path in samples.files:
-        try:
-            status = os.stat(path)
-            digest.update(f"{status.st_size} {int(status.st_mtime)}\n".encode())
-        except OSError:  # which is said when it is read
-            digest.update(b"none\n")
+    for version in versions(samples.files):
+        digest.update(f"{version}\n".encode())
     return digest.hexdigest()
 
 

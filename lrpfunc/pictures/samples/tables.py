@@ -1,6 +1,7 @@
 """Rows of Parquet and Arrow files (extra `parquet`).
 
-A row is read from its group of rows alone; that group stays in memory until another one is asked for.
+A row is read from its group of rows alone; that group stays in memory until another one is asked for. Of files that are
+not on this machine, those of Parquet are read so, too; those of Arrow, which are one group, are fetched.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from lrpfunc.errors import FileError
 from lrpfunc.extras import extra
+from lrpfunc.pictures.remote import Place, Remote, local
 
 ENDINGS = (".parquet", ".arrow")
 
@@ -26,7 +29,7 @@ class Table:
     Errors: `FileError` for what Arrow cannot read; `MissingExtraError`.
     """
 
-    def __init__(self, files: Sequence[Path]):
+    def __init__(self, files: Sequence[Place]):
         self.files = files
         self.schema = _schema(files[0])
         self.columns = list(dict.fromkeys(name for path in files for name in _schema(path).names))
@@ -57,7 +60,7 @@ def arrow() -> Any:
 
 
 @contextmanager
-def _errors(path: Path) -> Iterator[None]:
+def _errors(path: Place) -> Iterator[None]:
     """Errors: `FileError` for what Arrow cannot read."""
     try:
         yield
@@ -66,12 +69,12 @@ def _errors(path: Path) -> Iterator[None]:
         raise FileError(f"{path} cannot be read: it is damaged, or something else ({reason}).") from error
 
 
-def _schema(path: Path) -> Any:
+def _schema(path: Place) -> Any:
     with _errors(path):
         return _mapped(path).schema if _is_arrow(path) else _parquet(path).schema_arrow
 
 
-def _groups(path: Path) -> list[tuple[int, int]]:
+def _groups(path: Place) -> list[tuple[int, int]]:
     """The numbers of a file's groups of rows, and how many rows each has. Arrow's files lie in memory as one."""
     with _errors(path):
         if _is_arrow(path):
@@ -80,7 +83,7 @@ def _groups(path: Path) -> list[tuple[int, int]]:
         return [(group, about.row_group(group).num_rows) for group in range(about.num_row_groups)]
 
 
-def _column(path: Path, group: int, name: str) -> Any:
+def _column(path: Place, group: int, name: str) -> Any:
     """A column of a group of rows."""
     with _errors(path):
         if _is_arrow(path):
@@ -90,16 +93,26 @@ def _column(path: Path, group: int, name: str) -> Any:
         return table.column(name) if name in table.column_names else arrow().nulls(len(table))
 
 
-def _values(path: Path, group: int, name: str) -> list[Any]:
+def _values(path: Place, group: int, name: str) -> list[Any]:
     return _column(path, group, name).to_pylist()
 
 
-def _is_arrow(path: Path) -> bool:
+def _is_arrow(path: Place) -> bool:
     return path.suffix.lower() == ".arrow"
 
 
-def _mapped(path: Path) -> Any:
+def _mapped(path: Place) -> Any:
     """An Arrow file, which is a stream or a file of record batches, as a table that stays on the disk."""
+    return _copied(path, path.version()) if isinstance(path, Remote) else _opened(path)
+
+
+@lru_cache(maxsize=2)
+def _copied(path: Remote, version: str) -> Any:
+    with local(path) as file:
+        return _opened(file)
+
+
+def _opened(path: Path) -> Any:
     source = arrow().memory_map(str(path))
     ipc = extra("pyarrow.ipc", "parquet", "reading Arrow")
     try:
@@ -108,5 +121,12 @@ def _mapped(path: Path) -> Any:
         return ipc.open_file(source).read_all()
 
 
-def _parquet(path: Path) -> Any:
+def _parquet(path: Place) -> Any:
+    if isinstance(path, Remote):
+        return _read_in_parts(path, path.version())
     return extra("pyarrow.parquet", "parquet", "reading Parquet").ParquetFile(path, memory_map=True)
+
+
+@lru_cache(maxsize=8)
+def _read_in_parts(path: Remote, version: str) -> Any:
+    return extra("pyarrow.parquet", "parquet", "reading Parquet").ParquetFile(path.open("rb"))

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from lrpfunc.errors import FileError
 from lrpfunc.pictures import images
+from lrpfunc.pictures.remote import Place as File
+from lrpfunc.pictures.remote import part
 
 ENDING, CLASS = ".tar", ".cls"
 LONGEST = 256  # bytes of a class
@@ -30,7 +32,7 @@ class Tars:
 
     class_names: Sequence[str] = ()
 
-    def __init__(self, files: Sequence[Path]):
+    def __init__(self, files: Sequence[File]):
         self.files, self.places = files, list[Place]()
         self.names, self.classes = list[str](), list[int | str | None]()
         for number, path in enumerate(files):
@@ -38,10 +40,10 @@ class Tars:
         if not self.names:
             raise FileError(f"there are no images in {files[0]}. Images end in {', '.join(sorted(images.ENDINGS))}.")
 
-    def _look_through(self, number: int, path: Path) -> None:
+    def _look_through(self, number: int, path: File) -> None:
         classes, keys = dict[str, int | str](), list[str]()
         try:
-            with tarfile.open(path, "r:") as archive:
+            with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
                 for member in archive:
                     key, ending = _parts(member.name)
                     if not member.isreg() or member.issparse() or key.rpartition("/")[2].startswith("."):
@@ -59,9 +61,7 @@ class Tars:
 
     def read(self, index: int) -> bytes:
         place = self.places[index]
-        with self.files[place.file].open("rb") as file:
-            file.seek(place.start)
-            data = file.read(place.size)
+        data = part(self.files[place.file], place.start, place.size)
         if len(data) < place.size:
             raise FileError(f"is cut off, as {self.files[place.file].name} is")
         return data
