@@ -306,6 +306,25 @@ def test_prompts_come_in_many_files(whole, original, tmp_path, kind):  # noqa: F
         assert [row["id"] for row in found] == [f"a.jsonl#{n}" for n in range(3)] + [f"b.jsonl#{n}" for n in range(4)]
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "folder"])
+def test_prompts_may_lie_at_a_url(whole, original, tmp_path, kind):  # noqa: F811
+    memory = pytest.importorskip("fsspec").filesystem("memory")
+    source = tmp_path / "prompts" / f"prompts.{'parquet' if kind == 'parquet' else 'jsonl'}"
+    source.parent.mkdir()
+    if kind == "parquet":
+        parquet.write_table(arrow.Table.from_pylist([{**each, "id": str(each.get("id"))} for each in GIVEN]), source)
+    else:
+        lines(source, GIVEN)
+    memory.put(str(source.parent), "/bucket/prompts", recursive=True)
+    url = "memory://bucket/prompts" + ("" if kind == "folder" else f"/{source.name}")
+    by_ranks(task(url, tmp_path / "out", original))
+    by_ranks(task(source.parent if kind == "folder" else source, tmp_path / "here", original))
+    assert rows_of(tmp_path / "out") == rows_of(tmp_path / "here")
+    memory.rm("/bucket", recursive=True)
+    with pytest.raises(FileError, match=rf"^there is no file {url}\.$"):
+        prompts.open_prompts(url)
+
+
 def test_what_only_some_lines_or_files_have_is_read_all_the_same(tmp_path):
     """Fields are looked for line by line, so that an answer that comes late is not passed over."""
     expected = [("The", "", "a#0"), ("The", " red", "7"), ("Is it?", " no", "b#0")]
@@ -523,7 +542,7 @@ def test_a_block_of_something_else_is_refused_and_kept(whole, original, tmp_path
     for data, words in (
         (
             (whole / "block-000001.parquet").read_bytes(),
-            r"is of another run, with shard '1/3 of 3' \(now '2/3 of 3'\)\. Move it",
+            r"is of another run, with shard '1/3 of 3' \(now '2/3 of 3'\)\. Move .*2.parquet away, and",
         ),
         ((whole / "block-000002.parquet").read_bytes()[:-20], r"cannot be read: it is damaged, or something else"),
         (b"", r"cannot be read: it is damaged, or something else"),
@@ -533,7 +552,7 @@ def test_a_block_of_something_else_is_refused_and_kept(whole, original, tmp_path
             by_ranks(task(source, out, original))
         assert (out / "block-000002.parquet").read_bytes() == data
     parquet.write_table(arrow.table({"index": [1]}), out / "block-000002.parquet")
-    with pytest.raises(FileError, match=r"000002\.parquet is none that `lrpfunc text --prompts` wrote\.$"):
+    with pytest.raises(FileError, match=r"000002\.parquet is none that `lrpfunc text --prompts` wrote\. Move "):
         by_ranks(task(source, out, original))
 
 

@@ -22,7 +22,7 @@ from lrpfunc.cli.engines import (
     check_cluster,
     run_blocks,
 )
-from lrpfunc.cli.options import Device, Overwrite
+from lrpfunc.cli.options import Device, Overwrite, here
 from lrpfunc.cli.words import notes, output, tell
 from lrpfunc.errors import InputError
 from lrpfunc.pictures.progress import ProgressBar
@@ -82,6 +82,7 @@ def text(
             "-o",
             help="The page to write; of many prompts the folder of tables.",
             show_default=f"{PAGE}, {FOLDER}",
+            parser=here,
         ),
     ] = None,
     composite: Annotated[
@@ -106,10 +107,10 @@ def text(
     ] = None,
     overwrite: Overwrite = False,
     prompts: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="Instead of one prompt a file of them: .jsonl with a prompt, an answer and an id in each line, "
-            ".parquet or .arrow with such columns, or .txt.",
+            help="Instead of one prompt a file of them, or its URL: .jsonl with a prompt, an answer and an id in each "
+            "line, .parquet or .arrow with such columns, or .txt.",
             metavar="FILE",
             show_default=False,
             rich_help_panel=MANY,

@@ -39,10 +39,7 @@ class Task(NamedTuple):
 
     def absolute(self) -> Task:
         """With paths as other machines have them, which share the file system."""
-        source = place(self.source)
-        return self._replace(
-            source=_absolute(source) if isinstance(source, Path) else source, folder=_absolute(self.folder)
-        )
+        return self._replace(source=_absolute(self.source), folder=Path(os.path.abspath(self.folder)))
 
     def prepared(self) -> runs.Job:
         """Errors: as `runs.prepared` has them."""
@@ -61,7 +58,7 @@ class Task(NamedTuple):
 class TextTask(NamedTuple):
     """Prompts, and the answers to them: `block` of them in each file of `folder`, the rest as `texts.runs.prepared`."""
 
-    source: Path
+    source: str | Place
     folder: Path
     model: str
     composite: str = TEXT_COMPOSITE
@@ -80,8 +77,8 @@ class TextTask(NamedTuple):
 
     def absolute(self) -> TextTask:
         """With paths as other machines have them, which share the file system."""
-        source, folder = _absolute(self.source), _absolute(self.folder)
-        return self._replace(source=source, folder=folder, model=os.path.abspath(self.model))
+        folder, model = Path(os.path.abspath(self.folder)), os.path.abspath(self.model)
+        return self._replace(source=_absolute(self.source), folder=folder, model=model)
 
     def prepared(self) -> text_runs.Job:
         """Errors: as `texts.runs.prepared` has them."""
@@ -98,5 +95,6 @@ class TextTask(NamedTuple):
         )
 
 
-def _absolute(path: Path) -> Path:
-    return Path(os.path.abspath(path))
+def _absolute(source: str | Place) -> Place:
+    found = place(source)
+    return Path(os.path.abspath(found)) if isinstance(found, Path) else found

@@ -1,19 +1,22 @@
 """Prompts, and answers to them, out of files: lines of JSON, lines of text, Parquet and Arrow.
 
-Only where lines begin is kept in memory, so that a file may have millions of them.
+Of a file of lines only where they begin is kept in memory, so that it may have millions of them; one that is not on
+this machine is kept whole.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 
 from lrpfunc.errors import FileError
+from lrpfunc.pictures.remote import Place, Remote, place
 from lrpfunc.pictures.samples.tables import ENDINGS as TABLES
 from lrpfunc.pictures.samples.tables import Table
 from lrpfunc.pictures.texts.languages import plain
@@ -51,14 +54,14 @@ class Prompts(Protocol):
         """What to call it if it cannot be read."""
 
 
-def open_prompts(source: Path) -> Prompts:
-    """The prompts of a file, or of all files of one kind in a folder, by their names.
+def open_prompts(source: str | Place) -> Prompts:
+    """The prompts of a file, or of all files of one kind in a folder, by their names. A string may be a URL.
 
     A line of JSON is an object with a "prompt", perhaps an "answer" and an "id" (or what else `PROMPTS`, `ANSWERS` and
     `NAMES` have), or a string. Tables have columns that are called so. Each line of `.txt` is a prompt.
     Errors: `FileError` if there is nothing there, or nothing of use; `OSError`; `MissingExtraError`.
     """
-    files = _files(source)
+    files = _files(place(source))
     endings = sorted({path.suffix.lower() for path in files})
     kinds = {KINDS[ending] for ending in endings}
     if len(kinds) > 1:
@@ -69,11 +72,10 @@ def open_prompts(source: Path) -> Prompts:
     return found
 
 
-def _files(source: Path) -> list[Path]:
+def _files(source: Place) -> list[Place]:
     endings = f"{', '.join(list(KINDS)[:-1])} or {list(KINDS)[-1]}"
     if source.is_dir():
-        inside = (path for path in source.iterdir() if path.name[0] not in HIDDEN)
-        found = sorted(path for path in inside if path.suffix.lower() in KINDS and path.is_file())
+        found = [source / name for name in _names(source) if Path(name).suffix.lower() in KINDS]
         if not found:
             raise FileError(f"there are no prompts in {source}: they are in files {endings}.")
         return found
@@ -84,21 +86,35 @@ def _files(source: Path) -> list[Path]:
     return [source]
 
 
+def _names(folder: Place) -> list[str]:
+    """Of the files in a folder that are not hidden."""
+    if isinstance(folder, Path):
+        names = [path.name for path in folder.iterdir() if path.is_file()]
+    else:
+        names = [name for name in folder.below() if "/" not in name]
+    return sorted(name for name in names if name[0] not in HIDDEN)
+
+
 # -- lines ------------------------------------------------------------------------------------------------------------
 
 
 class Lines:
     """Lines of files that are not blank, each of which stays on the disk."""
 
-    def __init__(self, files: Sequence[Path]):
+    def __init__(self, files: Sequence[Place]):
         self.files = files
+        self._fetched = {path: path.read_bytes() for path in files if isinstance(path, Remote)}
         digest, starts, of = hashlib.sha256(), [], []
         for number, path in enumerate(files):
-            found = _starts(path, digest.update)
+            with self._opened(path) as file:
+                found = _starts(file, digest.update)
             starts.append(found)
             of.append(np.full(len(found), number))
         self.digest = digest.hexdigest()
         self._starts, self._of = np.concatenate(starts), np.concatenate(of)
+
+    def _opened(self, path: Place) -> BinaryIO:
+        return path.open("rb") if isinstance(path, Path) else io.BytesIO(self._fetched[path])
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -109,7 +125,7 @@ class Lines:
 
     def line(self, index: int) -> str:
         """Errors: `FileError` for what is no text."""
-        with open(self.files[self._of[index]], "rb") as file:
+        with self._opened(self.files[self._of[index]]) as file:
             file.seek(self._starts[index])
             raw = file.readline()
         try:
@@ -118,16 +134,15 @@ class Lines:
             raise FileError(f"is no text in UTF-8 ({error.reason} at byte {error.start})") from error
 
 
-def _starts(path: Path, tell: Callable[[bytes], object]) -> np.ndarray:
+def _starts(file: BinaryIO, tell: Callable[[bytes], object]) -> np.ndarray:
     """Where the lines of a file begin that are not blank. `tell` is told all bytes."""
     found = []
-    with open(path, "rb") as file:
-        position = 0
-        for line in file:
-            tell(line)
-            if line.strip():
-                found.append(position)
-            position += len(line)
+    position = 0
+    for line in file:
+        tell(line)
+        if line.strip():
+            found.append(position)
+        position += len(line)
     return np.array(found, dtype=np.int64)
 
 
@@ -141,7 +156,7 @@ class PlainLines(Lines):
 class JsonLines(Lines):
     """An object or a string in each line."""
 
-    def __init__(self, files: Sequence[Path]):
+    def __init__(self, files: Sequence[Place]):
         super().__init__(files)
         names: dict[str, None] = {}
         for index in range(min(len(self), LOOKED_AT)):
@@ -176,13 +191,13 @@ class JsonLines(Lines):
 class Rows:
     """A prompt in each row of tables."""
 
-    def __init__(self, files: Sequence[Path]):
+    def __init__(self, files: Sequence[Place]):
         self._table = Table(files)
         _check_fields(self._table.columns, files[0])
         self._columns = [name for name in (*PROMPTS, *ANSWERS, *NAMES) if name in self._table.columns]
         digest = hashlib.sha256()
         for path in files:
-            with open(path, "rb") as file:
+            with path.open("rb") as file:
                 while piece := file.read(PIECE):
                     digest.update(piece)
         self.digest = digest.hexdigest()
@@ -198,7 +213,7 @@ class Rows:
         return _prompt(entries, self.where(index))
 
 
-KINDS: dict[str, Callable[[Sequence[Path]], Prompts]] = {
+KINDS: dict[str, Callable[[Sequence[Place]], Prompts]] = {
     **dict.fromkeys(JSON, JsonLines),
     **dict.fromkeys(PLAIN, PlainLines),
     **dict.fromkeys(TABLES, Rows),
@@ -208,7 +223,7 @@ KINDS: dict[str, Callable[[Sequence[Path]], Prompts]] = {
 # -- fields -----------------------------------------------------------------------------------------------------------
 
 
-def _check_fields(names: Iterable[str], path: Path) -> None:
+def _check_fields(names: Iterable[str], path: Place) -> None:
     """Errors: `FileError` if no field is a prompt."""
     if not set(names) & set(PROMPTS):
         raise FileError(

@@ -14,6 +14,7 @@ from lrpfunc.errors import FileError, InputError, LrpError
 from lrpfunc.extras import need
 from lrpfunc.pictures.explainers import device_named
 from lrpfunc.pictures.parts import Block, Shard
+from lrpfunc.pictures.remote import Place, place
 from lrpfunc.pictures.runs import Outcome, Progress, fingerprint, versions
 from lrpfunc.pictures.texts import files, languages
 from lrpfunc.pictures.texts.answers import DEFAULT_COMPOSITE, Answers, TextExplainer, composite_named, one_token
@@ -30,7 +31,7 @@ OF_MODELS = ("config.json", "generation_config.json", "model.safetensors.index.j
 
 
 def prepared(
-    source: Path,
+    source: str | Place,
     model: str,
     composite: str = DEFAULT_COMPOSITE,
     other: str | None = None,
@@ -52,7 +53,7 @@ def prepared(
     if min(batch, chunk, words) < 1:
         raise InputError(f"batch, chunk and words must be >= 1, but are {batch}, {chunk} and {words}.")
     need("pyarrow", "parquet", "writing Parquet")
-    prompts = open_prompts(source)
+    prompts = open_prompts(source := place(source))
     rules = composite_named(composite)
     read = languages.load(model, dtype, device_named(device))
     explainer = TextExplainer(read, rules, None if other is None else one_token(read, other), chunk)
@@ -135,9 +136,7 @@ class Job(NamedTuple):
 def _finished_before(out: Path, details: dict[str, Any]) -> Outcome:
     run = TextRun(out)
     if differing := differences(run.details, details, (*SAME, "contents")):
-        raise FileError(
-            f"{out} is of another run, with {', '.join(differing)}. Move it, and the same command makes it anew."
-        )
+        raise FileError(f"{out} is of another run, with {', '.join(differing)}.")
     failures = run.failures
     return Outcome(out, len(run) - len(failures), failures, 0, 0, was_finished=True)
 
