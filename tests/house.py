@@ -4,6 +4,7 @@
 """
 
 import ast
+import functools
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -33,6 +34,7 @@ class Function(NamedTuple):
     decorators: tuple[str, ...]
 
 
+@functools.cache
 def modules(root: Path = ROOT) -> list[Module]:
     return [_module(root, path) for path in sorted(root.rglob("*.py"))]
 

@@ -14,6 +14,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import detection
 from torchvision.models.detection import anchor_utils, backbone_utils
+from torchvision.models.resnet import BasicBlock
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 import lrpfunc
@@ -24,6 +25,7 @@ from tests.test_examples import load
 
 DOUBLE = torch.float64
 SIZE = 64
+WIDTH = 64  # of pyramids: two channels a group of FCOS, and no map in which nothing is positive
 segmentation = load("segmentation")
 
 
@@ -48,15 +50,24 @@ def pictures(batch=2, size=SIZE, channels=3):
 # -- networks ---------------------------------------------------------------------------------------------------------
 
 
-def pyramid(**options):
-    return backbone_utils.resnet_fpn_backbone(
-        backbone_name="resnet18", weights=None, norm_layer=nn.BatchNorm2d, **options
-    )
+def pyramid(stages, **options):
+    """Features of a small residual network with a block a stage, as torchvision makes them of ResNets."""
+
+    def stage(stride):
+        beside = nn.Sequential(nn.Conv2d(WIDTH, WIDTH, 1, stride, bias=False), nn.BatchNorm2d(WIDTH))
+        return BasicBlock(WIDTH, WIDTH, stride, beside)
+
+    stem = nn.Sequential(nn.Conv2d(3, WIDTH, 7, 4, 3, bias=False), nn.BatchNorm2d(WIDTH), nn.ReLU())
+    blocks = {name: stage(1 if name == "1" else 2) for name in "1234"}
+    return backbone_utils.BackboneWithFPN(
+        nn.Sequential(OrderedDict(stem=stem, **blocks)), {name: str(i) for i, name in enumerate(stages)},
+        [WIDTH] * len(stages), WIDTH, norm_layer=nn.BatchNorm2d, **options,
+    )  # fmt: skip
 
 
 def of_one_stage(make):
     torch.manual_seed(0)
-    model = make(pyramid(returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(256, 256)), 3)
+    model = make(pyramid("234", extra_blocks=LastLevelP6P7(WIDTH, WIDTH)), 3)
     return targets.heads(without_biases(model))
 
 
@@ -89,9 +100,9 @@ PROPOSALS = torch.tensor([[3.0, 5, 30, 40], [10, 20, 30, 44], [0, 0, 64, 64]])
 def two_stages():
     torch.manual_seed(0)
     pool = torchvision.ops.MultiScaleRoIAlign(["0", "1", "2", "3"], 3, 2, canonical_scale=56)
-    head = detection.faster_rcnn.TwoMLPHead(256 * 9, 16)
+    head = detection.faster_rcnn.TwoMLPHead(WIDTH * 9, 16)
     predictor = detection.faster_rcnn.FastRCNNPredictor(16, 4)
-    model = detection.FasterRCNN(pyramid(), box_roi_pool=pool, box_head=head, box_predictor=predictor)
+    model = detection.FasterRCNN(pyramid("1234"), box_roi_pool=pool, box_head=head, box_predictor=predictor)
     return without_biases(model)
 
 

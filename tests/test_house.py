@@ -1,6 +1,7 @@
 """The house: which folder may import which, how long files and functions are, and that each says what it is."""
 
 import doctest
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -135,6 +136,7 @@ def test_every_folder_has_a_readme(folder):
 PUBLIC = ("", "rules", "composites", "canonizers", "heatmaps", "text", "circuits", "concepts", "attributors", "targets")
 
 
+@functools.cache
 def public_functions() -> dict[str, object]:
     """Those of the contents pages: of `__all__` or, without one, of whatever is imported there."""
     found: dict[str, object] = {}
@@ -150,17 +152,25 @@ def public_functions() -> dict[str, object]:
     return found
 
 
+@functools.cache
+def examples_of(module: str) -> dict[str, doctest.DocTest]:
+    """What `--doctest-modules` runs of a module, by name."""
+    found = doctest.DocTestFinder().find(importlib.import_module(module))
+    return {example.name: example for example in found if example.examples}
+
+
 @pytest.mark.parametrize("name", public_functions())
 def test_every_public_function_has_an_example_that_runs(name):
+    """As one of those that `pytest` takes from the modules, which is where they are run."""
     function = public_functions()[name]
     assert (function.__doc__ or "").strip()
-    (example,) = doctest.DocTestFinder(recurse=False).find(function, name, globs={})
-    assert example.examples, "an example is missing: >>> import lrpfunc, torch"
-    out: list[str] = []
-    doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE).run(
-        example, out=out.append
-    )
-    assert not out, "".join(out)
+    where = f"{function.__module__}.{function.__qualname__}"
+    assert where in examples_of(function.__module__), "an example is missing: >>> import lrpfunc, torch"
+
+
+def test_pytest_runs_the_examples(pytestconfig):
+    assert pytestconfig.getoption("doctestmodules")
+    assert set(pytestconfig.getini("testpaths")) == {"tests", "lrpfunc"}
 
 
 def test_the_table_is_printed(capsys):
