@@ -95,9 +95,18 @@ def test_torch_compile_takes_name_patterns():
     assert_compiles("convolutional", entries, backend="eager")
 
 
-def test_torch_compile_takes_attention_that_is_written_out():
-    x, params = torch.randn(2, 3, 4), {"w": torch.randn(4, 2)}
-    fmodel, _ = lrpfunc.trace(lambda p, x: torch.softmax(x @ x.mT, -1) @ x @ p["w"], params, x)
+def product(p, x):
+    return x @ x.mT @ p["w"]
+
+
+def attention(p, x):
+    return torch.softmax(x @ x.mT, -1) @ x @ p["w"]
+
+
+@pytest.mark.parametrize("network", [product, pytest.param(attention, marks=SLOW)])
+def test_torch_compile_takes_products_of_inputs_as_of_attention_that_is_written_out(network):
+    x, params = torch.randn(2, 4, 4), {"w": torch.randn(4, 2)}
+    fmodel, _ = lrpfunc.trace(network, params, x)
     rules = composites.attn_lrp()
 
     def explained(params, x):
@@ -106,13 +115,18 @@ def test_torch_compile_takes_attention_that_is_written_out():
     close(torch.compile(explained, fullgraph=True, backend="eager")(params, x), explained(params, x))
 
 
-def test_torch_compile_takes_parameters_on_their_way_to_the_input():
+def scaled(p, x):
+    return x @ (p["scale"] * p["w"])
+
+
+def normalized_behind_a_token(p, x):
+    x = torch.cat([p["token"].expand(x.shape[0], -1, -1), x], 1)
+    return (x @ (p["scale"] * p["w"] / p["w"].norm(dim=0))).relu(), p["scale"]
+
+
+@pytest.mark.parametrize("network", [scaled, pytest.param(normalized_behind_a_token, marks=SLOW)])
+def test_torch_compile_takes_parameters_on_their_way_to_the_input(network):
     x, params = torch.randn(2, 3, 4), {"w": torch.randn(4, 2), "scale": torch.randn(2), "token": torch.randn(1, 1, 4)}
-
-    def network(p, x):
-        x = torch.cat([p["token"].expand(x.shape[0], -1, -1), x], 1)
-        return (x @ (p["scale"] * p["w"] / p["w"].norm(dim=0))).relu(), p["scale"]
-
     fmodel, _ = lrpfunc.trace(network, params, x)
     rules = composites.epsilon()
 
