@@ -289,7 +289,7 @@ def test_prompts_come_in_many_files(whole, original, tmp_path, kind):  # noqa: F
         lines(source / "a.jsonl", given[:3])
         (source / "README.md").write_text("about them")
     elif kind == "other names":
-        source = lines(tmp_path / "p.ndjson", [{"completion": e["answer"], "question": e["prompt"]} for e in given])
+        source = lines(tmp_path / "p.ndjson", [{"completion": e["answer"], "text": e["prompt"]} for e in given])
     else:
         source = lines(tmp_path / "p.jsonl", [each["prompt"] for each in given if not each["answer"]])
     by_ranks(task(source, tmp_path / "out", original))
@@ -329,12 +329,12 @@ def test_what_only_some_lines_or_files_have_is_read_all_the_same(tmp_path):
     """Fields are looked for line by line, so that an answer that comes late is not passed over."""
     expected = [("The", "", "a#0"), ("The", " red", "7"), ("Is it?", " no", "b#0")]
     late = [{"prompt": "The"}] * 200 + [{"id": 7, "prompt": "The", "answer": " red", "text": "x"}]
-    found = prompts.open_prompts(lines(tmp_path / "late.jsonl", [*late, {"prompt": None, "question": "Is it?"}]))
+    found = prompts.open_prompts(lines(tmp_path / "late.jsonl", [*late, {"prompt": None, "text": "Is it?"}]))
     assert (found.read(200), found.read(201)[:2]) == (("The", " red", "7"), ("Is it?", ""))
     (tmp_path / "tables").mkdir()
     for name, table in (
         ("a", {"prompt": ["The"]}),
-        ("b", {"question": ["Is it?"], "answer": arrow.array([" no"]).dictionary_encode()}),
+        ("b", {"text": ["Is it?"], "answer": arrow.array([" no"]).dictionary_encode()}),
         ("c", {"id": [7], "answer": arrow.array([" red"], arrow.large_string()), "prompt": ["The"]}),
     ):
         parquet.write_table(arrow.table(table), tmp_path / "tables" / f"{name}.parquet")
@@ -366,9 +366,9 @@ def test_each_line_of_a_text_is_a_prompt(original, tmp_path):  # noqa: F811
         (
             "p.jsonl",
             b'{"words": "The"}\n',
-            r"p\.jsonl needs prompts in a field prompt, question, instruction, text or input, but has 'words'\.$",
+            r"p\.jsonl needs prompts in a field prompt or text, but has 'words'\.$",
         ),
-        ("p.jsonl", b"{}\n", r"or input, but has none\.$"),
+        ("p.jsonl", b"{}\n", r"or text, but has none\.$"),
         ("p.parquet", b"no table", r"p\.parquet cannot be read: it is damaged, or something else \("),
     ],
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
@@ -21,9 +22,10 @@ from lrpfunc.pictures.samples.tables import ENDINGS as TABLES
 from lrpfunc.pictures.samples.tables import Table
 from lrpfunc.pictures.texts.languages import plain
 
-# What fields are called, as the usual data sets have them; the first that there is counts.
-PROMPTS = ("prompt", "question", "instruction", "text", "input")
-ANSWERS = ("answer", "completion", "response", "output")
+# What fields are called; the first that there is counts. None of those that other data sets have beside a context or an
+# input, without which they would not be what a model was asked.
+PROMPTS = ("prompt", "text")
+ANSWERS = ("answer", "completion", "response")
 NAMES = ("id", "name")
 JSON, PLAIN = (".jsonl", ".ndjson"), (".txt",)
 HIDDEN = "._"  # how names begin that are no data
@@ -106,6 +108,7 @@ class Lines:
         self._fetched = {path: path.read_bytes() for path in files if isinstance(path, Remote)}
         digest, starts, of = hashlib.sha256(), [], []
         for number, path in enumerate(files):
+            digest.update(os.fsencode(path.name))  # which ids may be made of
             with self._opened(path) as file:
                 found = _starts(file, digest.update)
             starts.append(found)
@@ -197,6 +200,7 @@ class Rows:
         self._columns = [name for name in (*PROMPTS, *ANSWERS, *NAMES) if name in self._table.columns]
         digest = hashlib.sha256()
         for path in files:
+            digest.update(os.fsencode(path.name))
             with path.open("rb") as file:
                 while piece := file.read(PIECE):
                     digest.update(piece)
@@ -227,8 +231,7 @@ def _check_fields(names: Iterable[str], path: Place) -> None:
     """Errors: `FileError` if no field is a prompt."""
     if not set(names) & set(PROMPTS):
         raise FileError(
-            f"{path} needs prompts in a field {', '.join(PROMPTS[:-1])} or {PROMPTS[-1]}, but has "
-            f"{', '.join(map(repr, names)) or 'none'}."
+            f"{path} needs prompts in a field {' or '.join(PROMPTS)}, but has {', '.join(map(repr, names)) or 'none'}."
         )
 
 
