@@ -431,7 +431,16 @@ sample("max_unpool2d", lambda x: F.max_unpool2d(x, PICKED, 2), random(1, 2, 2, 3
 
 built("moved", functions.moved, X, torch.device("cpu"))
 built("unpacked", functions.unpacked, random(2, 4), random(2, 2), 8, (4, 2))
-built("looked_up", functions.looked_up, random(4).sign().abs().to(torch.uint8), random(2), random(16), (2, 4))
+built(
+    "looked_up",
+    functions.looked_up,
+    random(4).sign().abs().to(torch.uint8),
+    random(2),
+    random(16),
+    4,
+    (2, 4),
+    torch.float64,
+)
 built("dequantized", functions.dequantized, random(2, 2).float())
 built("ones_of", functions.ones_of, X, 3)
 sample("size", lambda x: x.reshape(x.shape[0] * 4, 6), open=(0,))

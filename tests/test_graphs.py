@@ -548,7 +548,10 @@ def test_a_position_outside_is_refused():
     f = lambda p, x: (x + x.mean(1, keepdim=True) @ p) @ p  # noqa: E731
     x = torch.ones(1, 3, 2)
     fmodel, params = lrpfunc.trace(f, torch.eye(2), x)
-    with pytest.raises(TargetError, match=r"^target 3 is out of range: the output has 3 classes, 0 to 2\.$"):
+    with pytest.raises(
+        TargetError,
+        match=r"^index 3 of the target is out of range: dimension 1 of the output, .*, has size 3, 0 to 2\.$",
+    ):
         circuits.graph(fmodel, params, x, (3, 0), layers=["x", "add"])
 
 
