@@ -369,6 +369,17 @@ def test_each_line_of_a_text_is_a_prompt(original, tmp_path):  # noqa: F811
             r"p\.jsonl needs prompts in a field prompt or text, but has 'words'\.$",
         ),
         ("p.jsonl", b"{}\n", r"or text, but has none\.$"),
+        (
+            "p.jsonl",
+            b'[{"prompt": "The"}]',
+            r"p\.jsonl needs an object in each line, but the first is no object with a 'prompt', but a list\.$",
+        ),
+        (
+            "p.jsonl",
+            b'{\n"prompt": "The"\n}',
+            r"in each line, but the first is no JSON \(Expecting property name .*\)\.$",
+        ),
+        ("p.jsonl", '{"prompt": "The"}\n'.encode("utf-16"), r"the first is no text in UTF-8 \(.* at byte 0\)\.$"),
         ("p.parquet", b"no table", r"p\.parquet cannot be read: it is damaged, or something else \("),
     ],
 )
@@ -387,6 +398,13 @@ def test_places_without_prompts_are_refused(tmp_path):
     (tmp_path / "p.txt").write_text("The")
     with pytest.raises(FileError, match=r" holds \.jsonl and \.txt files: give the folder of one kind, or one file\.$"):
         prompts.open_prompts(tmp_path)
+
+
+def test_columns_of_one_name_are_refused(tmp_path):
+    table = arrow.Table.from_arrays([arrow.array(["The"])] * 2, names=["prompt", "prompt"])
+    parquet.write_table(table, tmp_path / "p.parquet")
+    with pytest.raises(FileError, match=r"p\.parquet has several columns 'prompt': give each a name of its own\.$"):
+        prompts.open_prompts(tmp_path / "p.parquet")
 
 
 # -- prompts that cannot be explained ---------------------------------------------------------------------------------
@@ -437,6 +455,22 @@ def test_prompts_that_cannot_be_explained_say_why_and_the_others_are(bad, short,
     assert [row["index"] for row in found] == list(range(len(BAD)))
     again = by_ranks(task(bad, tmp_path / "out", short))
     assert again == outcome._replace(written=0, was_finished=True, notes=again.notes)
+
+
+def test_an_entry_that_python_cannot_hold_is_a_row_with_its_reason(original, tmp_path):  # noqa: F811
+    """Bytes that are called text, and a time after the year 9999."""
+    late = arrow.array([None, None, 1 << 58, 0]).cast(arrow.timestamp("us"))
+    said = arrow.array([b"The key is", b"\xff", b"The", b"The"]).view(arrow.string())
+    parquet.write_table(arrow.table({"prompt": said, "id": late}), tmp_path / "p.parquet")
+    outcome = by_ranks(task(tmp_path / "p.parquet", tmp_path / "out", original, block=4))
+    assert [failure.sample for failure in outcome.failures] == [1, 2]
+    reasons = [failure.reason for failure in outcome.failures]
+    assert (
+        reasons[0]
+        == "its 'prompt' cannot be read ('utf-8' codec can't decode byte 0xff in position 0: invalid start byte)"
+    )
+    assert reasons[1].startswith("its 'id' cannot be read (")
+    assert [row["error"] for row in rows_of(tmp_path / "out")] == [None, *reasons, None]
 
 
 def test_one_whose_relevance_is_not_finite_does_not_take_others_with_it(original, tmp_path, monkeypatch):  # noqa: F811

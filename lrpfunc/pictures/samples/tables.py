@@ -26,7 +26,7 @@ class Table:
     """The rows of files, file by file, of which some columns are read; what a file has no column for is None.
 
     `names`: of the rows; `columns`: of all files; `schema`: of the first one.
-    Errors: `FileError` for what Arrow cannot read; `MissingExtraError`.
+    Errors: `FileError` for what Arrow cannot read, and columns of one name; `MissingExtraError`.
     """
 
     def __init__(self, files: Sequence[Place]):
@@ -42,12 +42,13 @@ class Table:
         self.names = [f"{path.name}#{row}" for number, path in enumerate(files) for row in range(counts[number])]
 
     def row(self, index: int, columns: Sequence[str]) -> list[Any]:
-        """Entries of a row, as Python has them."""
+        """Entries of a row, as Python has them. Errors: `FileError` for one that is none of its type."""
         group = bisect_right(self._ends, index)
         number, inside, rows = self._groups[group]
         if self._kept[:2] != (group, columns):
             self._kept = group, columns, {name: _column(self.files[number], inside, name) for name in columns}
-        return [self._kept[2][name][index - self._ends[group] + rows].as_py() for name in columns]
+        place = index - self._ends[group] + rows
+        return [_entry(self._kept[2][name][place], name) for name in columns]
 
     def column(self, name: str) -> list[Any]:
         """All entries of a column."""
@@ -71,7 +72,10 @@ def _errors(path: Place) -> Iterator[None]:
 
 def _schema(path: Place) -> Any:
     with _errors(path):
-        return _mapped(path).schema if _is_arrow(path) else _parquet(path).schema_arrow
+        schema = _mapped(path).schema if _is_arrow(path) else _parquet(path).schema_arrow
+    if twice := [name for name, number in Counter(schema.names).items() if number > 1]:
+        raise FileError(f"{path} has several columns {twice[0]!r}: give each a name of its own.")
+    return schema
 
 
 def _groups(path: Place) -> list[tuple[int, int]]:
@@ -93,8 +97,20 @@ def _column(path: Place, group: int, name: str) -> Any:
         return table.column(name) if name in table.column_names else arrow().nulls(len(table))
 
 
+def _entry(scalar: Any, name: str) -> Any:
+    """As Python has it. Errors: `FileError` for bytes that are no UTF-8, and times that Python has none for."""
+    try:
+        return scalar.as_py()
+    except (ValueError, OverflowError) as error:
+        raise FileError(f"its '{name}' cannot be read ({str(error).split(chr(10))[0]})") from error
+
+
 def _values(path: Place, group: int, name: str) -> list[Any]:
-    return _column(path, group, name).to_pylist()
+    column = _column(path, group, name)
+    try:
+        return [_entry(scalar, name) for scalar in column]
+    except FileError as error:
+        raise FileError(f"{path} is damaged: {error}. Write it anew, or without that column.") from error
 
 
 def _is_arrow(path: Place) -> bool:

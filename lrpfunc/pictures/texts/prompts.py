@@ -162,11 +162,14 @@ class JsonLines(Lines):
     def __init__(self, files: Sequence[Place]):
         super().__init__(files)
         names: dict[str, None] = {}
+        reasons: list[FileError] = []
         for index in range(min(len(self), LOOKED_AT)):
             try:
                 names |= dict.fromkeys(self._entries(index))
-            except FileError:
-                continue
+            except FileError as error:
+                reasons.append(error)
+        if reasons and not names:
+            raise FileError(f"{files[0]} needs an object in each line, but the first {reasons[0]}.")
         if len(self):
             _check_fields(names, files[0])
 
