@@ -473,6 +473,45 @@ def test_an_entry_that_python_cannot_hold_is_a_row_with_its_reason(original, tmp
     assert [row["error"] for row in rows_of(tmp_path / "out")] == [None, *reasons, None]
 
 
+def test_one_that_the_model_does_not_run_on_is_a_row_with_its_reason(tmp_path):
+    """MPT's biases end at max_seq_len, of which its config says nothing under the usual name."""
+    tokenizer = trained_tokenizer()
+    config = transformers.MptConfig(
+        vocab_size=len(tokenizer), d_model=32, n_heads=4, n_layers=1, expansion_ratio=2, max_seq_len=16
+    )
+    transformers.MptForCausalLM(config).save_pretrained(tmp_path / "mpt")
+    tokenizer.save_pretrained(tmp_path / "mpt")
+    given = [
+        {"prompt": "The key is"},
+        {"prompt": "The" + " red" * 40},
+        {"prompt": "The" + " red" * 40, "answer": " key"},
+    ]
+    outcome = by_ranks(task(lines(tmp_path / "p.jsonl", given), tmp_path / "out", tmp_path / "mpt"))
+    assert [failure.sample for failure in outcome.failures] == [1, 2]
+    for _, _, reason in outcome.failures:
+        assert reason.startswith("mpt does not run on 4")
+        assert "The size of tensor a" in reason
+        assert reason.endswith(". Give fewer words, or another --dtype")
+    assert outcome.rows == 1
+
+
+def test_memory_that_torch_does_not_get_on_the_cpu_is_memory(original, tmp_path, monkeypatch):  # noqa: F811
+    source = lines(tmp_path / "p.jsonl", [{"prompt": "The", "answer": " red"}, {"prompt": "The red key is"}])
+    generation = text.generation
+
+    def large(fmodel, params, ids, *more, **options):
+        if ids.shape[1] == 5:
+            torch.empty(1 << 58)  # which no machine has
+        return generation(fmodel, params, ids, *more, **options)
+
+    by_ranks(task(source, tmp_path / "whole", original))
+    assert [len(row["ids"]) for row in rows_of(tmp_path / "whole")] == [2, 5]
+    monkeypatch.setattr(text, "generation", large)
+    outcome = by_ranks(task(source, tmp_path / "out", original))
+    reason = "the memory does not suffice for its 5 tokens: a smaller --chunk takes less"
+    assert outcome.failures == [(1, "p.jsonl#1", reason)]
+
+
 def test_one_whose_relevance_is_not_finite_does_not_take_others_with_it(original, tmp_path, monkeypatch):  # noqa: F811
     """Those of its length are explained all the same."""
     source = lines(tmp_path / "p.jsonl", [{"prompt": f"The {color} key is"} for color in ("red", "blue", "red", "red")])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from lrpfunc import composites, text
 from lrpfunc.composites import Composite
 from lrpfunc.errors import InputError, ModelError
 from lrpfunc.pictures.explainers import OWN, composite_among
-from lrpfunc.pictures.texts.languages import LanguageModel, Written
+from lrpfunc.pictures.texts.languages import LanguageModel, Written, said
 from lrpfunc.program import Program
 from lrpfunc.tracing import functionalize
 
@@ -24,6 +25,7 @@ COMPOSITES: dict[str, Callable[[], Composite]] = {
 }
 DEFAULT_COMPOSITE = "attn_lrp"
 EXAMPLE = 12  # tokens, of a trace for texts of any length
+NO_MEMORY = "DefaultCPUAllocator"  # of torch, which has no class for it on the CPU
 KEPT_LENGTHS = 8  # traces of single lengths, of models that take no other
 
 
@@ -51,13 +53,14 @@ class TextExplainer:
     def explain(self, given: Sequence[Written], progress: Callable[[int, int], None] | None = None) -> Answers:
         """Explain answers to prompts, all of one length, answer and prompt alike.
 
-        Errors: as `functionalize` and `text.generation` have them.
+        Errors: as `functionalize` and `text.generation` have them; `ModelError` for a model that does not run on them.
         """
-        ids = self._together(given)
-        fmodel, params = self.trace(ids)
-        generation = text.generation(
-            fmodel, params, ids, given[0].prompt_length, self.rules, None, self.other, self.chunk, progress=progress
-        )
+        ids, start = self._together(given), given[0].prompt_length
+        with self._run(ids):
+            fmodel, params = self.trace(ids)
+            generation = text.generation(
+                fmodel, params, ids, start, self.rules, None, self.other, self.chunk, progress=progress
+            )
         return Answers(ids, generation)
 
     def answered(self, given: Sequence[Written], words: int) -> list[Written]:
@@ -77,12 +80,27 @@ class TextExplainer:
         return [self._until(row, start, ends) for row in ids]
 
     def logits(self, ids: Tensor) -> Tensor:
-        """What may follow: (batch, vocabulary)."""
-        with torch.no_grad():
+        """What may follow: (batch, vocabulary). Errors: `ModelError` for a model that does not run on the ids."""
+        with torch.no_grad(), self._run(ids):
             return self.read.model(ids).logits[:, -1]
 
     def _together(self, given: Sequence[Written]) -> Tensor:
         return torch.cat([each.ids for each in given]).to(self.device)
+
+    @contextmanager
+    def _run(self, ids: Tensor) -> Iterator[None]:
+        """Errors: `ModelError` for what torch says where a model does not run on its ids; `MemoryError`."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, IndexError) as error:
+            if NO_MEMORY in str(error):
+                raise MemoryError from error
+            raise ModelError(
+                f"{self.read.name} does not run on {ids.shape[1]:,} tokens in {self.read.model.dtype}: {said(error)} "
+                "Give fewer words, or another --dtype."
+            ) from error
 
     def _until(self, ids: Tensor, start: int, ends: Tensor) -> Written:
         """An answer up to the token that ends it, which is one only if it is the first."""

@@ -195,7 +195,7 @@ def _tokenizer(transformers: Any, path: Path) -> Any:
                 f"the tokenizer of {path} wants to run code of its own (auto_map in tokenizer_config.json), which is "
                 "not done."
             ) from error
-        raise ModelError(f"the tokenizer of {path} cannot be read: {_said(error)}") from error
+        raise ModelError(f"the tokenizer of {path} cannot be read: {said(error)}") from error
 
 
 def _model(transformers: Any, path: Path, config: Mapping[str, Any], dtype: str) -> tuple[nn.Module, tuple[str, ...]]:
@@ -217,7 +217,7 @@ def _model(transformers: Any, path: Path, config: Mapping[str, Any], dtype: str)
             **given,
         )
     except Exception as error:  # whatever its files hold
-        raise ModelError(f"{path} cannot be read as a causal language model: {_said(error)}") from error
+        raise ModelError(f"{path} cannot be read as a causal language model: {said(error)}") from error
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
             f"the weights in {path} lack {missing[0]}{f' and {len(missing) - 1} more' if missing[1:] else ''}, which "
@@ -229,7 +229,7 @@ def _model(transformers: Any, path: Path, config: Mapping[str, Any], dtype: str)
     return made, tuple(notes)
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
     """What another package said, in a line."""
     if isinstance(error, RuntimeError) and "ignore_mismatched_sizes" in str(error):
         return "its weights have other sizes than its config.json says."
