@@ -181,6 +181,12 @@ def test_columns_are_found_by_their_names_and_kinds(folder, classifier, tmp_path
     with pytest.raises(FileError, match=r"^has no bytes: the table says where the picture is, and not what$"):
         samples.sample(0)
     assert Loader(samples, classifier, (1, 8, 8))[[0, 1]].indices == [1]
+    wrong = arrow.array([b"\xff"]).view(arrow.string())
+    parquet.write_table(arrow.table({"image": [image], "label": wrong}), path)
+    with pytest.raises(
+        FileError, match=r"x\.parquet is damaged: its 'label' cannot be read \(.*\)\. Write it anew, or without that col"
+    ):
+        open_samples(path, classifier)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
