@@ -392,3 +392,7 @@ def quiet():
 
 
 check_version(torch.__version__)
+
+
+# What is raised of a device that failed; older torch has no class for it.
+FAILED_DEVICE: type[Exception] = getattr(torch, "AcceleratorError", torch.OutOfMemoryError)

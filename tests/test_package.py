@@ -105,8 +105,8 @@ def test_what_the_index_shows(built):
     assert about["Requires-Python"] == ">=3.11"
     assert about["Description-Content-Type"] == "text/markdown"
     assert 40 < len(about["Summary"]) < 120
-    extras = {"cli", "photos", "timm", "medical", "heif", "parquet", "ray", "transformers", "graphs", "test", "dev"}
-    assert set(about.get_all("Provides-Extra")) == extras
+    extras = {"cli", "photos", "timm", "medical", "heif", "parquet", "remote", "ray", "transformers", "graphs"}
+    assert set(about.get_all("Provides-Extra")) == extras | {"test", "dev"}
     assert about.get_payload().lstrip().startswith("# lrpfunc")
     assert re.findall(r"https?://[^ )]+", about.get_payload()) == []
 

@@ -833,3 +833,19 @@ def test_what_stops_the_command_says_how_to_go_on(whole, original, monkeypatch):
     )
     assert fine(*options).stdout == f"{out}: 7 explanations\n"
     assert contents_of(out) == contents_of(whole)
+
+
+def test_a_device_that_failed_ends_the_run(source, original, tmp_path, monkeypatch):  # noqa: F811
+    """All that comes after it would fail, too, and be taken for prompts that cannot be explained."""
+    generation, calls = text.generation, []
+
+    def lost(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) > 1:  # the first is the trial
+            raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+        return generation(*arguments, **options)
+
+    monkeypatch.setattr(text, "generation", lost)
+    with pytest.raises(torch.AcceleratorError, match="device-side assert"):
+        by_ranks(task(source, tmp_path / "out", original))
+    assert list(contents_of(tmp_path / "out")) == ["_run.json"]

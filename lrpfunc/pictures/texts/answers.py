@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lrpfunc import composites, text
+from lrpfunc.compat import FAILED_DEVICE
 from lrpfunc.composites import Composite
 from lrpfunc.errors import InputError, ModelError
 from lrpfunc.pictures.explainers import OWN, composite_among
@@ -92,7 +93,7 @@ class TextExplainer:
         """Errors: `ModelError` for what torch says where a model does not run on its ids; `MemoryError`."""
         try:
             yield
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, FAILED_DEVICE):  # which fails all that comes after, too
             raise
         except (RuntimeError, IndexError) as error:
             if NO_MEMORY in str(error):
