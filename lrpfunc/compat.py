@@ -34,6 +34,8 @@ MINIMUM = (2, 8)
 
 Operator = torch._ops.OpOverload
 HigherOrderOperator = torch._ops.HigherOrderOperator
+# What is raised of a device that failed; older torch has no class for it.
+FAILED_DEVICE: type[Exception] = getattr(torch, "AcceleratorError", torch.OutOfMemoryError)
 
 LOGGERS = (  # that torch tells of failing exports
     "torch.fx.experimental.symbolic_shapes",
@@ -392,7 +394,3 @@ def quiet():
 
 
 check_version(torch.__version__)
-
-
-# What is raised of a device that failed; older torch has no class for it.
-FAILED_DEVICE: type[Exception] = getattr(torch, "AcceleratorError", torch.OutOfMemoryError)

@@ -569,7 +569,10 @@ def test_a_source_that_changed_is_refused(whole, original, tmp_path):  # noqa: F
     source.write_bytes(data.replace(b"red", b"Red", 1))
     os.utime(source, ns=(status.st_atime_ns, status.st_mtime_ns))  # neither size nor time tells
     before = contents_of(out)
-    with pytest.raises(FileError, match=r"prompts\.jsonl has changed since the run in .*out began\. Begin anew with"):
+    with pytest.raises(
+        FileError,
+        match=r"l has changed since the run in .*out began: something else stands in its files\. Begin",
+    ):
         by_ranks(task(source, out, original))
     source.write_bytes(data)
     assert by_ranks(task(source, out, original)).was_finished

@@ -60,9 +60,8 @@ def pull_back(function: Callable, inputs: tuple, s) -> tuple:
     except RuntimeError:
         if torch.compiler.is_compiling():
             raise
-        return torch.func.vjp(Foreign(function), *inputs)[1](
-            s
-        )  # there may be an operator in it that torch has not made
+        # There may be an operator in it that torch has not made.
+        return torch.func.vjp(Foreign(function), *inputs)[1](s)
 
 
 def differentiable(result):

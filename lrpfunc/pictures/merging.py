@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -50,27 +50,17 @@ def merge(
     with ExitStack() as stack:
         runs = shards.opened(stack, paths)
         shards.check_alike(paths, runs, "a merge")
-        missing = shards.missing(runs)
-        if missing and not incomplete:
-            raise FileError(f"{missing} Make what is missing, or give --incomplete to merge what there is.")
+        missing = shards.check_whole(runs, incomplete)
         workfile = stack.enter_context(claimed(out, resume=False, overwrite=overwrite))
         if os.path.lexists(workfile.work):
             raise FileError(f"{workfile.work} is of an unfinished run, which is to write {out}: choose another --out.")
         rows = sum(run.rows for run in runs)
         schema = runs[0].schema._replace(rows=rows, name_bytes=max(run.schema.name_bytes for run in runs))
-        details = _details(runs, missing)
+        details = shards.details_of_all(runs)
         failures = sorted(failure for run in runs for failure in run.errors)
         blocks = _blocks(runs, schema, progress or (lambda *_: None))
         workfile.write(schema, details, runs[0].categories, failures, blocks)
     return Merged(out, rows, failures, missing)
-
-
-def _details(runs: Sequence[Run], missing: str) -> dict[str, Any]:
-    """Those of the first shard, in whichever order files are given, but for which shards there are."""
-    parts = [shards.part_of(run) for run in runs]
-    first = min(range(len(runs)), key=lambda number: min(part.numbers) if (part := parts[number]) else 0)
-    joined = shards.joined(runs)
-    return runs[first].details | ({"shard": str(joined) if missing else "1/1"} if joined else {})
 
 
 def _blocks(

@@ -143,6 +143,10 @@ class Job(NamedTuple):
     details: dict[str, Any]
 
     @property
+    def kind(self) -> str:
+        return "pictures"
+
+    @property
     def ending(self) -> str:
         """Of a part's file."""
         return ".h5"

@@ -149,6 +149,22 @@ def missing(runs: Sequence[Described]) -> str:
     return f"{what.format(lacked)} missing: have {_listed(list(map(str, sorted(part.numbers))), len(part.numbers))}."
 
 
+def check_whole(runs: Sequence[Described], incomplete: bool) -> str:
+    """The sentence of `missing`, for a merge. Errors: `FileError` where something is, unless `incomplete`."""
+    lacking = missing(runs)
+    if lacking and not incomplete:
+        raise FileError(f"{lacking} Make what is missing, or give --incomplete to merge what there is.")
+    return lacking
+
+
+def details_of_all(runs: Sequence[Described]) -> dict[str, Any]:
+    """Those of the first part, in whichever order files are given, but for which parts there are."""
+    parts = [part_of(run) for run in runs]
+    first = min(range(len(runs)), key=lambda number: min(part.numbers) if (part := parts[number]) else 0)
+    together = joined(runs)
+    return {**runs[first].details, **({"shard": str(together) if missing(runs) else "1/1"} if together else {})}
+
+
 def _listed(names: Sequence[str], number: int) -> str:
     """The first names of so many."""
     shown = [*names[:NAMED], *([f"{number - NAMED:,} more"] if number > NAMED else [])]

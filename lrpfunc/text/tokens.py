@@ -170,9 +170,10 @@ def visible(token: str) -> str:
     return shown if shown.strip(UNSEEN) else EMPTY
 
 
-def heading(token: str) -> str:
-    """A token by itself: without the space before it, or as "␣" if it is nothing else."""
-    return visible(token.strip() or SPACE * bool(token))
+def heading(token: str, longest: int | None = None) -> str:
+    """A token or text by itself: without the space before it, or as "␣" if it is nothing else; not too long."""
+    shown = visible(token.strip() or SPACE * bool(token))
+    return shown if longest is None or len(shown) <= longest else f"{shown[: longest - 1]}…"
 
 
 def _visible(letter: str) -> str:

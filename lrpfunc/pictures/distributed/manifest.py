@@ -17,6 +17,10 @@ from lrpfunc.pictures.workfile import differences
 
 # Readers of tables in folders pass over what begins so.
 NAME = "_run.json"
+CHANGED = {
+    "pictures": "its files have other sizes or times (rsync -a and cp -p keep times)",
+    "texts": "something else stands in its files",
+}
 
 
 def agree(folder: Path, mine: Mapping[str, Any], same: Iterable[str]) -> None:
@@ -40,8 +44,8 @@ def agree(folder: Path, mine: Mapping[str, Any], same: Iterable[str]) -> None:
             raise FileError(f"{folder} holds something else, such as {others[0]}: choose a new folder with --out.")
         _write(path, mine)
     theirs = _read(path)
-    if theirs.get("kind") != mine.get("kind"):
-        raise FileError(f"{folder} holds {theirs.get('kind') or 'pictures'}: choose a new folder with --out.")
+    if theirs.get("kind") != mine["kind"]:
+        raise FileError(f"{folder} holds {theirs.get('kind')}: choose a new folder with --out.")
     check_versions(f"the run in {folder} began", theirs["versions"], mine["versions"])
     differing = differences(theirs, mine, ("block", *(key for key in same if key != "shard")))
     if differing:
@@ -49,9 +53,9 @@ def agree(folder: Path, mine: Mapping[str, Any], same: Iterable[str]) -> None:
             f"{folder} is of another run, with {', '.join(differing)}. Give the same options, or another --out."
         )
     if theirs["contents"] != mine["contents"]:
-        how = ": its files have other sizes or times (rsync -a and cp -p keep times)" if "kind" not in mine else ""
         raise FileError(
-            f"{mine['source']} has changed since the run in {folder} began{how}. Begin anew with another --out."
+            f"{mine['source']} has changed since the run in {folder} began: {CHANGED[mine['kind']]}. Begin anew with "
+            "another --out."
         )
 
 

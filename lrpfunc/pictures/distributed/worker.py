@@ -22,9 +22,12 @@ MOST_NOTES = 16
 class Job(Protocol):
     """A data set that is ready to be explained, part by part.
 
-    `size`: how many samples there are. `contents`: changes with its files. `details`: what is known of the run, of
-    which `same` must be the same whenever it goes on. `ending`: of files.
+    `kind`: pictures or texts. `size`: how many samples there are. `contents`: changes with its files. `details`: what
+    is known of the run, of which `same` must be the same whenever it goes on. `ending`: of files.
     """
+
+    @property
+    def kind(self) -> str: ...
 
     @property
     def size(self) -> int: ...
@@ -55,7 +58,7 @@ class Worker:
         self.folder = task.folder
         self.job: Job = task.prepared()
         self.blocks = blocks(self.samples, task.block)
-        mine = {"block": task.block, "contents": self.job.contents, **self.job.details}
+        mine = {"kind": self.job.kind, "block": task.block, "contents": self.job.contents, **self.job.details}
         agree(self.folder, mine, self.job.same)
 
     @property

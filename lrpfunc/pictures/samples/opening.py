@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from lrpfunc.errors import FileError
 from lrpfunc.pictures import images
@@ -14,6 +15,8 @@ from lrpfunc.pictures.samples.arrays import ENDINGS, arrays
 from lrpfunc.pictures.samples.folders import file_of_pages, folder, listed
 from lrpfunc.pictures.samples.packed import Packed, Store
 from lrpfunc.pictures.samples.sample import Samples
+
+Kind = TypeVar("Kind")
 
 LIST = ".txt"
 PROMPTS = (".jsonl", ".ndjson")
@@ -62,8 +65,13 @@ def _stores(root: Place) -> list[Place]:
 
 
 def _packed(source: Place, files: Sequence[Place], classifier: Classifier) -> Samples:
-    """Files of one kind. Errors: `FileError` for several kinds, and as stores have them."""
-    kinds = sorted({path.suffix.lower() for path in files})
-    if len(kinds) > 1:
-        raise FileError(f"{source} holds {' and '.join(kinds)} files: give the folder of one kind, or one file.")
-    return Packed(STORES[kinds[0]](files), classifier)
+    """Files of one kind. Errors: as `kind_of` and the stores have them."""
+    return Packed(kind_of(source, files, STORES)(files), classifier)
+
+
+def kind_of(source: str | Place, files: Sequence[Place], kinds: Mapping[str, Kind]) -> Kind:
+    """What the endings of files all stand for. Errors: `FileError` for several kinds."""
+    endings = sorted({path.suffix.lower() for path in files})
+    if len({kinds[ending] for ending in endings}) > 1:
+        raise FileError(f"{source} holds {' and '.join(endings)} files: give the folder of one kind, or one file.")
+    return kinds[endings[0]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from lrpfunc.errors import FileError
 from lrpfunc.pictures import shards
@@ -19,15 +19,8 @@ from lrpfunc.pictures.workfile import differences
 SHARED = (*(name for name in SAME if name != "shard"), "contents")
 
 
-class Parts(NamedTuple):
-    """Files of one run, by their first block, and the sentence on what is missing."""
-
-    runs: Sequence[TextRun]
-    missing: str
-
-
-def opened(paths: Sequence[Path], out: Path, what: str) -> Parts:
-    """Files, which are blocks of one run, or folders of such. `what`: "a merge", "a report".
+def opened(paths: Sequence[Path], out: Path, what: str) -> list[TextRun]:
+    """Files by their first block, which are blocks of one run, or folders of such. `what`: "a merge", "a report".
 
     Errors: `FileError` for files of something else or of different runs, and blocks that are there twice; as
     `shards.check_files` has them.
@@ -44,7 +37,7 @@ def opened(paths: Sequence[Path], out: Path, what: str) -> Parts:
     if twice := sorted(number for number in set().union(*parts) if sum(number in each for each in parts) > 1):
         raise FileError(f"{what} needs each block once, but block {twice[0]} is in two or more files.")
     order = sorted(range(len(runs)), key=lambda number: min(parts[number], default=0))
-    return Parts([runs[number] for number in order], shards.missing(runs))
+    return [runs[number] for number in order]
 
 
 def merge(
@@ -63,12 +56,9 @@ def merge(
     if out.suffix.lower() != ENDING:
         raise FileError(f"{out} is to hold texts: give it a name that ends in {ENDING}.")
     check_outfile(out, overwrite)
-    runs, missing = opened(paths, out, "a merge")
-    if missing and not incomplete:
-        raise FileError(f"{missing} Make what is missing, or give --incomplete to merge what there is.")
-    joined = shards.joined(runs)
-    details = runs[0].details | {"shard": str(joined) if missing else "1/1"}
-    write_tables(out, details, _groups(runs, progress or (lambda *_: None)), overwrite)
+    runs = opened(paths, out, "a merge")
+    missing = shards.check_whole(runs, incomplete)
+    write_tables(out, shards.details_of_all(runs), _groups(runs, progress or (lambda *_: None)), overwrite)
     failures = sorted(failure for run in runs for failure in run.failures)
     return Merged(out, sum(map(len, runs)) - len(failures), failures, missing)
 

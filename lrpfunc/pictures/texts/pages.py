@@ -164,6 +164,4 @@ def _print_answer(found: Explained, console: Console) -> None:
 
 
 def _shown(word: str) -> str:
-    """A word by itself, not too long."""
-    shown = heading(word)
-    return shown if len(shown) <= SHOWN else f"{shown[: SHOWN - 1]}…"
+    return heading(word, SHOWN)

@@ -18,6 +18,7 @@ import numpy as np
 
 from lrpfunc.errors import FileError
 from lrpfunc.pictures.remote import Place, Remote, place
+from lrpfunc.pictures.samples import kind_of
 from lrpfunc.pictures.samples.tables import ENDINGS as TABLES
 from lrpfunc.pictures.samples.tables import Table
 from lrpfunc.pictures.texts.languages import plain
@@ -63,12 +64,9 @@ def open_prompts(source: str | Place) -> Prompts:
     `NAMES` have), or a string. Tables have columns that are called so. Each line of `.txt` is a prompt.
     Errors: `FileError` if there is nothing there, or nothing of use; `OSError`; `MissingExtraError`.
     """
-    files = _files(place(source))
-    endings = sorted({path.suffix.lower() for path in files})
-    kinds = {KINDS[ending] for ending in endings}
-    if len(kinds) > 1:
-        raise FileError(f"{source} holds {' and '.join(endings)} files: give the folder of one kind, or one file.")
-    found = kinds.pop()(files)
+    source = place(source)
+    files = _files(source)
+    found = kind_of(source, files, KINDS)(files)
     if not len(found):
         raise FileError(f"there are no prompts in {source}.")
     return found

@@ -10,6 +10,7 @@ import numpy as np
 
 from lrpfunc import text
 from lrpfunc.errors import FileError
+from lrpfunc.pictures import shards
 from lrpfunc.pictures.outfiles import check_outfile, outfile
 from lrpfunc.pictures.texts.files import TextRun
 from lrpfunc.pictures.texts.merging import opened
@@ -51,7 +52,7 @@ def write(
     Errors: as `merging.opened` has them; `FileError` for an `out` that exists, and if no prompt is explained.
     """
     check_outfile(out, overwrite)
-    runs, missing = opened(paths, out, "a report")
+    runs = opened(paths, out, "a report")
     places = [(run, row) for run in runs for row in range(len(run))]
     chosen = [places[number] for number in np.linspace(0, len(places) - 1, min(shown, len(places))).round().astype(int)]
     found: list[_Shown] = []
@@ -73,15 +74,14 @@ def write(
     )
     with outfile(out, overwrite) as part:
         part.write_text(page, encoding="utf-8")
-    return TextSummary(out, len(found), len(places), out.stat().st_size, missing)
+    return TextSummary(out, len(found), len(places), out.stat().st_size, shards.missing(runs))
 
 
 def _shown(run: TextRun, row: int) -> _Shown | None:
     index, name, tokens, start, relevance, probabilities, error = run.table.row(row, COLUMNS)
     if error is not None:
         return None
-    answer = heading("".join(tokens[start:]))
-    answer = answer if len(answer) <= LETTERS else f"{answer[: LETTERS - 1]}…"
+    answer = heading("".join(tokens[start:]), LETTERS)
     likely = float(np.exp(np.mean(np.log(np.maximum(probabilities, np.finfo(np.float32).tiny)))))
     words = [*tokens[:start], ARROW, *tokens[start:]]
     values = np.insert(np.array(relevance, np.float32), start, 0.0)

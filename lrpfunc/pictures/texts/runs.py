@@ -96,6 +96,10 @@ class Job(NamedTuple):
     details: dict[str, Any]
 
     @property
+    def kind(self) -> str:
+        return KIND
+
+    @property
     def ending(self) -> str:
         """Of a part's file."""
         return files.ENDING
