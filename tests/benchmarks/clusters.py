@@ -117,6 +117,8 @@ def main(samples: int = 2000, rounds: int = 3, block: int = 256, kill: bool = Fa
                 task = distributed.Task(source, place / "blocks", classifiers.load("digits"), batch=BATCH, block=block)
                 watch, asked = Watch(made, kill), time.perf_counter()
                 ray_engine.run(task, made.address, progress=watch)
+                if kill:  # for the next round
+                    made.lost = made.add_node(num_cpus=1)
                 together.append(time.perf_counter() - watch.began)
                 starts.append(watch.began - asked)
                 print(f"two processes {alone[-1]:.1f} s, Ray {together[-1]:.1f} s, ready after {starts[-1]:.1f} s")
